@@ -1,0 +1,33 @@
+"""minigpt: the shortest path from a text file to a mini GPT that you can watch, resume, sample and understand.
+
+Every public name is imported when it is first asked for, so that `import minigpt` costs nothing and drawing a
+sample never waits for Lightning.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "CharDataset": "minigpt.data.dataset",
+    "CharTokenizer": "minigpt.data.tokenizers",
+    "LanguageModel": "minigpt.generation.text",
+    "LitLanguageModel": "minigpt.training.module",
+    "MiniGPTError": "minigpt.errors",
+    "TextDataModule": "minigpt.training.datamodule",
+    "TinyGPT": "minigpt.models.tinygpt",
+    "generate": "minigpt.generation.text",
+    "load": "minigpt.runs",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'minigpt' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

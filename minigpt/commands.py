@@ -1,0 +1,183 @@
+"""What the doors in `scripts/` do: parse, call, and the one place where a mistake becomes a message."""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from minigpt.errors import MiniGPTError, did_you_mean
+
+PROMPT = "un matin,"
+CONTROLS = {"temperature": 0.8, "top_k": 30, "top_p": 0.9}  # the article's example
+
+
+def run(command: Callable[[list[str]], int]) -> int:
+    """Run one of the commands below on the command line; the exit status.
+
+    0 means done, 2 a mistake (one or two sentences on stderr), 130 Ctrl-C, 143 SIGTERM.
+    """
+    try:
+        return command(sys.argv[1:])
+    except MiniGPTError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with one sentence in place of a page of usage."""
+
+    def __init__(self, description: str):
+        super().__init__(
+            description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        self.add_argument("--ckpt_path", default="last", help="`last` (the newest run), a run folder or a checkpoint")
+        self.add_argument("--device", default="auto", help="`auto` (a GPU where there is one), `cpu`, `cuda`, ...")
+
+    def parse_args(self, args: list[str]) -> argparse.Namespace:
+        """Parse; an unknown option is answered with the nearest one."""
+        found, unknown = self.parse_known_args(args)
+        if unknown:
+            flag = unknown[0].partition("=")[0]
+            options = [option for action in self._actions for option in action.option_strings]
+            raise MiniGPTError(f"There is no option '{flag}'.{did_you_mean(flag, options)}")
+        return found
+
+    def error(self, message: str) -> None:
+        """Turn argparse's complaint into a sentence."""
+        raise MiniGPTError(message[0].upper() + message[1:] + ". See --help.")
+
+
+def _or_none(kind: type) -> Callable[[str], int | float | None]:
+    def parse(text: str) -> int | float | None:
+        return None if text == "none" else kind(text)
+
+    parse.__name__ = f"{kind.__name__} or none"
+    return parse
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise MiniGPTError(f"There is no device '{name}' here. Use --device auto, or cpu.") from error
+    return name
+
+
+def generate(args: list[str]) -> int:
+    """scripts/generate.py: continue a prompt with a trained model."""
+    parser = _Parser("Continue a prompt with a trained model. The text goes to stdout, everything else to stderr.")
+    parser.add_argument("--prompt", default=PROMPT, help="the text to continue; `-` reads it from standard input")
+    parser.add_argument("--max_new_tokens", type=int, default=200, help="how many tokens to draw")
+    parser.add_argument("--temperature", type=float, default=CONTROLS["temperature"], help="0 is greedy")
+    parser.add_argument("--top_k", type=_or_none(int), default=CONTROLS["top_k"], help="the k likeliest, or none")
+    parser.add_argument("--top_p", type=_or_none(float), default=CONTROLS["top_p"], help="their mass, or none")
+    parser.add_argument("--seed", type=int, default=None, help="the same seed gives the same text")
+    parser.add_argument(
+        "--unknown", choices=["error", "skip"], default="error", help="what to do with characters never seen"
+    )
+    asked = parser.parse_args(args)
+
+    from minigpt import runs
+
+    file = runs.find_checkpoint(asked.ckpt_path)
+    lm = runs.language_model(runs.read_checkpoint(file), _device(asked.device))
+    prompt = sys.stdin.read() if asked.prompt == "-" else asked.prompt
+    pieces = lm.stream(
+        prompt, asked.max_new_tokens, asked.temperature, asked.top_k, asked.top_p, asked.seed, asked.unknown
+    )
+    print(f"({file})", file=sys.stderr)
+    known = lm.tokenizer.encode(lm.tokenizer.clean(prompt), asked.unknown)
+    print(lm.tokenizer.decode(known), end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+    return 0
+
+
+def evaluate(args: list[str]) -> int:
+    """scripts/evaluate.py: score a trained model, as one JSON object."""
+    parser = _Parser("Score a trained model on the validation text of its run, or on a whole text of yours, as JSON.")
+    parser.add_argument("--data.path", dest="path", default=None, help="a text to score whole, in place of the run's")
+    asked = parser.parse_args(args)
+
+    import torch
+
+    from minigpt import runs
+    from minigpt.data import corpus
+    from minigpt.data.dataset import split
+    from minigpt.evaluation import evaluate as score
+
+    file = runs.find_checkpoint(asked.ckpt_path)
+    checkpoint = runs.read_checkpoint(file)
+    about = checkpoint["minigpt"]["data"]
+    lm = runs.language_model(checkpoint, _device(asked.device))
+    text = corpus.clean(corpus.read_text(asked.path or runs.corpus_of(file, about)), about["lower"], about["strip"])
+    ids = torch.tensor(lm.tokenizer.encode(text))
+    chars_per_token = len(text) / len(ids)
+    if asked.path is None:
+        runs.check_corpus(text, about)
+        ids = split(ids, about["val_fraction"])[1]
+    scores = score(lm.model, ids, lm.tokenizer.vocab_size, chars_per_token)
+    print(f"({file})", file=sys.stderr)
+    print(json.dumps({name: round(value, 6) for name, value in scores.items()}, indent=2))
+    return 0
+
+
+def train(args: list[str]) -> int:
+    """scripts/train.py: train a model from a recipe, or go on with a run."""
+    from minigpt.training.cli import MiniGPTCLI, note
+
+    cli = MiniGPTCLI(args)
+    if cli.finished:
+        note(f"{cli.checkpoint} has done its {cli.trainer.max_steps} steps. Go on with a larger --trainer.max_steps.")
+        return 0
+    ids, device = cli.datamodule.train_ids, cli.trainer.strategy.root_device
+    note(
+        f"{type(cli.model.model).__name__}, {sum(p.numel() for p in cli.model.parameters()):,} parameters, on {device}; "
+        f"{len(ids):,} tokens to train on, {cli.datamodule.vocab_size} distinct; run folder {_short(cli.run_dir)}"
+    )
+    started = time.monotonic()
+    try:
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
+    except SystemExit as stop:
+        if stop.code in (130, 143):
+            note(
+                f"Stopped after step {cli.trainer.global_step}; nothing is lost. "
+                f"Go on with: python scripts/train.py --ckpt_path {_short(cli.run_dir)}"
+            )
+        raise
+    _summary(cli, time.monotonic() - started)
+    return 0
+
+
+def _summary(cli, seconds: float) -> None:
+    from minigpt.generation.text import LanguageModel
+
+    metrics, run_dir = cli.trainer.callback_metrics, _short(cli.run_dir)
+    lm = LanguageModel(cli.model.model, cli.datamodule.tokenizer)
+    sample = lm.generate(PROMPT, 200, unknown="skip", seed=0, **CONTROLS)
+    print(
+        f"validation loss {metrics['val/loss']:.4f} nats per token, {metrics['val/bits_per_char']:.4f} bits per character, "
+        f"after {cli.trainer.global_step} steps in {seconds:.0f} s\n\n"
+        f"{sample}\n\n"
+        f"Curves and samples:  tensorboard --logdir {run_dir}\n"
+        f"More text:           python scripts/generate.py --ckpt_path {run_dir}"
+    )
+
+
+def _short(path: Path) -> str:
+    """A path as a person here would type it."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

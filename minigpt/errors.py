@@ -1,0 +1,26 @@
+"""The one kind of error that a person's mistake raises.
+
+Its message is what the person reads: one or two plain sentences that name the thing and the way out.
+`commands.py` is the only place that catches it, prints it and exits with status 2.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class MiniGPTError(Exception):
+    """A mistake that the person at the keyboard can mend."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A sentence that names the known word nearest to `word`, or nothing when none is near.
+
+    A word may be right but for its group (`n_embd` for `model.n_embd`): its last part is then what is compared.
+    """
+    known = list(known)
+    matches = get_close_matches(word, known, n=1, cutoff=0.6)
+    if not matches:
+        by_last_part = {name.rsplit(".", 1)[-1]: name for name in reversed(known)}
+        last = get_close_matches(word.rsplit(".", 1)[-1], by_last_part, n=1, cutoff=0.6)
+        matches = [by_last_part[last[0]]] if last else []
+    return f" Did you mean '{matches[0]}'?" if matches else ""

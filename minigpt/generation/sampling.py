@@ -1,0 +1,72 @@
+"""Temperature, top-k and top-p as pure functions on `(B, V)` logits, computed in float32, each row on its own."""
+
+import math
+
+import torch
+
+from minigpt.errors import MiniGPTError
+
+GREEDY_BELOW = 1e-5
+
+
+def check_controls(temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> None:
+    """Refuse what the controls cannot mean.
+
+    Raises:
+        MiniGPTError: A control is outside its range; the sentence names it and the range.
+    """
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise MiniGPTError(f"temperature is {temperature}. Give 0 (always the likeliest token) or a positive number.")
+    if top_k is not None and top_k < 1:
+        raise MiniGPTError(f"top_k is {top_k}. Give a whole number of 1 or more, or 'none' to keep every token.")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise MiniGPTError(f"top_p is {top_p}. Give a number above 0 and up to 1, or 'none' to keep every token.")
+
+
+def filter_logits(
+    logits: torch.Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+) -> torch.Tensor:
+    """Apply temperature, then top-k, then top-p, in the article's order.
+
+    Args:
+        logits: `(B, V)` scores of the next token.
+        temperature: Divides the logits; below 1e-5 only the first maximum of each row is left.
+        top_k: Keeps the k best and every tie with the k-th (Fan et al., "Hierarchical Neural Story Generation",
+            2018); above `V` it keeps all.
+        top_p: Keeps a token while the probability before it, in descending order, is at most p, so the token that
+            crosses the threshold is kept (Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020);
+            1 keeps all.
+
+    Returns:
+        `(B, V)` float32 logits with `-inf` where a token is cut.
+
+    Raises:
+        MiniGPTError: A control is outside its range.
+    """
+    check_controls(temperature, top_k, top_p)
+    logits = logits.float()
+    if temperature < GREEDY_BELOW:
+        best = logits.argmax(dim=-1, keepdim=True)
+        return torch.full_like(logits, -math.inf).scatter(-1, best, logits.gather(-1, best))
+    logits = logits / temperature
+    if top_k is not None and top_k < logits.shape[-1]:
+        kth = logits.topk(top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < kth, -math.inf)
+    if top_p is not None and top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+        mass = ordered.softmax(dim=-1).cumsum(dim=-1)
+        beyond = mass > top_p
+        beyond = beyond.roll(1, dims=-1)  # shifted by one: what counts is the mass before a token
+        beyond[..., 0] = False
+        logits = logits.masked_fill(beyond.scatter(-1, order, beyond), -math.inf)
+    return logits
+
+
+def sample(logits: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Draw one id per row: `(B, V)` logits to `(B, 1)` ids.
+
+    Args:
+        logits: What `filter_logits` left.
+        generator: Where the draws come from; torch's global generator, governed by `torch.manual_seed`, if None.
+    """
+    return torch.multinomial(logits.softmax(dim=-1), num_samples=1, generator=generator)

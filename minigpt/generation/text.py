@@ -1,0 +1,94 @@
+"""From a prompt to text: a model and its tokenizer together."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from minigpt.data.tokenizers import CharTokenizer
+from minigpt.errors import MiniGPTError
+from minigpt.generation.engine import generate_ids
+from minigpt.generation.sampling import check_controls
+from minigpt.seeds import derive_seed
+
+
+class LanguageModel:
+    """A network that continues text.
+
+    Args:
+        model: `(B, T)` ids to `(B, T, V)` logits.
+        tokenizer: Text to ids and back.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: CharTokenizer):
+        self.model = model
+        self.tokenizer = tokenizer
+
+    def stream(
+        self,
+        prompt: str,
+        max_new_tokens: int = 100,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        unknown: str = "error",
+    ) -> Iterator[str]:
+        """Continue `prompt`, yielding the new text piece by piece as it is drawn.
+
+        Args:
+            prompt: The text to continue. An empty one is continued as a new line would be.
+            max_new_tokens: How many tokens to draw.
+            temperature: Below 1 the likely becomes likelier, above 1 the rare less rare; 0 is greedy.
+            top_k: Draw among the k likeliest tokens only; None for all.
+            top_p: Draw among the likeliest tokens that together reach this probability; None for all.
+            seed: The same seed gives the same text, whatever else the process draws; without one the draws come
+                from torch's global generator.
+            unknown: `error` or `skip`: what to do with characters of the prompt that the model has never seen.
+
+        Raises:
+            MiniGPTError: A control is outside its range, or the prompt holds unknown characters.
+        """
+        check_controls(temperature, top_k, top_p)
+        if max_new_tokens < 0:
+            raise MiniGPTError(f"max_new_tokens is {max_new_tokens}. Give a whole number of 0 or more.")
+        ids = self.tokenizer.encode(self.tokenizer.clean(prompt), unknown)
+        return self._pieces(ids, max_new_tokens, temperature, top_k, top_p, seed)
+
+    def _pieces(self, ids, max_new_tokens, temperature, top_k, top_p, seed) -> Iterator[str]:
+        device = next(self.model.parameters()).device
+        generator = None if seed is None else torch.Generator(device).manual_seed(derive_seed(seed, "sample", 0))
+        idx = torch.tensor([ids or [self._opening_id()]], device=device)
+        for next_id in generate_ids(self.model, idx, max_new_tokens, temperature, top_k, top_p, generator):
+            yield self.tokenizer.decode(next_id[0])
+
+    def _opening_id(self) -> int:
+        """What stands before an empty prompt: a line break, or the first id of a text that has none."""
+        return (self.tokenizer.encode("\n", unknown="skip") or [0])[0]
+
+    def generate(self, prompt: str, max_new_tokens: int = 100, unknown: str = "error", **controls) -> str:
+        """The prompt, cleaned as the training text was, and its continuation; arguments as in `stream`.
+
+        Raises:
+            MiniGPTError: A control is outside its range, or the prompt holds unknown characters.
+        """
+        pieces = self.stream(prompt, max_new_tokens, unknown=unknown, **controls)
+        known = self.tokenizer.encode(self.tokenizer.clean(prompt), unknown)
+        return self.tokenizer.decode(known) + "".join(pieces)
+
+
+def generate(
+    model: nn.Module,
+    tokenizer: CharTokenizer,
+    prompt: str,
+    max_new_tokens: int = 100,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    unknown: str = "error",
+) -> str:
+    """The article's function: continue `prompt` with any model and its tokenizer; arguments as in `stream`."""
+    return LanguageModel(model, tokenizer).generate(
+        prompt, max_new_tokens, unknown, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+    )

@@ -1,0 +1,125 @@
+"""`last | RUN | FILE` to a checkpoint, and a checkpoint to a model with its tokenizer, without Lightning.
+
+A run is a folder such as `lightning_logs/tiny/version_0`, with `checkpoints/last.ckpt` and `checkpoints/best.ckpt`.
+"""
+
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+
+from minigpt.data.corpus import EMBEDDED
+from minigpt.data.tokenizers import CharTokenizer
+from minigpt.errors import MiniGPTError
+from minigpt.generation.text import LanguageModel
+from minigpt.models import build_model
+
+ROOT = "lightning_logs"
+
+
+def newest_run(name: str = "*", root: str | Path = ROOT) -> Path | None:
+    """The run folder whose `last.ckpt` was written last, among the runs of one config or (`*`) of all."""
+    found = Path(root).glob(f"{name}/version_*/checkpoints/last.ckpt")
+    newest = max(found, key=lambda file: file.stat().st_mtime_ns, default=None)
+    return newest and run_of(newest)
+
+
+def run_of(file: Path) -> Path | None:
+    """The run folder that a checkpoint file lies in, if it lies in one."""
+    return file.parent.parent if file.parent.name == "checkpoints" else None
+
+
+def find_checkpoint(ckpt_path: str | Path = "last", prefer: tuple[str, ...] = ("best", "last")) -> Path:
+    """The checkpoint file that `last`, a run folder or a file stands for.
+
+    Args:
+        ckpt_path: `last` for the newest run under `lightning_logs/`, a run folder, or a checkpoint file.
+        prefer: Which checkpoint of a run folder to take: the first of these that exists.
+
+    Raises:
+        MiniGPTError: There is no run yet, nothing at this path, or a folder without a checkpoint.
+    """
+    if str(ckpt_path) == "last":
+        run = newest_run()
+        if run is None:
+            raise MiniGPTError(
+                f"There is no run under {ROOT}/ yet. Make one: python scripts/train.py --config configs/tiny.yaml"
+            )
+    else:
+        run = Path(ckpt_path).expanduser()
+        if run.is_file():
+            return run
+        if not run.exists():
+            raise MiniGPTError(
+                f"There is no run or checkpoint at '{ckpt_path}'. Give --ckpt_path a run folder such as "
+                f"{ROOT}/tiny/version_0, a file, or 'last'."
+            )
+    for stem in prefer:
+        file = run / "checkpoints" / f"{stem}.ckpt"
+        if file.is_file():
+            return file
+    raise MiniGPTError(f"The folder '{run}' holds no checkpoint (checkpoints/{prefer[-1]}.ckpt). Name another run.")
+
+
+def read_checkpoint(file: Path) -> dict:
+    """A checkpoint of this project, loaded on the CPU without unpickling code.
+
+    Raises:
+        MiniGPTError: The file is truncated, holds more than plain values and tensors, or is not of this project.
+    """
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load has a different exception for each way a file can be broken
+        raise MiniGPTError(
+            f"'{file}' cannot be read as a checkpoint: it is damaged or another kind of file. Name another one."
+        ) from error
+    if not isinstance(checkpoint, dict) or "minigpt" not in checkpoint:
+        raise MiniGPTError(f"'{file}' is not a checkpoint of minigpt. Name one that scripts/train.py wrote.")
+    return checkpoint
+
+
+def language_model(checkpoint: dict, device: str | torch.device = "cpu") -> LanguageModel:
+    """The model and the tokenizer of a checkpoint, in eval mode on `device`."""
+    about = checkpoint["minigpt"]
+    model = build_model(**about["model"])
+    prefix = "model."
+    weights = {key.removeprefix(prefix): value for key, value in checkpoint["state_dict"].items()}
+    model.load_state_dict(weights)
+    return LanguageModel(model.to(device).eval(), CharTokenizer.from_dict(about["data"]["tokenizer"]))
+
+
+def load(ckpt_path: str | Path = "last", device: str | torch.device = "cpu") -> LanguageModel:
+    """Load a trained model; a run folder is all it needs.
+
+    Args:
+        ckpt_path: `last` for the newest run, a run folder (its best checkpoint, where there is one), or a file.
+        device: Where the model is put.
+
+    Raises:
+        MiniGPTError: There is no such run, or its checkpoint cannot be read.
+    """
+    return language_model(read_checkpoint(find_checkpoint(ckpt_path)), device)
+
+
+def corpus_of(file: Path, about: dict) -> str:
+    """Where the corpus of a checkpoint is, from the place that it was in relative to its run.
+
+    Args:
+        file: The checkpoint.
+        about: What the checkpoint says of its data.
+    """
+    run = run_of(file.absolute()) or file.absolute().parent
+    return about["path"] if about["path"] == EMBEDDED else str(run / about["path"])
+
+
+def check_corpus(text: str, about: dict) -> None:
+    """Refuse a text that is not the one a checkpoint was trained on.
+
+    Raises:
+        MiniGPTError: The SHA-256 of the cleaned texts differ.
+    """
+    if sha256(text.encode()).hexdigest() != about["sha256"]:
+        raise MiniGPTError(
+            f"The corpus '{about['path']}' has changed since this model was trained, so its validation text is lost. "
+            "Bring the old file back, or score a text of your choice with --data.path."
+        )

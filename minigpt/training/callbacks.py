@@ -1,0 +1,147 @@
+"""What a person watches while a model trains: samples that improve, and the progress on the terminal."""
+
+import sys
+import textwrap
+import time
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from tqdm import tqdm
+
+from minigpt.errors import MiniGPTError
+from minigpt.generation.sampling import check_controls
+from minigpt.generation.text import LanguageModel
+from minigpt.training.checkpointing import validation_due
+
+
+class Samples(Callback):
+    """Writes what the model says to TensorBoard's text tab: the same prompts and seed, at the start, on an interval
+    and at the end, once with top-k, once with top-p and once with both.
+
+    The draws come from a generator of their own, so the training is the same to the bit with and without samples.
+
+    Args:
+        every_n_steps: Optimizer steps between two samples; 0 for none.
+        prompts: The texts to continue; characters that the corpus lacks are left out.
+        max_new_tokens: How many tokens to draw after each prompt.
+        temperature: Below 1 the likely becomes likelier, above 1 the rare less rare; 0 is greedy.
+        top_k: Draw among the k likeliest tokens.
+        top_p: Draw among the likeliest tokens that together reach this probability.
+        seed: The seed of the draws.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 100,
+        prompts: list[str] = ["un matin,"],  # noqa: B006 (shown as the default in --help)
+        max_new_tokens: int = 200,
+        temperature: float = 0.8,
+        top_k: int = 30,
+        top_p: float = 0.9,
+        seed: int = 0,
+    ):
+        check_controls(temperature, top_k, top_p)
+        if every_n_steps < 0:
+            raise MiniGPTError(f"samples.every_n_steps is {every_n_steps}. Give it 1 or more, or 0 for no samples.")
+        self.every_n_steps = every_n_steps
+        self.prompts = prompts
+        self.draw = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "unknown": "skip"}
+        self.controls = {
+            "samples/top_k": {"top_k": top_k},
+            "samples/top_p": {"top_p": top_p},
+            "samples/top_k_top_p": {"top_k": top_k, "top_p": top_p},
+        }
+        self._step = -1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sample the fresh model, or again the step that a resume starts from, whose record purge_step hides."""
+        self._step = -1
+        self._sample_if_due(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Sample on the interval."""
+        self._sample_if_due(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sample the final model, unless the interval has just done so."""
+        if self.every_n_steps:
+            self._sample(trainer, pl_module)
+
+    def _sample_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
+            self._sample(trainer, pl_module)
+
+    def _sample(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step == self._step or not trainer.is_global_zero:
+            return
+        self._step = trainer.global_step
+        lm = LanguageModel(pl_module.model, trainer.datamodule.tokenizer)
+        for tag, controls in self.controls.items():
+            texts = [lm.generate(prompt, **self.draw, **controls) for prompt in self.prompts]
+            # Indented, so that Markdown shows a code block and keeps the line breaks.
+            block = textwrap.indent("\n\n---\n\n".join(texts), "    ", lambda line: True)
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_text(tag, block, self._step)
+
+
+class Progress(ProgressBar):
+    """The progress of a run on stderr: a bar on a terminal, and there and everywhere else plain lines.
+
+    Args:
+        every_n_steps: Optimizer steps between two lines; validations and the first step have one of their own.
+    """
+
+    def __init__(self, every_n_steps: int = 100):
+        super().__init__()
+        if every_n_steps < 1:
+            raise MiniGPTError(f"progress.every_n_steps is {every_n_steps}. Give it a whole number of 1 or more.")
+        self.every_n_steps = every_n_steps
+        self._bar: tqdm | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar at the step that training stands at."""
+        total = trainer.max_steps if trainer.max_steps > 0 else None
+        self._bar = tqdm(
+            total=total, initial=trainer.global_step, unit="step", file=sys.stderr, disable=not sys.stderr.isatty(),
+            dynamic_ncols=True, leave=False,
+        )  # fmt: skip
+        self._step, self._mark = trainer.global_step, (trainer.global_step, time.monotonic())
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Move on by a step; write a line when it is due and no validation is about to write it."""
+        step = trainer.global_step
+        if step == self._step:
+            return
+        self._bar.update(step - self._step)
+        self._step = step
+        if (step == 1 or step % self.every_n_steps == 0) and not validation_due(trainer):
+            self._line(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write a line with the validation's figures."""
+        metrics = trainer.callback_metrics
+        self._line(trainer, f"  val loss {metrics['val/loss']:.4f}  bits/char {metrics['val/bits_per_char']:.4f}")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the bar away; the lines stay."""
+        self._bar.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _line(self, trainer: Trainer, validation: str = "") -> None:
+        (from_step, then), now = self._mark, time.monotonic()
+        speed = (self._step - from_step) / (now - then)
+        self._mark = (self._step, now)
+        of_total = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
+        loss = trainer.callback_metrics.get("train/loss")
+        train = "" if loss is None else f"  train loss {loss:.4f}"
+        line = f"step {self._step}{of_total}{train}{validation}  {speed:,.0f} steps/s"
+        if loss is not None:
+            self._bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+        self._bar.write(line, file=sys.stderr)

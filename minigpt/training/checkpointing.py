@@ -1,0 +1,140 @@
+"""Checkpoints that are whole or absent, and what a run does when it is stopped."""
+
+import math
+import os
+import signal
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from minigpt.errors import MiniGPTError
+
+
+class WholeFileCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, flushes it to disk and moves it there: it is never half-written."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write `checkpoint` to `path`.
+
+        Raises:
+            MiniGPTError: The file system refuses, a full disk for one; what stood at `path` is still there.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException as error:
+            Path(temporary).unlink(missing_ok=True)
+            if isinstance(error, (OSError, RuntimeError)):  # torch reports a failed write as a RuntimeError
+                raise MiniGPTError(
+                    f"The checkpoint {path} could not be written ({error}). Make room and go on with --ckpt_path."
+                ) from error
+            raise
+
+
+def validation_due(trainer: Trainer) -> bool:
+    """Whether a validation follows the optimizer step just done: on the interval, and once at the end."""
+    if trainer.should_stop or trainer.global_step == trainer.max_steps:
+        return True
+    batches = trainer.global_step * trainer.accumulate_grad_batches
+    return isinstance(trainer.val_check_interval, int) and batches % trainer.val_check_interval == 0
+
+
+class Checkpoints(Checkpoint):
+    """Keeps `checkpoints/last.ckpt` and, by validation loss, `checkpoints/best.ckpt` in the run folder.
+
+    `last` is written at the end of an optimizer step and before the validation that follows it. Ctrl-C or SIGTERM
+    ends the step, writes `last` and leaves with status 130 or 143; a second one stops at once.
+
+    Args:
+        every_n_steps: Optimizer steps between two writes of last.ckpt; it is also written before each validation
+            and at the end.
+    """
+
+    def __init__(self, every_n_steps: int = 100):
+        if every_n_steps < 1:
+            raise MiniGPTError(f"checkpoint.every_n_steps is {every_n_steps}. Give it a whole number of 1 or more.")
+        self.every_n_steps = every_n_steps
+        self.best_loss = math.inf
+        self.signal: int | None = None
+        self._step = 0
+        self._previous_handlers: dict[int, Any] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the run folder."""
+        self.folder = Path(trainer.log_dir).absolute() / "checkpoints"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The loss to beat."""
+        return {"best_loss": self.best_loss}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back the loss to beat, if the checkpoint that reached it is in this run folder."""
+        if (self.folder / "best.ckpt").exists():
+            self.best_loss = state_dict["best_loss"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over the signals; after a resume, run the validation that `last` was written before."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous_handlers[number] = signal.signal(number, self._note_signal)
+        self._step = trainer.global_step
+        if self._step and validation_due(trainer):
+            trainer.validating = True
+            loop = trainer.fit_loop.epoch_loop.val_loop
+            loop.restarting = False  # from its first batch
+            loop.run()
+            trainer.training = True
+
+    def _note_signal(self, number: int, frame: Any) -> None:
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Write `last` when it is due, then leave if a signal came."""
+        step = trainer.global_step
+        if step == self._step:  # in the middle of gradient accumulation: not a state to save
+            return
+        self._step = step
+        if step == trainer.max_steps:
+            trainer.should_stop = True  # makes Lightning validate after the last step, whatever the interval
+        if self.signal or step % self.every_n_steps == 0 or validation_due(trainer):
+            self._save(trainer, "last.ckpt")
+        if self.signal:
+            raise SystemExit(128 + self.signal)
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Leave in mid-validation if a signal came: `last` was written before it."""
+        if self.signal:
+            raise SystemExit(128 + self.signal)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write `best` if the validation loss is the lowest so far."""
+        loss = trainer.callback_metrics["val/loss"].item()
+        if loss < self.best_loss:
+            self.best_loss = loss
+            self._save(trainer, "best.ckpt")
+
+    def _save(self, trainer: Trainer, name: str) -> None:
+        for logger in trainer.loggers:
+            logger.save()  # what was logged up to a checkpoint is on disk when the checkpoint is
+        trainer.save_checkpoint(self.folder / name)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the signals back."""
+        for number, handler in self._previous_handlers.items():
+            signal.signal(number, handler)
+        self._previous_handlers.clear()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the signals back; Lightning calls no other hook after an exception."""
+        self.on_train_end(trainer, pl_module)

@@ -1,0 +1,353 @@
+"""MiniGPTCLI: LightningCLI with the project's links, defaults and rules of resume."""
+
+import logging
+import re
+import sys
+import types
+import warnings
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from minigpt import runs
+from minigpt.errors import MiniGPTError, did_you_mean
+from minigpt.training.callbacks import Progress, Samples
+from minigpt.training.checkpointing import Checkpoints, WholeFileCheckpointIO
+from minigpt.training.datamodule import TextDataModule
+from minigpt.training.module import LitLanguageModel
+
+# Options of Lightning's Trainer that would mean nothing here, or something else: steps are the one unit, a batch is
+# a function of its number, validation covers the whole split, and the run folder is the project's.
+WITHOUT = {
+    "logger", "max_epochs", "min_epochs", "val_check_interval", "check_val_every_n_epoch", "overfit_batches",
+    "fast_dev_run", "limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches",
+    "num_sanity_val_steps", "enable_checkpointing", "reload_dataloaders_every_n_epochs", "use_distributed_sampler",
+    "enable_model_summary", "model_registry",
+}  # fmt: skip
+
+_PLAIN_TYPES = {
+    int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list such as [a, b]",
+    type(None): "null",
+}  # fmt: skip
+
+
+class TrainParser(LightningArgumentParser):
+    """The parser of `scripts/train.py`: a mistake is answered with a sentence instead of a page of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:
+        """Turn the parser's complaint into a sentence.
+
+        Raises:
+            MiniGPTError: Always.
+        """
+        raise MiniGPTError(self._sentence(message)) from ex
+
+    def check_names(self, args: list[str]) -> None:
+        """Refuse a flag, a config file or a key in it that does not exist, before anything is parsed.
+
+        Raises:
+            MiniGPTError: It names the thing, and the nearest right one.
+        """
+        for position, arg in enumerate(args):
+            if not arg.startswith("-") or re.fullmatch(r"-[\d.].*", arg):  # a value; it may be a negative number
+                continue
+            flag, _, value = arg.partition("=")
+            if flag not in self._option_string_actions and not self._is_known(flag.removeprefix("--").rstrip("+")):
+                raise MiniGPTError(f"There is no option '{flag}'.{did_you_mean(flag, self._option_string_actions)}")
+            if flag in ("-c", "--config"):
+                self._check_file(value or next(iter(args[position + 1 :]), ""))
+
+    def _check_file(self, path: str) -> None:
+        try:
+            recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise MiniGPTError(f"The config file '{path}' cannot be read. {_nearest_config(path)}") from error
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+            raise MiniGPTError(f"The config file '{path}' is broken YAML{where}. Mend it there.") from error
+        if not isinstance(recipe, dict):
+            raise MiniGPTError(f"The config file '{path}' holds no settings. Start from a copy of configs/tiny.yaml.")
+        for key in flatten(recipe):
+            if not self._is_known(key):
+                known = [action.dest for action in self._actions if not action.dest.startswith("help")]
+                raise MiniGPTError(f"The config file '{path}' has no use for '{key}'.{did_you_mean(key, known)}")
+
+    def _is_known(self, key: str) -> bool:
+        """Whether `key` is a setting, a group of settings, or inside the value of a setting."""
+        dests = {action.dest for action in self._actions}
+        parts = key.split(".")
+        groups = {dest.split(".")[0] for dest in dests if "." in dest}
+        return any(".".join(parts[:n]) in dests - groups for n in range(1, len(parts) + 1)) or key in groups
+
+    def _sentence(self, message: str) -> str:
+        if match := re.match(r"unrecognized arguments: (\S+)", message):
+            return f"'{match[1]}' is no option and belongs to none. Options look like --trainer.max_steps 1000."
+        if match := re.match(r"argument (\S+): expected", message):
+            return f"The option {match[1]} needs a value."
+        if match := re.match(r'Linked "(.+?)" must be given via "(.+?)"', message):
+            return f"{match[1]} always equals {match[2]}. Set that one instead."
+        if match := re.match(r'Parser key "(.+?)":', message):
+            value = re.search(r"(?:Got|Given) value: (.*)", message)
+            types_ = {action.dest: getattr(action, "_typehint", None) for action in self._actions}
+            given = f"is '{value[1]}', which does not fit" if value else "has a value that does not fit"
+            return f"{match[1]} {given}. It takes {_in_words(types_.get(match[1]))}."
+        return " ".join(message.split())
+
+
+def _in_words(hint: Any) -> str:
+    """What a type hint admits, in a person's words."""
+    if hint in _PLAIN_TYPES or get_origin(hint) in _PLAIN_TYPES:
+        return _PLAIN_TYPES[hint if hint in _PLAIN_TYPES else get_origin(hint)]
+    if get_origin(hint) is Literal:
+        return ", ".join(str(value) for value in get_args(hint))
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(_in_words(member) for member in get_args(hint)))
+    return f"a {getattr(hint, '__name__', hint)}"
+
+
+def _nearest_config(path: str) -> str:
+    near = sorted(str(file) for file in Path(path).parent.glob("*.yaml")) or sorted(map(str, Path("configs").glob("*")))
+    return did_you_mean(path, near).strip() or f"Those here: {', '.join(near) or 'none'}."
+
+
+def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as `{"model.n_embd": 64}`."""
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value and "class_path" not in value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def config_name(path: str | Path) -> str:
+    """The name of a recipe and of its runs: the file's name, or the recipe's for a config.yaml in a run folder."""
+    path = Path(path).absolute()
+    in_run = path.name == "config.yaml" and path.parent.name.startswith("version_")
+    return path.parent.parent.name if in_run else path.stem
+
+
+class MiniGPTCLI(LightningCLI):
+    """Parses the recipe and the flags, and builds the data, the model and the Trainer of a new or resumed run.
+
+    Args:
+        args: The command line, without the program's name.
+
+    After construction `trainer`, `model` and `datamodule` are ready to fit, `run_dir` is the folder of the run, and
+    `checkpoint` the file to continue from, or None.
+
+    Raises:
+        MiniGPTError: A flag, key or value is wrong, the corpus cannot be used, or a resume contradicts its checkpoint.
+    """
+
+    def __init__(self, args: list[str]):
+        _quiet()
+        self.checkpoint: Path | None = None
+        super().__init__(
+            LitLanguageModel,
+            TextDataModule,
+            args=args,
+            run=False,
+            parser_class=TrainParser,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The seed and the checkpoint to go on from."""
+        parser.add_argument("--seed_everything", type=int, default=1337, help="The seed of everything that is drawn.")
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            default=None,
+            help="What to continue: `last` (the newest run of this config, or a new one where there is none), a run "
+            "folder, or a checkpoint file. Without --config the run's own settings are used.",
+        )
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The groups of a recipe."""
+        parser.add_class_arguments(
+            Trainer, "trainer", skip=WITHOUT, instantiate=False, fail_untyped=False, sub_configs=True
+        )
+        parser.add_lightning_class_args(LitLanguageModel, "model")
+        parser.add_lightning_class_args(TextDataModule, "data")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The groups that carry an interval in optimizer steps, and the links between groups."""
+        parser.add_argument(
+            "--validation.every_n_steps",
+            type=int,
+            default=100,
+            help="Optimizer steps between two validations; 0 for one at the end only.",
+        )
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
+        parser.add_lightning_class_args(Samples, "samples")
+        parser.add_lightning_class_args(Progress, "progress")
+        for seed in ("data.seed", "model.seed"):
+            parser.link_arguments("seed_everything", seed)
+        for size in ("vocab_size", "block_size"):
+            parser.link_arguments(f"data.{size}", f"model.{size}", apply_on="instantiate")
+
+    def parse_arguments(self, parser: TrainParser, args: list[str]) -> None:
+        """Parse, after the mistakes in names have been answered; a resume without --config uses its run's."""
+        parser.check_names(args)
+        self.config = parser.parse_args(args)
+        if not self.config.config and self.config.ckpt_path:
+            run = runs.run_of(runs.find_checkpoint(self.config.ckpt_path, prefer=("last",)))
+            if run and (run / "config.yaml").is_file():
+                own = ["--config", str(run / "config.yaml")]
+                parser.check_names(own)
+                self.config = parser.parse_args([*own, "--ckpt_path", str(self.config.ckpt_path), *args])
+        if not self.config.config:
+            raise MiniGPTError("Name a recipe with --config, such as --config configs/tiny.yaml.")
+        self.name = config_name(str(self.config.config[0]))
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The Trainer, in optimizer steps and with the whole-file checkpoints."""
+        trainer = self.config_init.trainer
+        if trainer.max_steps < 1 and trainer.max_time is None:
+            raise MiniGPTError("How long is the training? Set trainer.max_steps to 1 or more, or trainer.max_time.")
+        every_n_steps = self.config_init.validation.every_n_steps
+        if every_n_steps < 0:
+            raise MiniGPTError(
+                f"validation.every_n_steps is {every_n_steps}. Give it 1 or more, or 0 for the end only."
+            )
+        if trainer.accumulate_grad_batches < 1:
+            raise MiniGPTError("trainer.accumulate_grad_batches must be 1 or more.")
+        show = trainer.enable_progress_bar is not False
+        if not show:
+            self.parser.callback_keys.remove("progress")
+        plugins = trainer.plugins or []
+        try:
+            trainer = super().instantiate_trainer(
+                logger=False,  # takes its place once the run has a folder
+                max_epochs=-1,
+                num_sanity_val_steps=0,
+                enable_progress_bar=show,
+                enable_model_summary=False,
+                val_check_interval=every_n_steps * trainer.accumulate_grad_batches or sys.maxsize,
+                check_val_every_n_epoch=None,
+                plugins=[*(plugins if isinstance(plugins, list) else [plugins]), WholeFileCheckpointIO()],
+            )
+        except (MisconfigurationException, ValueError, RuntimeError) as error:
+            raise MiniGPTError(f"Lightning's Trainer refuses its settings: {' '.join(str(error).split())}") from error
+        if trainer.world_size > 1:
+            raise MiniGPTError("minigpt trains on one device for now. Set --trainer.devices 1 (and num_nodes 1).")
+        return trainer
+
+    def after_instantiate_classes(self) -> None:
+        """Settle which run this is: a new one, or the one that a checkpoint continues."""
+        root = Path(self.trainer.default_root_dir) / runs.ROOT
+        self.run_dir: Path | None = None
+        self.finished = False
+        start = 0
+        if self.config.ckpt_path:
+            self.checkpoint = self._find_checkpoint(root)
+        if self.checkpoint:
+            checkpoint = runs.read_checkpoint(self.checkpoint)
+            self._check_same(checkpoint)
+            start = checkpoint["global_step"]
+            self.finished = 0 < self.trainer.max_steps <= start
+            self.run_dir = self._run_to_continue(start)
+        if self.run_dir is None and not self.finished:
+            self.run_dir = _new_run(root / self.name)
+            (self.run_dir / "config.yaml").write_text(self._recipe(), encoding="utf-8")
+        if self.run_dir:
+            save_dir, name, version = self.run_dir.parent.parent, self.run_dir.parent.name, self.run_dir.name
+            self.trainer.logger = TensorBoardLogger(save_dir, name, version, default_hp_metric=False, purge_step=start)
+
+    def _recipe(self) -> str:
+        """The settings as YAML: all but where they came from and what this start continues."""
+        recipe = self.config.clone()
+        recipe.pop("config")
+        recipe.pop("ckpt_path")
+        return self.parser.dump(recipe, skip_none=False, skip_link_targets=True)
+
+    def _find_checkpoint(self, root: Path) -> Path | None:
+        if self.config.ckpt_path != "last":
+            return runs.find_checkpoint(self.config.ckpt_path, prefer=("last",))
+        run = runs.newest_run(self.name, root)
+        if run is None:
+            note(f"There is no run of '{self.name}' to continue yet: this is the first.")
+        return run and run / "checkpoints" / "last.ckpt"
+
+    def _check_same(self, checkpoint: dict) -> None:
+        """Hold this start to the checkpoint's.
+
+        Raises:
+            MiniGPTError: The architecture, the tokenizer or the corpus differs; both values are shown.
+        """
+        about = checkpoint["minigpt"]
+        now = {"data": self.datamodule.describe("."), "model": self.model.architecture}
+        fixed = {
+            **{f"data.{key}": (about["data"][key], now["data"][key]) for key in ("val_fraction", "lower", "strip")},
+            "data.path (SHA-256 of the text)": (about["data"]["sha256"], now["data"]["sha256"]),
+            "data.block_size": (about["model"]["block_size"], now["model"]["block_size"]),
+            **{
+                f"model.{key}": (about["model"].get(key), now["model"].get(key))
+                for key in about["model"] | now["model"]
+            },
+            "trainer.accumulate_grad_batches": (
+                about["accumulate_grad_batches"],
+                self.trainer.accumulate_grad_batches,
+            ),
+        }
+        for key, (then, given) in fixed.items():
+            if then != given:
+                raise MiniGPTError(
+                    f"{key} is {given} here and {then} in {self.checkpoint}, which a resume cannot change. "
+                    "Give the checkpoint's value, leave --config out to take all of them, or start a new run."
+                )
+
+    def _run_to_continue(self, step: int) -> Path | None:
+        """The run folder that the checkpoint is the head of; None, with a note, if a new one has to be made."""
+        run = runs.run_of(self.checkpoint)
+        last = run and run / "checkpoints" / "last.ckpt"
+        if not (run and (run / "config.yaml").is_file() and last.is_file()):
+            note(f"{self.checkpoint} lies outside a run folder: training goes on from its step {step} in a new one.")
+            return None
+        if self.checkpoint.resolve() != last.resolve() and runs.read_checkpoint(last)["global_step"] > step:
+            note(
+                f"{self.checkpoint} is older than its run's last.ckpt: training goes on from step {step} in a new run."
+            )
+            return None
+        first = flatten(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) or {})
+        now = flatten(yaml.safe_load(self._recipe()))
+        for key in sorted(first.keys() | now.keys()):
+            if first.get(key) != now.get(key):
+                note(f"{key}: {first.get(key)} when the run began, {now.get(key)} from here on.")
+        return run.absolute()
+
+
+def _new_run(parent: Path) -> Path:
+    """A fresh `version_N` folder; an exclusive mkdir, so that two runs started at once take two folders."""
+    parent.mkdir(parents=True, exist_ok=True)
+    taken = [int(match[1]) for match in (re.fullmatch(r"version_(\d+)", p.name) for p in parent.iterdir()) if match]
+    version = max(taken, default=-1) + 1
+    while True:
+        folder = parent / f"version_{version}"
+        try:
+            folder.mkdir()
+            return folder.absolute()
+        except FileExistsError:
+            version += 1
+
+
+def note(text: str) -> None:
+    """Tell the person something, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _quiet() -> None:
+    """Lightning's words on devices and loaders are for programmers; what a run does, Progress says."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
