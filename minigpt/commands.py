@@ -144,10 +144,11 @@ def train(args: list[str]) -> int:
     if cli.finished:
         note(f"{cli.checkpoint} has done its {cli.trainer.max_steps} steps. Go on with a larger --trainer.max_steps.")
         return 0
-    ids, device = cli.datamodule.train_ids, cli.trainer.strategy.root_device
+    model, data = cli.model.model, cli.datamodule
     note(
-        f"{type(cli.model.model).__name__}, {sum(p.numel() for p in cli.model.parameters()):,} parameters, on {device}; "
-        f"{len(ids):,} tokens to train on, {cli.datamodule.vocab_size} distinct; run folder {_short(cli.run_dir)}"
+        f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters, "
+        f"on {cli.trainer.strategy.root_device}; {len(data.train_ids):,} tokens to train on, "
+        f"{data.vocab_size} distinct; run folder {_short(cli.run_dir)}"
     )
     started = time.monotonic()
     try:
@@ -170,7 +171,8 @@ def _summary(cli, seconds: float) -> None:
     lm = LanguageModel(cli.model.model, cli.datamodule.tokenizer)
     sample = lm.generate(PROMPT, 200, unknown="skip", seed=0, **CONTROLS)
     print(
-        f"validation loss {metrics['val/loss']:.4f} nats per token, {metrics['val/bits_per_char']:.4f} bits per character, "
+        f"validation loss {metrics['val/loss']:.4f} nats per token, "
+        f"{metrics['val/bits_per_char']:.4f} bits per character, "
         f"after {cli.trainer.global_step} steps in {seconds:.0f} s\n\n"
         f"{sample}\n\n"
         f"Curves and samples:  tensorboard --logdir {run_dir}\n"

@@ -26,7 +26,8 @@ class CharDataset(Dataset):
     def __init__(self, data: torch.Tensor, block_size: int):
         self.data = data
         self.block_size = block_size
-        self._offsets = torch.arange(block_size + 1)
+        window = torch.arange(block_size)
+        self._offsets = torch.stack([window, window + 1])[:, None, :]  # (2, 1, T): of x, and of y one step later
 
     def __len__(self) -> int:
         return max(0, len(self.data) - self.block_size)
@@ -36,10 +37,10 @@ class CharDataset(Dataset):
             if not -len(self) <= index < len(self):
                 raise IndexError(f"window {index} of a dataset of {len(self)}")
             start = index % len(self)
-            window = self.data[start : start + self.block_size + 1]
-        else:
-            window = self.data[index.unsqueeze(-1) + self._offsets]
-        return window[..., :-1], window[..., 1:]
+            stop = start + self.block_size
+            return self.data[start:stop], self.data[start + 1 : stop + 1]
+        x, y = self.data[index[:, None] + self._offsets]
+        return x, y
 
 
 def split(data: torch.Tensor, val_fraction: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -53,12 +53,12 @@ def validation_due(trainer: Trainer) -> bool:
 class Checkpoints(Checkpoint):
     """Keeps `checkpoints/last.ckpt` and, by validation loss, `checkpoints/best.ckpt` in the run folder.
 
-    `last` is written at the end of an optimizer step and before the validation that follows it. Ctrl-C or SIGTERM
-    ends the step, writes `last` and leaves with status 130 or 143; a second one stops at once.
+    `last` is written at the end of an optimizer step and before the validation that follows it; only that of the
+    final step comes after its validation, so that a checkpoint at max_steps means a run with nothing left to do.
+    Ctrl-C or SIGTERM ends the step, writes `last` and leaves with status 130 or 143; a second one stops at once.
 
     Args:
-        every_n_steps: Optimizer steps between two writes of last.ckpt; it is also written before each validation
-            and at the end.
+        every_n_steps: Optimizer steps between two writes of last.ckpt; it is also written at each validation.
     """
 
     def __init__(self, every_n_steps: int = 100):
@@ -106,23 +106,25 @@ class Checkpoints(Checkpoint):
             return
         self._step = step
         if step == trainer.max_steps:
-            trainer.should_stop = True  # makes Lightning validate after the last step, whatever the interval
-        if self.signal or step % self.every_n_steps == 0 or validation_due(trainer):
+            trainer.should_stop = True  # makes Lightning validate now, whatever the interval
+        elif self.signal or step % self.every_n_steps == 0 or validation_due(trainer):
             self._save(trainer, "last.ckpt")
         if self.signal:
             raise SystemExit(128 + self.signal)
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Leave in mid-validation if a signal came: `last` was written before it."""
+        """Leave in mid-validation if a signal came; there is nothing new to save."""
         if self.signal:
             raise SystemExit(128 + self.signal)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write `best` if the validation loss is the lowest so far."""
+        """Write `best` if the validation loss is the lowest so far, and the final `last`."""
         loss = trainer.callback_metrics["val/loss"].item()
         if loss < self.best_loss:
             self.best_loss = loss
             self._save(trainer, "best.ckpt")
+        if trainer.should_stop:
+            self._save(trainer, "last.ckpt")
 
     def _save(self, trainer: Trainer, name: str) -> None:
         for logger in trainer.loggers:

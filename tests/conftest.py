@@ -1,0 +1,75 @@
+"""What the tests share: a working folder of their own, and commands called as a shell would call them."""
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from minigpt import commands
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = str(ROOT / "configs" / "tiny.yaml")
+QUICK = ["--trainer.accelerator", "cpu", "--samples.every_n_steps", "0"]
+
+
+class Result(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Every test works in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def call(capfd, monkeypatch):
+    """`call("train", "--config", ...)`: a command as the shell runs it, in this process."""
+
+    def call(name: str, *args: str) -> Result:
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *args])
+        capfd.readouterr()
+        try:
+            status = commands.run(getattr(commands, name))
+        except SystemExit as stop:
+            status = stop.code or 0
+        return Result(status, *capfd.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def train(call):
+    """Train the article's recipe for a few steps on the CPU, without samples unless asked for."""
+
+    def train(*args: str) -> Result:
+        return call("train", "--config", TINY, *QUICK, *args)
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory):
+    """A run of the article's recipe, 60 steps long, to sample and to score. Not to be written to."""
+    from minigpt.training.cli import MiniGPTCLI
+
+    place = tmp_path_factory.mktemp("trained")
+    args = ["--config", TINY, *QUICK, "--trainer.max_steps", "60", "--trainer.default_root_dir", str(place)]
+    cli = MiniGPTCLI(args)
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    return cli.run_dir
+
+
+@pytest.fixture
+def distinct_model():
+    """A TinyGPT over 40 characters whose logits are far apart, with its tokenizer."""
+    from minigpt import CharTokenizer, TinyGPT
+
+    tokenizer = CharTokenizer.from_text("abcdefghijklmnopqrstuvwxyzéèàç ,.;:!?'-\n")
+    torch.manual_seed(7)
+    return TinyGPT(tokenizer.vocab_size, n_embd=32), tokenizer

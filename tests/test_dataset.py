@@ -1,0 +1,96 @@
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from minigpt import CharDataset, MiniGPTError
+from minigpt.data.dataset import BatchOrder, EvalWindows, split
+
+
+def test_windows_are_the_articles():
+    data = torch.arange(100)
+    dataset = CharDataset(data, 8)
+    assert len(dataset) == 92
+    for i in (0, 1, 57, 91, -1):
+        x, y = dataset[i]
+        start = i % 92
+        assert torch.equal(x, data[start : start + 8])
+        assert torch.equal(y, data[start + 1 : start + 9])
+    assert len(list(dataset)) == 92
+
+
+@pytest.mark.parametrize("index", [92, -93])
+def test_there_is_no_window_outside(index):
+    with pytest.raises(IndexError):
+        CharDataset(torch.arange(100), 8)[index]
+
+
+def test_a_batch_is_gathered_as_its_windows_one_by_one():
+    dataset = CharDataset(torch.randint(0, 50, (500,)), 16)
+    starts = torch.tensor([0, 483, 17, 17])
+    x, y = dataset[starts]
+    assert x.shape == y.shape == (4, 16)
+    for row, start in enumerate(starts.tolist()):
+        assert torch.equal(x[row], dataset[start][0])
+        assert torch.equal(y[row], dataset[start][1])
+
+
+def test_the_articles_loader_takes_the_dataset():
+    x, y = next(iter(DataLoader(CharDataset(torch.arange(100), 8), batch_size=4, shuffle=True)))
+    assert x.shape == (4, 8)
+    assert torch.equal(x + 1, y)
+
+
+def test_the_last_tenth_validates():
+    data = torch.arange(1_115_394)
+    train, val = split(data, 0.1)
+    assert (len(train), len(val)) == (1_003_854, 111_540)  # the field's split of tinyshakespeare
+    assert torch.equal(torch.cat([train, val]), data)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 17, 64, 1000, 4097])
+def test_each_pass_visits_every_window_once_in_a_new_order(n):
+    order = BatchOrder(n, batch_size=1, seed=3).batches(0, 3 * n).flatten()
+    passes = order.view(3, n)
+    for one in passes:
+        assert sorted(one.tolist()) == list(range(n))
+    if n >= 17:
+        assert not torch.equal(passes[0], passes[1])
+
+
+def test_batch_t_depends_on_seed_and_t_alone():
+    order = BatchOrder(1000, batch_size=7, seed=5)
+    batches = order.batches(0, 400)
+    for t in (0, 1, 142, 143, 399):  # batch 142 holds the end of one pass and the start of the next
+        assert torch.equal(order.batches(t, 1)[0], batches[t])
+    later = iter(BatchOrder(1000, batch_size=7, seed=5, start=250))
+    for t in range(250, 400):
+        assert torch.equal(next(later), batches[t])
+    assert not torch.equal(BatchOrder(1000, batch_size=7, seed=6).batches(0, 400), batches)
+
+
+def test_iteration_goes_on_past_what_is_computed_ahead():
+    order = BatchOrder(50_000, batch_size=16, seed=0)
+    drawn = [batch for batch, _ in zip(order, range(1100), strict=False)]  # 17,600 starts, 8,192 at a time
+    assert torch.equal(torch.stack(drawn), order.batches(0, 1100))
+
+
+def test_an_order_looks_shuffled():
+    order = BatchOrder(10_000, batch_size=10_000, seed=1).batches(0, 1)[0].double()
+    neighbours = torch.corrcoef(torch.stack([order[:-1], order[1:]]))[0, 1]
+    place = torch.corrcoef(torch.stack([order, torch.arange(10_000).double()]))[0, 1]
+    assert abs(neighbours) < 0.05
+    assert abs(place) < 0.05
+
+
+@pytest.mark.parametrize("n", [2, 9, 10, 16, 17, 18, 129])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_an_evaluation_scores_each_token_but_the_first_once(n, batch_size):
+    data = torch.arange(n)
+    windows = list(EvalWindows(data, 8, batch_size))
+    assert torch.cat([y.flatten() for _, y in windows]).tolist() == list(range(1, n))
+    assert all(torch.equal(x + 1, y) and x.shape[0] <= batch_size for x, y in windows)
+
+
+def test_one_token_cannot_be_evaluated():
+    with pytest.raises(MiniGPTError, match="2 tokens"):
+        EvalWindows(torch.arange(1), 8, 4)

@@ -1,0 +1,244 @@
+"""A run that was stopped and resumed ends with the same bits, and the same curves, as one that never stopped."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import QUICK, ROOT, TINY
+from lightning.pytorch.callbacks import Callback
+from test_training import curves
+
+from minigpt.training.cli import MiniGPTCLI
+
+SHORT = [
+    "--trainer.max_steps", "60", "--validation.every_n_steps", "20", "--checkpoint.every_n_steps", "10",
+    "--samples.every_n_steps", "15", "--samples.max_new_tokens", "5", "--trainer.log_every_n_steps", "5",
+    "--trainer.accelerator", "cpu",
+]  # fmt: skip
+
+
+class Interrupt(Callback):
+    """Sends this process a signal at a step, as a person at the keyboard would."""
+
+    def __init__(self, step: int, during: str = "train", number: int = signal.SIGINT):
+        self.step, self.during, self.number = step, during, number
+        self.sent = False
+
+    def on_train_batch_start(self, trainer, *_):
+        if self.during == "train" and trainer.global_step == self.step - 1:
+            self._send()
+
+    def on_validation_start(self, trainer, *_):
+        if self.during == "validation" and trainer.global_step == self.step:
+            self._send()
+
+    def _send(self):
+        if not self.sent:
+            os.kill(os.getpid(), self.number)
+        self.sent = True
+
+
+def fit(*args: str, stop: Interrupt | None = None) -> MiniGPTCLI:
+    cli = MiniGPTCLI(["--config", TINY, *args])
+    if stop:
+        cli.trainer.callbacks.insert(0, stop)
+    try:
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
+    except SystemExit as exit_:
+        assert exit_.code == 128 + stop.number
+    return cli
+
+
+def state(run_dir: Path) -> dict:
+    checkpoint = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+    return {key: checkpoint[key] for key in ("global_step", "state_dict", "optimizer_states")}
+
+
+def same(one, other) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
+    return one == other
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """For each set of flags, the run that never stopped."""
+    made = {}
+
+    def get(*args: str) -> Path:
+        if args not in made:
+            made[args] = fit(*args, "--trainer.default_root_dir", str(tmp_path_factory.mktemp("whole"))).run_dir
+        return made[args]
+
+    return get
+
+
+@pytest.mark.parametrize(
+    "stops",
+    [
+        [(1,)],
+        [(13,)],
+        [(20,)],  # a checkpoint, a validation and a logged step at once
+        [(30, "train", signal.SIGTERM)],  # a checkpoint and a sample
+        [(20, "validation")],
+        [(60, "validation")],  # the last one: training is done, its validation is not
+        [(step,) for step in (3, 4, 15, 20, 21, 33, 40, 47, 55, 59)],
+    ],
+    ids=lambda stops: "-".join(str(stop[0]) + "v" * ("validation" in stop) for stop in stops),
+)
+@pytest.mark.parametrize("extra", [[], ["--trainer.accumulate_grad_batches", "3"]], ids=["plain", "accumulate"])
+def test_interruptions_leave_no_trace(folder, undisturbed, stops, extra):
+    for stop in stops:
+        interrupt = Interrupt(*stop)
+        fit(*SHORT, *extra, "--ckpt_path", "last", stop=interrupt)
+        assert interrupt.sent
+    cli = fit(*SHORT, *extra, "--ckpt_path", "last")
+    assert cli.run_dir.name == "version_0"
+    whole = undisturbed(*SHORT, *extra)
+    assert same(state(cli.run_dir), state(whole))
+    assert curves(cli.run_dir) == curves(whole)
+    best = [torch.load(run / "checkpoints" / "best.ckpt", weights_only=True) for run in (cli.run_dir, whole)]
+    assert best[0]["global_step"] == best[1]["global_step"]
+    assert same(best[0]["state_dict"], best[1]["state_dict"])
+
+
+def test_the_articles_run_stopped_at_250_ends_as_one_that_never_stopped(call, folder):
+    tiny = ["train", "--config", TINY, *QUICK]
+    assert call(*tiny).status == 0
+    assert call(*tiny, "--trainer.max_steps", "250").status == 0
+    resumed = call(*tiny, "--ckpt_path", "lightning_logs/tiny/version_1")
+    assert resumed.status == 0
+    assert "trainer.max_steps: 250 when the run began, 500 from here on." in resumed.err
+    runs = [folder / "lightning_logs" / "tiny" / f"version_{n}" for n in (0, 1)]
+    assert same(state(runs[0]), state(runs[1]))
+    train = [curves(run)["train/loss"] for run in runs]
+    assert train[0] == train[1]
+
+
+def test_a_resume_from_the_best_checkpoint_is_a_new_run_and_exact(folder, undisturbed):
+    whole = undisturbed(*SHORT)
+    shutil.copytree(whole, folder / "lightning_logs" / "tiny" / "version_0")
+    best = folder / "lightning_logs" / "tiny" / "version_0" / "checkpoints" / "best.ckpt"
+    early = torch.load(whole / "checkpoints" / "best.ckpt", weights_only=True)
+    first = fit(*SHORT, "--trainer.max_steps", "20")  # its best.ckpt was written after its validation, at step 20
+    best.write_bytes((first.run_dir / "checkpoints" / "best.ckpt").read_bytes())
+    assert early["global_step"] > 20
+    cli = fit(*SHORT, "--ckpt_path", str(best))
+    assert cli.run_dir.name == "version_2"
+    assert same(state(cli.run_dir), state(whole))
+    assert (cli.run_dir / "checkpoints" / "best.ckpt").exists()
+
+
+def test_a_run_folder_alone_resumes_and_samples_elsewhere(call, folder):
+    (folder / "texte.txt").write_text("le chat dort. " * 400, encoding="utf-8")
+    args = [*SHORT, "--data.path", "texte.txt"]
+    cli = fit(*args, stop=Interrupt(33))
+    (folder / "elsewhere").mkdir()
+    shutil.move(cli.run_dir, folder / "elsewhere" / "moved")
+    result = call("train", "--ckpt_path", "elsewhere/moved")
+    assert result.status == 0, result.err
+    whole = fit(*args)
+    assert same(state(folder / "elsewhere" / "moved"), state(whole.run_dir))
+    generated = call("generate", "--ckpt_path", "elsewhere/moved", "--prompt", "le chat", "--seed", "1")
+    assert generated.out.startswith("le chat")
+
+
+def test_a_finished_run_is_left_alone(train, folder):
+    train("--trainer.max_steps", "10")
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    result = train("--trainer.max_steps", "10", "--ckpt_path", "last")
+    assert result.status == 0
+    assert "has done its 10 steps" in result.err
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
+
+
+def test_one_line_serves_first_start_and_restart(train, folder):
+    line = ["--trainer.max_steps", "10", "--ckpt_path", "last"]
+    first = train(*line)
+    assert first.status == 0
+    assert "this is the first" in first.err
+    train("--trainer.max_steps", "20", "--ckpt_path", "last")
+    assert sorted(p.name for p in (folder / "lightning_logs" / "tiny").iterdir()) == ["version_0"]
+    assert state(folder / "lightning_logs" / "tiny" / "version_0")["global_step"] == 20
+
+
+def test_a_new_learning_rate_is_taken_and_told(train, folder):
+    train("--trainer.max_steps", "10")
+    result = train("--trainer.max_steps", "20", "--model.learning_rate", "0.25", "--ckpt_path", "last")
+    assert "model.learning_rate: 0.001 when the run began, 0.25 from here on." in result.err
+    groups = state(folder / "lightning_logs" / "tiny" / "version_0")["optimizer_states"][0]["param_groups"]
+    assert [group["lr"] for group in groups] == [0.25]
+
+
+def test_a_write_that_fails_leaves_the_old_checkpoint(folder, monkeypatch):
+    from minigpt import MiniGPTError
+    from minigpt.training.checkpointing import WholeFileCheckpointIO
+
+    path = folder / "checkpoints" / "last.ckpt"
+    WholeFileCheckpointIO().save_checkpoint({"step": 1}, path)
+
+    def full_disk(checkpoint, file):
+        file.write(b"half of ")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(MiniGPTError, match="No space left"):
+        WholeFileCheckpointIO().save_checkpoint({"step": 2}, path)
+    assert torch.load(path, weights_only=True) == {"step": 1}
+    assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_process_that_is_stopped_goes_on(folder, undisturbed, number, status):
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), "--config", TINY, *SHORT]
+    command += ["--trainer.max_steps", "4000", "--progress.every_n_steps", "10", "--ckpt_path", "last"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    for line in process.stderr:
+        if line.startswith("step 150/"):
+            process.send_signal(number)
+            break
+    rest = process.stderr.read()
+    assert process.wait() == status
+    assert "Traceback" not in rest
+    if number != signal.SIGKILL:
+        assert "Go on with: python scripts/train.py --ckpt_path lightning_logs/tiny/version_0" in rest
+    run_dir = folder / "lightning_logs" / "tiny" / "version_0"
+    reached = state(run_dir)["global_step"]
+    assert 140 <= reached < 4000
+    target = ["--trainer.max_steps", str(reached + 17)]
+    fit(*SHORT, *target, "--ckpt_path", "last")
+    assert same(state(run_dir), state(fit(*SHORT, *target).run_dir))
+
+
+@pytest.mark.slow
+def test_a_second_signal_stops_at_once(folder):
+    from minigpt.training import checkpointing
+
+    program = (
+        "import os, signal, time\n"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from minigpt.training.checkpointing import Checkpoints\n"
+        "callback = Checkpoints()\n"
+        "signal.signal(signal.SIGINT, callback._note_signal)\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "print('still here', flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "time.sleep(30)\n"
+    )
+    assert checkpointing.Checkpoints().signal is None
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "still here\n"
+    assert done.returncode == -signal.SIGINT
+    assert time.monotonic() - start < 25

@@ -1,0 +1,84 @@
+import math
+
+import pytest
+import torch
+
+from minigpt import MiniGPTError
+from minigpt.generation.sampling import filter_logits, sample
+
+
+def kept(logits: torch.Tensor) -> list[list[int]]:
+    return [row.isfinite().nonzero().flatten().tolist() for row in logits]
+
+
+def test_top_k_keeps_the_best_and_every_tie_with_the_last():
+    logits = torch.tensor([[0.0, 3.0, 1.0, 2.0], [5.0, 5.0, 5.0, 1.0]])
+    assert kept(filter_logits(logits, top_k=2)) == [[1, 3], [0, 1, 2]]
+    assert torch.equal(filter_logits(logits, top_k=99), logits)
+
+
+def test_top_p_keeps_the_token_that_crosses_the_threshold():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    assert kept(filter_logits(logits, top_p=0.4)) == [[0]]
+    assert kept(filter_logits(logits, top_p=0.6)) == [[0, 1]]
+    assert kept(filter_logits(logits, top_p=0.9)) == [[0, 1, 2]]
+    assert torch.equal(filter_logits(logits, top_p=1.0), logits)
+
+
+def test_top_p_counts_what_temperature_and_top_k_left():
+    logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
+    assert kept(filter_logits(logits, top_k=2, top_p=0.5)) == [[0]]  # 0.4 of 0.7 is past one half
+    assert kept(filter_logits(logits, temperature=100.0, top_p=0.6)) == [[0, 1, 2]]  # nearly flat
+
+
+def test_rows_do_not_see_each_other():
+    torch.manual_seed(0)
+    logits = torch.randn(16, 50) * 3
+    together = filter_logits(logits, 0.7, 12, 0.8)
+    alone = torch.cat([filter_logits(row[None], 0.7, 12, 0.8) for row in logits])
+    assert torch.equal(together, alone)
+
+
+def test_infinite_logits_stay_out():
+    logits = torch.tensor([[1.0, -math.inf, 2.0, -math.inf]])
+    assert kept(filter_logits(logits, 0.5, 3, 0.99)) == [[0, 2]]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-6])
+def test_no_temperature_is_greedy_with_the_first_of_equals(temperature):
+    logits = torch.tensor([[1.0, 4.0, 4.0], [9.0, 2.0, 9.0]])
+    assert kept(filter_logits(logits, temperature)) == [[1], [0]]
+
+
+def test_the_input_is_left_as_it_was_and_the_work_done_in_float32():
+    logits = torch.randn(2, 10).bfloat16()
+    before = logits.clone()
+    assert filter_logits(logits, 0.5, 3, 0.5).dtype == torch.float32
+    assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize(
+    ("control", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        ("top_k", 0),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("top_p", math.nan),
+    ],
+)
+def test_what_a_control_cannot_mean_is_refused(control, value):
+    with pytest.raises(MiniGPTError, match=control):
+        filter_logits(torch.zeros(1, 5), **{control: value})
+
+
+def test_draws_follow_the_probabilities():
+    probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    n = 20_000
+    generator = torch.Generator().manual_seed(11)
+    draws = sample(probabilities.log().expand(n, 4), generator).flatten()
+    expected = probabilities * n
+    chi2 = ((torch.bincount(draws, minlength=4) - expected) ** 2 / expected).sum()
+    assert chi2 < 16.27  # 3 degrees of freedom, p = 0.001

@@ -1,0 +1,119 @@
+import itertools
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import minigpt
+from minigpt import LanguageModel, MiniGPTError
+
+
+@torch.no_grad()
+def article(model, tokenizer, prompt, max_new_tokens, temperature=1.0, top_k=None, top_p=None):
+    """The article's sampling, step by step: the whole window each time, one row, masks by scatter and by index."""
+    ids = torch.tensor([[tokenizer.stoi[c] for c in prompt]])
+    for _ in range(max_new_tokens):
+        logits = model(ids[:, -model.block_size :])[:, -1, :] / temperature
+        if top_k is not None:
+            best, where = torch.topk(logits, top_k)
+            logits = torch.full_like(logits, float("-inf")).scatter_(1, where, best)
+        if top_p is not None:
+            ordered, order = torch.sort(logits, descending=True)
+            cut = torch.cumsum(F.softmax(ordered, dim=-1), dim=-1) > top_p
+            cut[..., 1:] = cut[..., :-1].clone()
+            cut[..., 0] = False
+            logits[0, order[0][cut[0]]] = float("-inf")
+        ids = torch.cat([ids, torch.multinomial(F.softmax(logits, dim=-1), num_samples=1)], dim=1)
+    return tokenizer.decode(ids[0])
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"), itertools.product([0.5, 0.8, 1.0, 1.7], [None, 1, 5, 30], [None, 0.3, 0.9])
+)
+def test_the_same_text_as_the_articles_function(distinct_model, temperature, top_k, top_p):
+    for seed in range(3):
+        torch.manual_seed(seed)
+        expected = article(*distinct_model, "un matin,", 120, temperature, top_k, top_p)
+        torch.manual_seed(seed)
+        assert minigpt.generate(*distinct_model, "un matin,", 120, temperature, top_k, top_p) == expected
+
+
+def test_a_seed_fixes_the_text_and_leaves_the_global_generator_alone(distinct_model):
+    lm = LanguageModel(*distinct_model)
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    first = lm.generate("un", 50, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(4)
+    assert lm.generate("un", 50, seed=1) == first
+    assert lm.generate("un", 50, seed=2) != first
+    assert lm.generate("un", 50) != lm.generate("un", 50)
+
+
+def test_the_stream_is_the_new_text_of_generate(distinct_model):
+    lm = LanguageModel(*distinct_model)
+    pieces = list(lm.stream("un matin,", 40, seed=5))
+    assert len(pieces) == 40
+    assert "un matin," + "".join(pieces) == lm.generate("un matin,", 40, seed=5)
+
+
+def test_the_mode_of_the_model_is_given_back(distinct_model):
+    model, tokenizer = distinct_model
+    lm = LanguageModel(model.train(), tokenizer)
+    lm.generate("a", 3)
+    assert model.training
+    stream = lm.stream("a", 10)
+    next(stream)
+    assert not model.training
+    stream.close()
+    assert model.training
+    model.eval()
+    lm.generate("a", 3)
+    assert not model.training
+
+
+def test_greedy_text_is_the_chain_of_likeliest_characters(distinct_model):
+    model, tokenizer = distinct_model
+    ids = tokenizer.encode("a")
+    for _ in range(30):
+        ids.append(model(torch.tensor([ids]))[0, -1].argmax().item())
+    assert minigpt.generate(model, tokenizer, "a", 30, temperature=0) == tokenizer.decode(ids)
+
+
+def test_a_prompt_is_cleaned_as_the_text_was():
+    tokenizer = minigpt.CharTokenizer.from_text("un matin", lower=True)
+    model = minigpt.TinyGPT(tokenizer.vocab_size)
+    assert minigpt.generate(model, tokenizer, " UN Matin ", 0) == " un matin "
+
+
+def test_an_empty_prompt_is_continued_as_a_new_line(distinct_model):
+    lm = LanguageModel(*distinct_model)
+    assert "\n" + lm.generate("", 30, seed=0) == lm.generate("\n", 30, seed=0)
+
+
+def test_unknown_characters_are_refused_before_anything_is_drawn(distinct_model):
+    lm = LanguageModel(*distinct_model)
+    with pytest.raises(MiniGPTError, match="'@'"):
+        lm.stream("a@b")
+    assert lm.generate("a@b", 0, unknown="skip") == "ab"
+    assert lm.generate("@", 5, seed=0, unknown="skip") == lm.generate("", 5, seed=0)
+
+
+def test_a_window_is_cropped_to_the_block(distinct_model):
+    _, tokenizer = distinct_model
+
+    class Spy(torch.nn.Module):
+        block_size = 6
+        longest = 0
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(tokenizer.vocab_size))
+
+        def forward(self, idx):
+            self.longest = max(self.longest, idx.shape[1])
+            return self.weight.expand(*idx.shape, -1)
+
+    spy = Spy()
+    LanguageModel(spy, tokenizer).generate("un matin,", 20)
+    assert spy.longest == 6
