@@ -1,5 +1,6 @@
 """A run that was stopped and resumed ends with the same bits, and the same curves, as one that never stopped."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -48,10 +49,9 @@ def fit(*args: str, stop: Interrupt | None = None) -> MiniGPTCLI:
     cli = MiniGPTCLI(["--config", TINY, *args])
     if stop:
         cli.trainer.callbacks.insert(0, stop)
-    try:
+    leaves = pytest.raises(SystemExit, match=f"^{128 + stop.number}$") if stop else contextlib.nullcontext()
+    with leaves:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
-    except SystemExit as exit_:
-        assert exit_.code == 128 + stop.number
     return cli
 
 
@@ -101,7 +101,6 @@ def test_interruptions_leave_no_trace(folder, undisturbed, stops, extra):
     for stop in stops:
         interrupt = Interrupt(*stop)
         fit(*SHORT, *extra, "--ckpt_path", "last", stop=interrupt)
-        assert interrupt.sent
     cli = fit(*SHORT, *extra, "--ckpt_path", "last")
     assert cli.run_dir.name == "version_0"
     whole = undisturbed(*SHORT, *extra)

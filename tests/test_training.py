@@ -1,5 +1,7 @@
 """The module, the data module and the callbacks, in short runs of the article's recipe."""
 
+from pathlib import Path
+
 import torch
 import yaml
 from conftest import QUICK, TINY
@@ -54,7 +56,7 @@ def test_training_is_the_articles_loop_to_the_bit(folder):
 
 
 def test_the_recipe_has_the_articles_values():
-    recipe = yaml.safe_load(open(TINY, encoding="utf-8"))
+    recipe = yaml.safe_load(Path(TINY).read_text(encoding="utf-8"))
     assert recipe["model"] == {"name": "tinygpt", "n_embd": 64, "learning_rate": 1e-3, "weight_decay": 0.01}
     data = {key: recipe["data"][key] for key in ("lower", "strip", "block_size", "batch_size")}
     assert data == {"lower": True, "strip": True, "block_size": 64, "batch_size": 4}
@@ -166,3 +168,16 @@ def test_mixed_precision_validates_in_float32(folder):
     logits = cli.model.model(cli.datamodule.val_ids[None, :-1])[0]
     loss = F.cross_entropy(logits, cli.datamodule.val_ids[1:]).item()
     assert abs(cli.trainer.callback_metrics["val/loss"].item() - loss) < 1e-5
+
+
+def test_the_parts_serve_a_trainer_of_ones_own(folder):
+    from lightning.pytorch import Trainer
+
+    data = minigpt.TextDataModule(block_size=32, batch_size=8)
+    model = minigpt.LitLanguageModel(vocab_size=data.vocab_size, block_size=32, n_embd=16)
+    trainer = Trainer(max_steps=10, max_epochs=-1, accelerator="cpu", enable_progress_bar=False)
+    trainer.fit(model, datamodule=data)
+    trainer.save_checkpoint("mine.ckpt")
+    assert minigpt.load("mine.ckpt").generate("Un ", 10).startswith("Un ")
+    trainer = Trainer(max_steps=2, max_epochs=-1, accelerator="cpu", enable_progress_bar=False, logger=False)
+    trainer.fit(minigpt.LitLanguageModel(vocab_size=data.vocab_size, block_size=32), data.train_dataloader())

@@ -118,12 +118,12 @@ class Progress(ProgressBar):
         self._bar.update(step - self._step)
         self._step = step
         if (step == 1 or step % self.every_n_steps == 0) and not validation_due(trainer):
-            self._line(trainer)
+            self._line(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write a line with the validation's figures."""
-        metrics = trainer.callback_metrics
-        self._line(trainer, f"  val loss {metrics['val/loss']:.4f}  bits/char {metrics['val/bits_per_char']:.4f}")
+        loss, bits = (trainer.callback_metrics[f"val/{name}"] for name in ("loss", "bits_per_char"))
+        self._line(trainer, pl_module, f"  val loss {loss:.4f}  bits/char {bits:.4f}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the bar away; the lines stay."""
@@ -134,14 +134,14 @@ class Progress(ProgressBar):
         if self._bar is not None:
             self._bar.close()
 
-    def _line(self, trainer: Trainer, validation: str = "") -> None:
+    def _line(self, trainer: Trainer, pl_module: LightningModule, validation: str = "") -> None:
         (from_step, then), now = self._mark, time.monotonic()
         speed = (self._step - from_step) / (now - then)
         self._mark = (self._step, now)
         of_total = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
-        loss = trainer.callback_metrics.get("train/loss")
-        train = "" if loss is None else f"  train loss {loss:.4f}"
-        line = f"step {self._step}{of_total}{train}{validation}  {speed:,.0f} steps/s"
-        if loss is not None:
+        train = ""
+        if record := pl_module.last_record:
+            loss, step = record["metrics"]["train/loss"], record["step"]
+            train = f"  train loss {loss:.4f}" + (f" (step {step})" if step != self._step else "")
             self._bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-        self._bar.write(line, file=sys.stderr)
+        self._bar.write(f"step {self._step}{of_total}{train}{validation}  {speed:,.0f} steps/s", file=sys.stderr)

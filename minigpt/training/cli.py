@@ -59,8 +59,8 @@ class TrainParser(LightningArgumentParser):
             flag, _, value = arg.partition("=")
             if flag not in self._option_string_actions and not self._is_known(flag.removeprefix("--").rstrip("+")):
                 raise MiniGPTError(f"There is no option '{flag}'.{did_you_mean(flag, self._option_string_actions)}")
-            if flag in ("-c", "--config"):
-                self._check_file(value or next(iter(args[position + 1 :]), ""))
+            if flag in ("-c", "--config") and (value or args[position + 1 :]):
+                self._check_file(value or args[position + 1])
 
     def _check_file(self, path: str) -> None:
         try:

@@ -10,6 +10,7 @@ import minigpt
 from minigpt.evaluation import TextMetrics
 from minigpt.models import build_model
 from minigpt.seeds import derive_seed
+from minigpt.training.datamodule import TextDataModule
 
 
 class LitLanguageModel(LightningModule):
@@ -47,7 +48,7 @@ class LitLanguageModel(LightningModule):
         self.model = build_model(**self.architecture)
         self.val_metrics = TextMetrics(vocab_size)
         self._losses: list[torch.Tensor] = []
-        self._last_record: dict[str, float] = {}
+        self.last_record: dict = {}  # the last training metrics written, and their step
 
     def forward(self, idx: torch.Tensor) -> torch.Tensor:
         """`(B, T)` ids to `(B, T, V)` logits."""
@@ -66,8 +67,8 @@ class LitLanguageModel(LightningModule):
             group.update(rates)
         datamodule = self.trainer.datamodule
         self.val_metrics.chars_per_token = getattr(datamodule, "chars_per_token", 1.0)
-        if self._last_record.get("step") == self.global_step:  # purge_step hides what was written at this step
-            self._write(self._last_record["metrics"], self.global_step)
+        if self.last_record.get("step") == self.global_step:  # purge_step hides what was written at this step
+            self._write(self.last_record["metrics"], self.global_step)
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
         """The mean cross-entropy of a batch of windows."""
@@ -89,7 +90,7 @@ class LitLanguageModel(LightningModule):
         self.log("train/loss", loss, prog_bar=True, logger=False)
         bits = loss.item() / math.log(2) / self.val_metrics.chars_per_token
         metrics = {"train/loss": loss.item(), "train/perplexity": loss.exp().item(), "train/bits_per_char": bits}
-        self._last_record = {"step": step, "metrics": metrics}
+        self.last_record = {"step": step, "metrics": metrics}
         self._write(metrics, step)
 
     def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
@@ -115,18 +116,21 @@ class LitLanguageModel(LightningModule):
             logger.log_metrics(metrics, step)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Add what sampling, evaluating and resuming need, in plain values."""
+        """Add what sampling, evaluating and resuming need, in plain values, unless the data are not the project's."""
+        datamodule = self.trainer.datamodule
+        if not isinstance(datamodule, TextDataModule):
+            return
         checkpoint["minigpt"] = {
             "version": minigpt.__version__,
             "model": self.architecture,
-            "data": self.trainer.datamodule.describe(self.trainer.log_dir),
+            "data": datamodule.describe(self.trainer.log_dir),
             "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
-            "last_record": self._last_record,
+            "last_record": self.last_record,
         }
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Take back what was last written, for `on_train_start`."""
-        self._last_record = checkpoint["minigpt"]["last_record"]
+        self.last_record = checkpoint.get("minigpt", {}).get("last_record", {})
 
 
 def _seed_generators(device: torch.device, seed: int) -> None:

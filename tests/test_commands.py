@@ -1,0 +1,72 @@
+import io
+import json
+import sys
+
+import pytest
+from conftest import TINY
+
+import minigpt
+from minigpt.data.corpus import clean, read_text
+from minigpt.evaluation import evaluate
+
+
+def test_generate_writes_the_text_and_nothing_else_to_stdout(call, trained_run):
+    result = call("generate", "--ckpt_path", str(trained_run), "--seed", "3", "--max_new_tokens", "50")
+    lm = minigpt.load(trained_run)
+    assert result.out == lm.generate("un matin,", 50, temperature=0.8, top_k=30, top_p=0.9, seed=3) + "\n"
+    assert "best.ckpt" in result.err
+
+
+def test_generate_without_top_k_and_top_p(call, trained_run):
+    flags = ["--top_k", "none", "--top_p", "none", "--temperature", "1", "--seed", "0", "--max_new_tokens", "80"]
+    result = call("generate", "--ckpt_path", str(trained_run), *flags)
+    assert result.out == minigpt.load(trained_run).generate("un matin,", 80, seed=0) + "\n"
+
+
+def test_a_prompt_comes_from_standard_input_when_asked(call, trained_run, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("le soir, "))
+    result = call("generate", "--ckpt_path", str(trained_run), "--prompt", "-", "--max_new_tokens", "5")
+    assert result.out.startswith("le soir, ")
+
+
+def test_evaluate_scores_the_validation_text_of_the_run(call, trained_run):
+    result = call("evaluate", "--ckpt_path", str(trained_run))
+    scores = json.loads(result.out)
+    data = minigpt.TextDataModule(lower=True, strip=True)
+    data.setup()
+    expected = evaluate(minigpt.load(trained_run).model, data.val_ids, data.vocab_size)
+    assert scores == pytest.approx(expected, abs=1e-6)
+    assert list(scores) == ["loss", "bits_per_char", "perplexity", "accuracy", "tokens", "characters"]
+
+
+def test_evaluate_agrees_with_what_training_reported(call):
+    trained = call("train", "--config", TINY, "--trainer.max_steps", "20", "--trainer.accelerator", "cpu")
+    scores = json.loads(call("evaluate").out)
+    assert f"validation loss {scores['loss']:.4f} nats per token" in trained.out
+
+
+def test_evaluate_scores_the_whole_of_another_text(call, trained_run, folder):
+    text = clean(read_text("exemple"), lower=True, strip=True)[:5000]
+    (folder / "mine.txt").write_text(text, encoding="utf-8")
+    scores = json.loads(call("evaluate", "--ckpt_path", str(trained_run), "--data.path", "mine.txt").out)
+    assert scores["tokens"] == len(text.strip()) - 1
+
+
+@pytest.mark.parametrize("command", ["train", "generate", "evaluate"])
+def test_help_describes_and_exits_0(call, command):
+    result = call(command, "--help")
+    assert result.status == 0
+    assert "--ckpt_path" in result.out
+
+
+def test_ctrl_c_ends_the_line_and_exits_130(call, trained_run, monkeypatch):
+    from minigpt.generation import text
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(text, "generate_ids", interrupted)
+    result = call("generate", "--ckpt_path", str(trained_run))
+    assert result.status == 130
+    assert result.out == "un matin,"

@@ -1,0 +1,37 @@
+"""Every recipe runs, and says in its header what to type and what to expect."""
+
+import re
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+
+RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_trains_and_its_loss_falls(call, folder, recipe):
+    flags = ["--trainer.max_steps", "8", "--trainer.accelerator", "cpu", "--samples.max_new_tokens", "5"]
+    result = call(
+        "train", "--config", str(recipe), *flags, "--progress.every_n_steps", "1", "--trainer.log_every_n_steps", "1"
+    )
+    assert result.status == 0, result.err
+    losses = [float(loss) for loss in re.findall(r"train loss ([\d.]+)", result.err)]
+    assert sum(losses[-2:]) < sum(losses[:2])
+    assert torch.load(
+        next(folder.glob("lightning_logs/*/version_0/checkpoints/last.ckpt")), weights_only=True
+    )["global_step"] == 8  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_short_complete_and_says_what_to_expect(recipe):
+    text = recipe.read_text(encoding="utf-8")
+    header = text.split("\n\n")[0]
+    assert len(text.splitlines()) < 60
+    assert f"python scripts/train.py --config {recipe.relative_to(ROOT).as_posix()}" in header
+    for word in ("Machine, minutes:", "Expected val loss:"):
+        assert re.search(rf"{word}\s+\S*\d", header), word
+    settings = yaml.safe_load(text)
+    assert "seed_everything" in settings
+    assert "path" in settings["data"]

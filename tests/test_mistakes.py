@@ -1,0 +1,160 @@
+"""What a mistake gets: exit status 2, one or two plain sentences that name the thing, and nothing changed on disk."""
+
+import shutil
+
+import pytest
+import torch
+from conftest import QUICK, TINY
+
+TRAIN = ["train", "--config", TINY, *QUICK, "--trainer.max_steps", "5"]
+RUN = "lightning_logs/tiny/version_0"
+
+
+@pytest.fixture
+def place(folder, trained_run):
+    """A folder with a finished run and with files that are wrong in every way."""
+    shutil.copytree(trained_run, folder / RUN)
+    checkpoint = (folder / RUN / "checkpoints" / "last.ckpt").read_bytes()
+    (folder / "truncated.ckpt").write_bytes(checkpoint[: len(checkpoint) // 2])
+    (folder / "empty.ckpt").write_bytes(b"")
+    torch.save({"state_dict": {}}, folder / "foreign.ckpt")
+    (folder / "no_run").mkdir()
+    (folder / "empty.txt").write_text("")
+    (folder / "short.txt").write_text("un matin, il fit beau.", encoding="utf-8")
+    (folder / "latin1.txt").write_bytes("été".encode("latin-1"))
+    (folder / "binary.txt").write_bytes(bytes(range(8)) * 50)
+    (folder / "other.txt").write_text("un autre texte, tout autre. " * 60, encoding="utf-8")
+    (folder / "broken.yaml").write_text("model: {n_embd: 64\n  x: [1\n")
+    (folder / "list.yaml").write_text("- a\n- b\n")
+    (folder / "empty.yaml").write_text("")
+    (folder / "key.yaml").write_text("model:\n  n_emb: 64\n")
+    (folder / "group.yaml").write_text("modle:\n  n_embd: 64\n")
+    (folder / "type.yaml").write_text("model:\n  n_embd: wide\n")
+    (folder / "latin1.yaml").write_bytes("model: # été\n".encode("latin-1"))
+    return folder
+
+
+MISTAKES = [
+    # the corpus
+    ([*TRAIN, "--data.path", "nowhere.txt"], ["nowhere.txt", "does not exist", "--data.path"]),
+    ([*TRAIN, "--data.path", "exmple"], ["exmple", "Did you mean 'exemple'"]),
+    ([*TRAIN, "--data.path", "no_run"], ["no_run", "is a folder"]),
+    ([*TRAIN, "--data.path", "empty.txt"], ["empty.txt", "is empty"]),
+    ([*TRAIN, "--data.path", "short.txt"], ["short.txt", "too short", "22 tokens", "--data.block_size"]),
+    ([*TRAIN, "--data.path", "latin1.txt"], ["latin1.txt", "not UTF-8", "byte 0 is 0xe9"]),
+    ([*TRAIN, "--data.path", "binary.txt"], ["binary.txt", "not text"]),
+    # flags, keys and values
+    ([*TRAIN, "--model.n_emb", "3"], ["--model.n_emb'", "Did you mean '--model.n_embd'"]),
+    ([*TRAIN, "--n_embd=3"], ["--n_embd", "Did you mean '--model.n_embd'"]),
+    ([*TRAIN, "--trainer.max_epochs", "3"], ["--trainer.max_epochs", "Did you mean '--trainer.max_steps'"]),
+    ([*TRAIN, "--zzz"], ["There is no option '--zzz'"]),
+    ([*TRAIN, "tiny"], ["'tiny' is no option"]),
+    ([*TRAIN, "--model.n_embd"], ["--model.n_embd needs a value"]),
+    ([*TRAIN, "--model.n_embd", "wide"], ["model.n_embd is 'wide'", "a whole number"]),
+    ([*TRAIN, "--model.n_embd", "0"], ["n_embd is 0"]),
+    ([*TRAIN, "--model.learning_rate", "fast"], ["model.learning_rate is 'fast'", "a number"]),
+    ([*TRAIN, "--model.learning_rate", "-1"], ["model.learning_rate is -1"]),
+    ([*TRAIN, "--model.name", "tinygtp"], ["tinygtp", "model.name"]),
+    ([*TRAIN, "--model.vocab_size", "5"], ["model.vocab_size always equals data.vocab_size"]),
+    ([*TRAIN, "--data.seed", "5"], ["data.seed always equals seed_everything"]),
+    ([*TRAIN, "--data.lower", "perhaps"], ["data.lower is 'perhaps'", "true or false"]),
+    ([*TRAIN, "--data.block_size", "0"], ["data.block_size is 0"]),
+    ([*TRAIN, "--data.batch_size", "-4"], ["data.batch_size is -4"]),
+    ([*TRAIN, "--data.val_fraction", "1"], ["data.val_fraction is 1"]),
+    ([*TRAIN, "--data.max_val_tokens", "0"], ["data.max_val_tokens is 0"]),
+    ([*TRAIN, "--trainer.max_steps", "1.5"], ["trainer.max_steps is '1.5'", "a whole number"]),
+    ([*TRAIN, "--trainer.max_steps", "0"], ["trainer.max_steps"]),
+    ([*TRAIN, "--trainer.accelerator", "abacus"], ["abacus"]),
+    ([*TRAIN, "--trainer.devices", "2"], ["one device", "--trainer.devices 1"]),
+    ([*TRAIN, "--trainer.precision", "7"], ["trainer.precision is '7'", "bf16-mixed"]),
+    ([*TRAIN, "--trainer.accumulate_grad_batches", "0"], ["trainer.accumulate_grad_batches"]),
+    ([*TRAIN, "--validation.every_n_steps", "-1"], ["validation.every_n_steps is -1"]),
+    ([*TRAIN, "--checkpoint.every_n_steps", "0"], ["checkpoint.every_n_steps is 0"]),
+    ([*TRAIN, "--samples.every_n_steps", "-1"], ["samples.every_n_steps is -1"]),
+    ([*TRAIN, "--samples.top_p", "2"], ["top_p is 2"]),
+    ([*TRAIN, "--progress.every_n_steps", "0"], ["progress.every_n_steps is 0"]),
+    # config files
+    (["train"], ["--config configs/tiny.yaml"]),
+    (["train", "--config"], ["--config needs a value"]),
+    (["train", "--config", "nothing.yaml"], ["nothing.yaml", "cannot be read"]),
+    (["train", "--config", "brokn.yaml"], ["brokn.yaml", "Did you mean 'broken.yaml'"]),
+    (["train", "--config", "broken.yaml"], ["broken.yaml", "broken YAML at line 2"]),
+    (["train", "--config", "list.yaml"], ["list.yaml", "holds no settings"]),
+    (["train", "--config", "empty.yaml"], ["empty.yaml", "holds no settings"]),
+    (["train", "--config", "latin1.yaml"], ["latin1.yaml", "cannot be read"]),
+    (["train", "--config", "key.yaml"], ["key.yaml", "'model.n_emb'", "Did you mean 'model.n_embd'"]),
+    (["train", "--config", "group.yaml"], ["group.yaml", "'modle.n_embd'", "Did you mean 'model.n_embd'"]),
+    (["train", "--config", "type.yaml"], ["model.n_embd is 'wide'", "a whole number"]),
+    # what to continue
+    ([*TRAIN, "--ckpt_path", "lightning_logs/tiny/version_9"], ["version_9", "no run or checkpoint"]),
+    ([*TRAIN, "--ckpt_path", "no_run"], ["no_run", "holds no checkpoint"]),
+    ([*TRAIN, "--ckpt_path", "truncated.ckpt"], ["truncated.ckpt", "damaged"]),
+    ([*TRAIN, "--ckpt_path", "empty.ckpt"], ["empty.ckpt", "damaged"]),
+    ([*TRAIN, "--ckpt_path", "foreign.ckpt"], ["foreign.ckpt", "not a checkpoint of minigpt"]),
+    ([*TRAIN, "--ckpt_path", "other.txt"], ["other.txt", "damaged or another kind of file"]),
+    ([*TRAIN, "--ckpt_path", RUN, "--data.path", "other.txt"], ["SHA-256", "a resume cannot change"]),
+    ([*TRAIN, "--ckpt_path", RUN, "--data.lower", "false"], ["data.lower is False here and True in"]),
+    ([*TRAIN, "--ckpt_path", RUN, "--data.block_size", "32"], ["data.block_size is 32 here and 64 in"]),
+    ([*TRAIN, "--ckpt_path", RUN, "--data.val_fraction", "0.2"], ["data.val_fraction is 0.2 here and 0.1 in"]),
+    ([*TRAIN, "--ckpt_path", RUN, "--model.n_embd", "32"], ["model.n_embd is 32 here and 64 in"]),
+    ([*TRAIN, "--ckpt_path", RUN, "--trainer.accumulate_grad_batches", "2"], ["accumulate_grad_batches is 2 here"]),
+    # generating
+    (["generate", "--ckpt_path", "nowhere"], ["nowhere", "no run or checkpoint"]),
+    (["generate", "--ckpt_path", "truncated.ckpt"], ["truncated.ckpt", "damaged"]),
+    (["generate", "--ckpt_path", "no_run"], ["no_run", "holds no checkpoint"]),
+    (["generate", "--prompt", "a@b£"], ["'@', '£'", "--unknown skip"]),
+    (["generate", "--temperature", "-1"], ["temperature is -1"]),
+    (["generate", "--temperature", "nan"], ["temperature is nan"]),
+    (["generate", "--temperature", "hot"], ["--temperature", "hot"]),
+    (["generate", "--top_k", "0"], ["top_k is 0"]),
+    (["generate", "--top_k", "many"], ["--top_k", "many"]),
+    (["generate", "--top_p", "0"], ["top_p is 0"]),
+    (["generate", "--top_p", "1.5"], ["top_p is 1.5"]),
+    (["generate", "--max_new_tokens", "-1"], ["max_new_tokens is -1"]),
+    (["generate", "--unknown", "drop"], ["--unknown", "skip"]),
+    (["generate", "--promt", "a"], ["--promt", "Did you mean '--prompt'"]),
+    (["generate", "--device", "abacus"], ["abacus", "--device auto"]),
+    # evaluating
+    (["evaluate", "--ckpt_path", "nowhere"], ["nowhere", "no run or checkpoint"]),
+    (["evaluate", "--data.path", "nowhere.txt"], ["nowhere.txt", "does not exist"]),
+    (["evaluate", "--data.pth", "other.txt"], ["--data.pth", "Did you mean '--data.path'"]),
+]
+
+
+@pytest.mark.parametrize(("given", "words"), MISTAKES, ids=[" ".join(given).split("/")[-1] for given, _ in MISTAKES])
+def test_a_mistake_is_answered_and_nothing_is_lost(place, call, given, words):
+    before = {path: (path.is_dir() or path.read_bytes()) for path in place.rglob("*")}
+    result = call(*given)
+    assert result.status == 2
+    assert result.out == ""
+    for word in words:
+        assert word in result.err
+    assert len(result.err.strip().splitlines()) == 1, result.err
+    assert len(result.err) < 500
+    assert {path: (path.is_dir() or path.read_bytes()) for path in place.rglob("*")} == before
+
+
+def test_without_a_run_the_next_command_is_named(call):
+    for command in ("generate", "evaluate"):
+        result = call(command)
+        assert result.status == 2
+        assert "python scripts/train.py --config configs/tiny.yaml" in result.err
+
+
+@pytest.mark.parametrize(
+    "flags", [["--prompt", ""], ["--temperature", "0"], ["--top_k", "9999"], ["--top_k", "none", "--top_p", "none"],
+              ["--top_p", "1"], ["--prompt", "a@", "--unknown", "skip"], ["--max_new_tokens", "0"]],
+)  # fmt: skip
+def test_what_is_no_mistake_is_answered_with_text(place, call, flags):
+    result = call("generate", *flags)
+    assert result.status == 0, result.err
+    assert result.out.endswith("\n")
+
+
+def test_a_corpus_that_changed_since_is_not_scored(place, call):
+    assert call("train", "--config", TINY, *QUICK, "--trainer.max_steps", "5", "--data.path", "other.txt").status == 0
+    assert call("evaluate").status == 0
+    (place / "other.txt").write_text("un texte. " * 100, encoding="utf-8")
+    result = call("evaluate")
+    assert result.status == 2
+    assert "has changed" in result.err

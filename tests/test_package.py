@@ -1,0 +1,65 @@
+"""The properties of the house: what is imported where, and when."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+import minigpt
+
+
+def imports(file) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module)
+    return names
+
+
+def test_lightning_is_imported_in_training_alone():
+    for file in (ROOT / "minigpt").rglob("*.py"):
+        uses = any(name.split(".")[0] in ("lightning", "pytorch_lightning") for name in imports(file))
+        assert not uses or file.parent.name == "training", file
+
+
+ORDER = ["errors", "seeds", "data", "models", "generation", "evaluation", "runs", "training", "commands"]
+
+
+def test_imports_run_one_way():
+    for file in (ROOT / "minigpt").rglob("*.py"):
+        room = file.relative_to(ROOT / "minigpt").parts[0].removesuffix(".py")
+        if room == "__init__":
+            continue
+        for name in imports(file):
+            if name.startswith("minigpt."):
+                assert ORDER.index(name.split(".")[1]) <= ORDER.index(room), f"{file} imports {name}"
+
+
+@pytest.mark.parametrize("name", minigpt.__all__)
+def test_every_public_name_is_there(name):
+    assert getattr(minigpt, name).__name__ == name
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="TinyGTP"):
+        minigpt.TinyGTP  # noqa: B018
+
+
+@pytest.mark.slow
+def test_importing_the_package_imports_nothing_heavy():
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import minigpt; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "False\n"
+
+
+@pytest.mark.slow
+def test_sampling_needs_neither_lightning_nor_torchmetrics(trained_run):
+    program = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import minigpt\n"
+        f"minigpt.load({str(trained_run)!r}).generate('un matin,')\n"
+        "print({'lightning', 'torchmetrics', 'jsonargparse', 'tensorboard'} & set(sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "set()\n"

@@ -1,0 +1,54 @@
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import minigpt
+from minigpt import MiniGPTError, runs
+
+
+@pytest.fixture
+def logs(folder, trained_run):
+    """Two runs of `tiny` and a newer one of `gros`."""
+    for n, name in enumerate(["tiny/version_0", "tiny/version_1", "gros/version_0"]):
+        shutil.copytree(trained_run, folder / "lightning_logs" / name)
+        last = folder / "lightning_logs" / name / "checkpoints" / "last.ckpt"
+        os.utime(last, (1_000_000 + n, 1_000_000 + n))
+    return folder / "lightning_logs"
+
+
+def test_last_is_the_newest_run(logs):
+    assert runs.newest_run() == Path("lightning_logs/gros/version_0")
+    assert runs.newest_run("tiny").name == "version_1"
+    assert runs.newest_run("absent") is None
+
+
+def test_a_run_means_its_best_checkpoint_unless_asked_otherwise(logs):
+    run = "lightning_logs/tiny/version_0"
+    assert runs.find_checkpoint(run).name == "best.ckpt"
+    assert runs.find_checkpoint(run, prefer=("last",)).name == "last.ckpt"
+    (logs / "tiny/version_0/checkpoints/best.ckpt").unlink()
+    assert runs.find_checkpoint(run).name == "last.ckpt"
+
+
+def test_a_run_folder_alone_gives_the_trained_model(logs):
+    lm = minigpt.load("lightning_logs/tiny/version_0")
+    checkpoint = torch.load(logs / "tiny/version_0/checkpoints/best.ckpt", weights_only=True)
+    assert torch.equal(lm.model.embed.weight, checkpoint["state_dict"]["model.embed.weight"])
+    assert not lm.model.training
+    text = lm.generate("Un matin,", max_new_tokens=20, temperature=0.8, top_k=30, top_p=0.9, seed=0)
+    assert text.startswith("un matin,")
+    assert len(text) == len("un matin,") + 20
+
+
+def test_a_crafted_pickle_is_refused_and_runs_nothing(folder):
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(folder / "sprung"),)
+
+    torch.save({"minigpt": Trap()}, folder / "trap.ckpt")
+    with pytest.raises(MiniGPTError, match=r"trap\.ckpt"):
+        minigpt.load("trap.ckpt")
+    assert not (folder / "sprung").exists()
