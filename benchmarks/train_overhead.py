@@ -2,10 +2,11 @@
 
     python benchmarks/train_overhead.py
 
-Four loops over the article's settings (batch 4, block 64, AdamW), in turn, several times: the article's own loop
-with its DataLoader; Lightning's Trainer with nothing on; `scripts/train.py`'s training with logging, validation and
-checkpoints on; the same with samples too. Each is timed at two lengths and charged for the difference, so that
-what happens once counts for nothing. Prints a table of medians and writes JSON.
+The article's settings (batch 4, block 64, AdamW) in turn, several times: the article's own loop with its DataLoader;
+Lightning's Trainer with nothing on; `scripts/train.py`'s training with logging and checkpoints; the same with
+validation, then with samples, at the recipe's intervals. The clock runs from the moment a loop asks for its 100th
+batch until it asks for its last, so that what happens once counts for nothing. The ratios are taken within a round,
+whose loops ran one after the other. Prints a table of medians and writes JSON.
 """
 
 import argparse
@@ -17,7 +18,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain, repeat
+from operator import truediv
 from pathlib import Path
 
 import torch
@@ -29,26 +32,50 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from minigpt import CharDataset, TextDataModule, TinyGPT
 from minigpt.training.cli import MiniGPTCLI
 
+WARM_UP = 100
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "tiny.yaml"
 
 
-def article_loop(steps: int) -> None:
-    """The article's loop, as a reader of the article would type it."""
+class Clock:
+    """An endless loader that notes when it is asked for a batch."""
+
+    def __init__(self, loader):
+        self.loader = loader
+        self.times: list[float] = []
+
+    def __iter__(self) -> Iterator:
+        for batch in chain.from_iterable(repeat(self.loader)):
+            self.times.append(time.perf_counter())
+            yield batch
+
+    def seconds(self, steps: int) -> float:
+        """Between the request for batch 100 and the one `steps` later."""
+        return self.times[WARM_UP + steps - 1] - self.times[WARM_UP - 1]
+
+
+def article_data() -> tuple[int, Clock]:
     data = TextDataModule(lower=True, strip=True)
     data.setup()
-    loader = torch.utils.data.DataLoader(CharDataset(data.train_ids, 64), batch_size=4, shuffle=True)
-    model = TinyGPT(data.vocab_size)
+    dataset = CharDataset(data.train_ids, 64)
+    return data.vocab_size, Clock(torch.utils.data.DataLoader(dataset, batch_size=4, shuffle=True))
+
+
+def article_loop(steps: int) -> Clock:
+    """The article's loop, as a reader of the article would type it."""
+    vocab_size, clock = article_data()
+    model = TinyGPT(vocab_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     loss_fn = nn.CrossEntropyLoss()
-    batches = iter(loader)
+    batches = iter(clock)
     for step in range(steps):
         x, y = next(batches)
-        loss = loss_fn(model(x).view(-1, data.vocab_size), y.view(-1))
+        loss = loss_fn(model(x).view(-1, vocab_size), y.view(-1))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if step % 100 == 0:
             loss.item()
+    return clock
 
 
 class Plain(LightningModule):
@@ -66,44 +93,42 @@ class Plain(LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
 
-def lightning_empty(steps: int) -> None:
+def lightning_empty(steps: int) -> Clock:
     """Lightning's Trainer with nothing on, over the article's DataLoader."""
-    data = TextDataModule(lower=True, strip=True)
-    data.setup()
-    loader = torch.utils.data.DataLoader(CharDataset(data.train_ids, 64), batch_size=4, shuffle=True)
+    vocab_size, clock = article_data()
     trainer = Trainer(
         max_steps=steps, max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(Plain(data.vocab_size), loader)
+    trainer.fit(Plain(vocab_size), clock)
+    return clock
 
 
-def project(steps: int, *flags: str) -> None:
+def project(steps: int, *flags: str) -> Clock:
     """What scripts/train.py does with the recipe of the article."""
     options = ["--trainer.max_steps", str(steps), "--trainer.accelerator", "cpu", *flags]
     cli = MiniGPTCLI(["--config", str(CONFIG), *options])
+    clock = Clock(cli.datamodule.train_dataloader())
+    cli.datamodule.train_dataloader = lambda: clock
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    return clock
 
 
-LOOPS: dict[str, Callable[[int], None]] = {
+LOOPS: dict[str, Callable[[int], Clock]] = {
     "article's bare loop": article_loop,
     "Lightning, nothing on": lightning_empty,
-    "minigpt: logs, validation, checkpoints": lambda n: project(n, "--samples.every_n_steps", "0"),
+    "minigpt: bar, logs, checkpoints": lambda n: project(
+        n, "--samples.every_n_steps", "0", "--validation.every_n_steps", "0"
+    ),
+    "minigpt: and validation": lambda n: project(n, "--samples.every_n_steps", "0"),
     "minigpt: and samples": project,
 }
 
 
-def seconds(loop: Callable[[int], None], steps: int) -> float:
-    start = time.perf_counter()
-    with contextlib.redirect_stderr(io.StringIO()):
-        loop(steps)
-    return time.perf_counter() - start
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=2000, help="steps that are counted, after 500 that are not")
-    parser.add_argument("--rounds", type=int, default=5, help="how often each loop is timed")
+    parser.add_argument("--steps", type=int, default=1000, help="steps that are counted, after 100 that are not")
+    parser.add_argument("--rounds", type=int, default=11, help="how often each loop is timed")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     asked = parser.parse_args()
 
@@ -113,15 +138,17 @@ def main() -> None:
         os.chdir(folder)
         for _ in range(asked.rounds):
             for name, loop in LOOPS.items():
-                speeds[name].append(asked.steps / (seconds(loop, asked.steps + 500) - seconds(loop, 500)))
+                with contextlib.redirect_stderr(io.StringIO()):
+                    clock = loop(WARM_UP + asked.steps)
+                speeds[name].append(asked.steps / clock.seconds(asked.steps))
         os.chdir(home)
 
-    medians = {name: statistics.median(values) for name, values in speeds.items()}
-    bare, empty, *_ = medians.values()
-    print(f"{'':40}{'steps/s (min to max)':>26}{'of bare':>10}{'of empty':>10}")
-    for name, median in medians.items():
-        spread = f"{median:,.0f} ({min(speeds[name]):,.0f} to {max(speeds[name]):,.0f})"
-        print(f"{name:40}{spread:>26}{median / bare:>10.2f}{median / empty:>10.2f}")
+    bare, empty, *_ = speeds.values()
+    print(f"{'':34}{'steps/s (min to max)':>26}{'of bare':>10}{'of empty':>10}")
+    for name, values in speeds.items():
+        spread = f"{statistics.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})"
+        ratios = (statistics.median(map(truediv, values, base)) for base in (bare, empty))
+        print(f"{name:34}{spread:>26}" + "".join(f"{ratio:>10.2f}" for ratio in ratios))
     if asked.json:
         asked.json.write_text(json.dumps({"threads": torch.get_num_threads(), "steps_per_s": speeds}, indent=2))
 

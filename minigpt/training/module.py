@@ -1,6 +1,7 @@
 """LitLanguageModel: what a training step is, what is written of it, and how the weights are updated."""
 
 import math
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -53,6 +54,14 @@ class LitLanguageModel(LightningModule):
     def forward(self, idx: torch.Tensor) -> torch.Tensor:
         """`(B, T)` ids to `(B, T, V)` logits."""
         return self.model(idx)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes the hook it is in some 40 times a step. A torch module looks at each assignment for parameters
+        # and buffers, which for these alone took a tenth of a small model's step (benchmarks/train_overhead.py).
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW, in the form that updates all parameters in one call."""
