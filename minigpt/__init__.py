@@ -9,6 +9,7 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOMES = {
+    "GPT": "minigpt.models.gpt",
     "CharDataset": "minigpt.data.dataset",
     "CharTokenizer": "minigpt.data.tokenizers",
     "LanguageModel": "minigpt.generation.text",

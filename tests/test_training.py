@@ -57,7 +57,7 @@ def test_training_is_the_articles_loop_to_the_bit(folder):
 
 def test_the_recipe_has_the_articles_values():
     recipe = yaml.safe_load(Path(TINY).read_text(encoding="utf-8"))
-    assert recipe["model"] == {"name": "tinygpt", "n_embd": 64, "learning_rate": 1e-3, "weight_decay": 0.01}
+    assert recipe["model"] == {"name": "tinygpt", "n_embd": 64, "learning_rate": 1e-3, "weight_decay": 0.01, "decay_vectors": True}
     data = {key: recipe["data"][key] for key in ("lower", "strip", "block_size", "batch_size")}
     assert data == {"lower": True, "strip": True, "block_size": 64, "batch_size": 4}
     assert recipe["trainer"]["max_steps"] == 500

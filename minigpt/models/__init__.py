@@ -1,20 +1,33 @@
-"""The models by name: any `nn.Module` from `(B, T)` ids to `(B, T, V)` logits that has a `block_size`."""
+"""The models by name: any `nn.Module` from `(B, T)` ids to `(B, T, V)` logits that has a `block_size`.
+
+A model's `config` holds the arguments that build it again, in plain values.
+"""
+
+from typing import Any
 
 from torch import nn
 
-from minigpt.errors import MiniGPTError
+from minigpt.errors import MiniGPTError, did_you_mean
+from minigpt.models.gpt import GPT
 from minigpt.models.tinygpt import TinyGPT
 
+MODELS: dict[str, type[nn.Module]] = {"tinygpt": TinyGPT, "gpt": GPT}
+_OF_TINYGPT = {"vocab_size", "block_size", "n_embd"}
 
-def build_model(name: str, vocab_size: int, block_size: int, n_embd: int) -> nn.Module:
-    """The model called `name`.
+
+def build_model(name: str, **settings: Any) -> nn.Module:
+    """The model called `name`; a setting that is None is left to the model's own default.
 
     Raises:
-        MiniGPTError: No model has this name, or a size is not a positive number.
+        MiniGPTError: No model has this name, a size is not a positive number, or a setting means nothing to it.
     """
-    if name != "tinygpt":
-        raise MiniGPTError(f"There is no model '{name}'. Set model.name to 'tinygpt'.")
-    for key, size in {"vocab_size": vocab_size, "block_size": block_size, "n_embd": n_embd}.items():
-        if size < 1:
-            raise MiniGPTError(f"{key} is {size}. Give it a whole number of 1 or more.")
-    return TinyGPT(vocab_size, n_embd=n_embd, block_size=block_size)
+    if name not in MODELS:
+        raise MiniGPTError(f"model.name is '{name}'. It takes {' or '.join(MODELS)}.{did_you_mean(name, MODELS)}")
+    settings = {key: value for key, value in settings.items() if value is not None}
+    if name == "tinygpt":
+        for key, value in settings.items():
+            if key not in _OF_TINYGPT:
+                raise MiniGPTError(f"model.{key} means nothing to tinygpt. Leave it out, or set model.name to 'gpt'.")
+            if value < 1:
+                raise MiniGPTError(f"model.{key} is {value}. Give it a whole number of 1 or more.")
+    return MODELS[name](**settings)

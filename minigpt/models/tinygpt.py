@@ -17,6 +17,7 @@ class TinyGPT(nn.Module):
 
     def __init__(self, vocab_size: int, n_embd: int = 64, block_size: int = 64):
         super().__init__()
+        self.config = {"vocab_size": vocab_size, "block_size": block_size, "n_embd": n_embd}
         self.block_size = block_size
         self.embed = nn.Embedding(vocab_size, n_embd)
         self.lm_head = nn.Linear(n_embd, vocab_size)

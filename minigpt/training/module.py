@@ -6,28 +6,53 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch.nn import functional as F
+from torch.optim import AdamW
 
 import minigpt
+from minigpt.errors import MiniGPTError
 from minigpt.evaluation import TextMetrics
 from minigpt.models import build_model
 from minigpt.seeds import derive_seed
 from minigpt.training.datamodule import TextDataModule
+from minigpt.training.optim import MuonAdamW, parameter_groups, schedule
 
 
 class LitLanguageModel(LightningModule):
-    """Trains a model to predict the next token with cross-entropy and AdamW.
+    """Trains a model to predict the next token with cross-entropy.
 
     Args:
         vocab_size: The number of distinct tokens, as the tokenizer found them.
         block_size: The longest window of tokens.
-        name: The model: `tinygpt`, the article's embedding and linear layer.
-        n_embd: The width of the embedding.
+        name: The model: `tinygpt`, the article's embedding and linear layer, or `gpt`, the transformer.
+        n_embd: The width.
+        n_layer: How many transformer blocks; null for 4.
+        n_head: How many attention heads; null for 4.
+        preset: `gpt2`, `llama` or `modern`: what sets each of the switches below that is null; null for gpt2.
+        position: `learned`, a vector per position, or `rope`, angles that let attention see distances.
+        norm: `layernorm`, or `rmsnorm`, which does without the mean.
+        mlp: `gelu`, the gated `swiglu`, or `relu2`.
+        n_kv_head: Heads of keys and values, shared by groups of query heads; null for n_head.
+        qk_norm: Norm queries and keys.
+        bias: Biases in linear layers and layer norms.
+        dropout: The share of activations dropped in training; null for 0.
+        tie_weights: Let the output layer be the embedding.
+        softcap: Keep logits within plus or minus this; 0 for no bound.
+        zero_init: Start each block as the identity.
+        optimizer: `adamw`, or `muon`: Muon for the blocks' matrices and AdamW for the rest.
         learning_rate: AdamW's step size.
-        weight_decay: AdamW's decay of the weights (0.01, torch's own default, in the article).
+        muon_learning_rate: Muon's step size.
+        weight_decay: The decay of matrices and embeddings.
+        decay_vectors: Decay biases and norms too, as plain AdamW does.
+        beta2: AdamW's second moment's memory.
+        lr_schedule: `constant`, `cosine`, or `wsd` (stable, then a straight line down).
+        warmup_steps: Steps in which the learning rates rise from zero.
+        min_lr: Where cosine and wsd take learning_rate; Muon's falls by the same factor.
+        decay_steps: The step at which they are there; null for trainer.max_steps as the run began.
+        cooldown: The share of those steps in which wsd goes down.
         seed: Where the randomness of a step comes from; always the same as seed_everything.
 
     Raises:
-        MiniGPTError: There is no such model, or a size or rate is out of range.
+        MiniGPTError: There is no such model, or a size, switch or rate is out of range.
     """
 
     def __init__(
@@ -36,20 +61,50 @@ class LitLanguageModel(LightningModule):
         block_size: int = 64,
         name: str = "tinygpt",
         n_embd: int = 64,
+        n_layer: int | None = None,
+        n_head: int | None = None,
+        preset: str | None = None,
+        position: str | None = None,
+        norm: str | None = None,
+        mlp: str | None = None,
+        n_kv_head: int | None = None,
+        qk_norm: bool | None = None,
+        bias: bool | None = None,
+        dropout: float | None = None,
+        tie_weights: bool | None = None,
+        softcap: float | None = None,
+        zero_init: bool | None = None,
+        optimizer: str = "adamw",
         learning_rate: float = 1e-3,
+        muon_learning_rate: float = 0.02,
         weight_decay: float = 0.01,
+        decay_vectors: bool = False,
+        beta2: float = 0.999,
+        lr_schedule: str = "constant",
+        warmup_steps: int = 0,
+        min_lr: float = 0.0,
+        decay_steps: int | None = None,
+        cooldown: float = 0.4,
         seed: int = 1337,
     ):
         super().__init__()
-        for key, value in {"learning_rate": learning_rate, "weight_decay": weight_decay}.items():
+        rates = {"learning_rate": learning_rate, "muon_learning_rate": muon_learning_rate}
+        for key, value in (rates | {"weight_decay": weight_decay, "min_lr": min_lr}).items():
             if not (math.isfinite(value) and value >= 0):
-                raise minigpt.MiniGPTError(f"model.{key} is {value}. Give it a number of 0 or more.")
+                raise MiniGPTError(f"model.{key} is {value}. Give it a number of 0 or more.")
+        if not 0 <= beta2 < 1:
+            raise MiniGPTError(f"model.beta2 is {beta2}. Give it a number from 0 up to, but not, 1.")
         self.save_hyperparameters()
-        self.architecture = {"name": name, "vocab_size": vocab_size, "block_size": block_size, "n_embd": n_embd}
-        self.model = build_model(**self.architecture)
+        self.model = build_model(
+            name, vocab_size=vocab_size, block_size=block_size, n_embd=n_embd, n_layer=n_layer, n_head=n_head,
+            preset=preset, position=position, norm=norm, mlp=mlp, n_kv_head=n_kv_head, qk_norm=qk_norm, bias=bias,
+            dropout=dropout, tie_weights=tie_weights, softcap=softcap, zero_init=zero_init,
+        )  # fmt: skip
+        self.architecture = {"name": name, **self.model.config}
         self.val_metrics = TextMetrics(vocab_size)
         self._losses: list[torch.Tensor] = []
         self.last_record: dict = {}  # the last training metrics written, and their step
+        self.horizon: int | None = None  # the step at which the schedule ends
 
     def forward(self, idx: torch.Tensor) -> torch.Tensor:
         """`(B, T)` ids to `(B, T, V)` logits."""
@@ -64,18 +119,25 @@ class LitLanguageModel(LightningModule):
             super().__setattr__(name, value)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW, in the form that updates all parameters in one call."""
-        return torch.optim.AdamW(
-            self.parameters(), lr=self.hparams.learning_rate, weight_decay=self.hparams.weight_decay, fused=True
-        )
+        """One optimizer, whose groups take their rates from the schedule at every step."""
+        rates = self.hparams
+        groups = parameter_groups(
+            self.model, rates.optimizer, rates.learning_rate, rates.muon_learning_rate, rates.weight_decay,
+            rates.decay_vectors,
+        )  # fmt: skip
+        betas = (0.9, rates.beta2)
+        return MuonAdamW(groups, betas=betas) if rates.optimizer == "muon" else AdamW(groups, betas=betas, fused=True)
 
     def on_train_start(self) -> None:
         """After a resume: this run's rates win over the checkpoint's, and its last record is written again."""
-        rates = {"lr": self.hparams.learning_rate, "weight_decay": self.hparams.weight_decay}
-        for group in self.optimizers(use_pl_optimizer=False).param_groups:
-            group.update(rates)
-        datamodule = self.trainer.datamodule
-        self.val_metrics.chars_per_token = getattr(datamodule, "chars_per_token", 1.0)
+        rates, optimizer = self.hparams, self.optimizers(use_pl_optimizer=False)
+        for group, given in zip(optimizer.param_groups, self.configure_optimizers().param_groups, strict=True):
+            group.update({key: given[key] for key in ("lr", "base_lr", "weight_decay")})
+        self.horizon = rates.decay_steps or self.horizon or self.trainer.max_steps
+        floor = min(1.0, rates.min_lr / rates.learning_rate) if rates.learning_rate else 0.0
+        self._factor = schedule(rates.lr_schedule, rates.warmup_steps, self.horizon, floor, rates.cooldown)
+        self._scheduled = rates.lr_schedule != "constant" or rates.warmup_steps > 0
+        self.val_metrics.chars_per_token = getattr(self.trainer.datamodule, "chars_per_token", 1.0)
         if self.last_record.get("step") == self.global_step:  # purge_step hides what was written at this step
             self._write(self.last_record["metrics"], self.global_step)
 
@@ -85,9 +147,13 @@ class LitLanguageModel(LightningModule):
         _seed_generators(self.device, derive_seed(self.hparams.seed, "step", batch_idx))
         x, y = batch
         loss = F.cross_entropy(self.model(x).flatten(0, 1), y.flatten())
-        # Logging costs as much as a step of a small model: it is done on the steps that are written, on no other.
         trainer = self.trainer
         step = batch_idx // trainer.accumulate_grad_batches + 1
+        if self._scheduled:
+            factor = self._factor(step - 1)
+            for group in trainer.optimizers[0].param_groups:
+                group["lr"] = group["base_lr"] * factor
+        # Logging costs as much as a step of a small model: it is done on the steps that are written, on no other.
         if step == 1 or (trainer.log_every_n_steps and step % trainer.log_every_n_steps == 0):
             self._losses.append(loss.detach())
             if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
@@ -99,6 +165,7 @@ class LitLanguageModel(LightningModule):
         self.log("train/loss", loss, prog_bar=True, logger=False)
         bits = loss.item() / math.log(2) / self.val_metrics.chars_per_token
         metrics = {"train/loss": loss.item(), "train/perplexity": loss.exp().item(), "train/bits_per_char": bits}
+        metrics["train/learning_rate"] = self.trainer.optimizers[0].param_groups[-1]["lr"]
         self.last_record = {"step": step, "metrics": metrics}
         self._write(metrics, step)
 
@@ -134,12 +201,14 @@ class LitLanguageModel(LightningModule):
             "model": self.architecture,
             "data": datamodule.describe(self.trainer.log_dir),
             "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
+            "horizon": self.horizon,
             "last_record": self.last_record,
         }
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        """Take back what was last written, for `on_train_start`."""
-        self.last_record = checkpoint.get("minigpt", {}).get("last_record", {})
+        """Take back what was last written and where the schedule ends, for `on_train_start`."""
+        about = checkpoint.get("minigpt", {})
+        self.last_record, self.horizon = about.get("last_record", {}), about.get("horizon")
 
 
 def _seed_generators(device: torch.device, seed: int) -> None:

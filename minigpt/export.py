@@ -1,0 +1,98 @@
+"""Trained models in the formats that others load: Hugging Face's folder, and safetensors with a JSON of the rest."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minigpt.errors import MiniGPTError
+from minigpt.generation.text import LanguageModel
+from minigpt.models.gpt import NORM_EPS, PRESETS, ROPE_BASE, GPT, mlp_width
+
+
+def to_hugging_face(model: torch.nn.Module) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The config.json and the weights of the Hugging Face model that gives the same logits.
+
+    Args:
+        model: A GPT with the switches of GPT-2 or of Llama.
+
+    Returns:
+        The config, with `model_type` and `architectures`; and the weights under Hugging Face's names.
+
+    Raises:
+        MiniGPTError: Hugging Face has no class for this model.
+    """
+    settings = model.settings if isinstance(model, GPT) else None
+    if settings == PRESETS["gpt2"] and model.n_kv_head == model.n_head:
+        return _gpt2(model)
+    if settings is not None and settings | {"tie_weights": False} == PRESETS["llama"]:
+        return _llama(model)
+    name = type(model).__name__
+    raise MiniGPTError(
+        f"Hugging Face has no class for this {name}: only models with exactly the switches of model.preset gpt2 or "
+        "llama can go there. Take --format safetensors."
+    )
+
+
+def _common(model: GPT) -> dict[str, Any]:
+    """No begin, end or padding token: Hugging Face's default ids would be real characters here."""
+    return {
+        "vocab_size": model.embed.num_embeddings,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+        "tie_word_embeddings": model.settings["tie_weights"],
+        "dtype": "float32",
+    }
+
+
+def _gpt2(model: GPT) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    config = _common(model) | {
+        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_positions": model.block_size,
+        "n_embd": model.n_embd, "n_layer": model.n_layer, "n_head": model.n_head,
+        "layer_norm_epsilon": NORM_EPS["layernorm"], "activation_function": "gelu_new",
+    }  # fmt: skip
+    ours = model.state_dict()
+    weights = {
+        "transformer.wte.weight": ours["embed.weight"],
+        "transformer.wpe.weight": ours["position.weight"],
+        "transformer.ln_f.weight": ours["norm.weight"],
+        "transformer.ln_f.bias": ours["norm.bias"],
+        "lm_head.weight": ours["lm_head.weight"],
+    }
+    names = {"norm1": "ln_1", "attn.qkv": "attn.c_attn", "attn.proj": "attn.c_proj", "norm2": "ln_2",
+             "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj"}  # fmt: skip
+    for layer in range(model.n_layer):
+        for name, theirs in names.items():
+            weight, bias = (ours[f"blocks.{layer}.{name}.{kind}"] for kind in ("weight", "bias"))
+            # Their linear layers are stored as (in, out).
+            weights[f"transformer.h.{layer}.{theirs}.weight"] = weight.T.contiguous() if weight.dim() == 2 else weight
+            weights[f"transformer.h.{layer}.{theirs}.bias"] = bias
+    return config, weights
+
+
+def _llama(model: GPT) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    config = _common(model) | {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "max_position_embeddings": model.block_size,
+        "hidden_size": model.n_embd, "intermediate_size": mlp_width(model.n_embd, "swiglu"),
+        "num_hidden_layers": model.n_layer, "num_attention_heads": model.n_head,
+        "num_key_value_heads": model.n_kv_head, "head_dim": model.n_embd // model.n_head,
+        "rms_norm_eps": NORM_EPS["rmsnorm"], "rope_theta": ROPE_BASE,
+    }  # fmt: skip
+    ours = model.state_dict()
+    weights = {
+        "model.embed_tokens.weight": ours["embed.weight"],
+        "model.norm.weight": ours["norm.weight"],
+        "lm_head.weight": ours["lm_head.weight"],
+    }
+    names = {"norm1": "input_layernorm", "attn.proj": "self_attn.o_proj", "norm2": "post_attention_layernorm",
+             "mlp.gate": "mlp.gate_proj", "mlp.up": "mlp.up_proj", "mlp.down": "mlp.down_proj"}  # fmt: skip
+    head_size = model.n_embd // model.n_head
+    rows = [heads * head_size for heads in (model.n_head, model.n_kv_head, model.n_kv_head)]
+    for layer in range(model.n_layer):
+        for name, theirs in names.items():
+            weights[f"model.layers.{layer}.{theirs}.weight"] = ours[f"blocks.{layer}.{name}.weight"]
+        for part, weight in zip("qkv", ours[f"blocks.{layer}.attn.qkv.weight"].split(rows), strict=True):
+            weights[f"model.layers.{layer}.self_attn.{part}_proj.weight"] = weight.contiguous()
+    return config, weights

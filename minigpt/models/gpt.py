@@ -1,0 +1,262 @@
+"""GPT: a decoder-only transformer in one file. Each enrichment over GPT-2 is one switch, and each switch has one reason.
+
+Shapes: `B` batch, `T` tokens, `C` width (n_embd), `H` heads, `D` head size (C / H), `V` vocabulary.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from minigpt.errors import MiniGPTError, did_you_mean
+
+# Three named settings of the switches. A switch that is given explicitly wins over its preset.
+PRESETS: dict[str, dict[str, Any]] = {
+    # Radford et al., "Language Models are Unsupervised Multitask Learners", 2019.
+    "gpt2": {
+        "position": "learned", "norm": "layernorm", "mlp": "gelu", "qk_norm": False, "bias": True,
+        "tie_weights": True, "softcap": 0.0, "zero_init": False,
+    },
+    # Touvron et al., "LLaMA: Open and Efficient Foundation Language Models", 2023.
+    "llama": {
+        "position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "qk_norm": False, "bias": False,
+        "tie_weights": False, "softcap": 0.0, "zero_init": False,
+    },
+    # What trains fastest to the lowest loss, after the modded-nanogpt speedruns (Jordan et al., 2024).
+    "modern": {
+        "position": "rope", "norm": "rmsnorm", "mlp": "relu2", "qk_norm": True, "bias": False,
+        "tie_weights": False, "softcap": 15.0, "zero_init": True,
+    },
+}  # fmt: skip
+CHOICES = {"position": ("learned", "rope"), "norm": ("layernorm", "rmsnorm"), "mlp": ("gelu", "swiglu", "relu2")}
+ROPE_BASE = 10_000.0
+NORM_EPS = {"layernorm": 1e-5, "rmsnorm": 1e-6}
+
+
+def resolve(preset: str, **switches: Any) -> dict[str, Any]:
+    """The switches of a preset, with those that are given and not None in their place.
+
+    Raises:
+        MiniGPTError: There is no such preset, or a switch has a value that it does not know.
+    """
+    if preset not in PRESETS:
+        raise MiniGPTError(
+            f"model.preset is '{preset}'. It takes {', '.join(PRESETS)}.{did_you_mean(str(preset), PRESETS)}"
+        )
+    settings = PRESETS[preset] | {name: value for name, value in switches.items() if value is not None}
+    for name, known in CHOICES.items():
+        if settings[name] not in known:
+            raise MiniGPTError(f"model.{name} is '{settings[name]}'. It takes {' or '.join(known)}.")
+    if settings["softcap"] < 0:
+        raise MiniGPTError(f"model.softcap is {settings['softcap']}. Give it a positive number, or 0 for none.")
+    return settings
+
+
+class GPT(nn.Module):
+    """A stack of pre-norm transformer blocks between an embedding and a linear layer.
+
+    Args:
+        vocab_size: `V`, the number of distinct ids.
+        block_size: The longest window it takes.
+        n_layer: How many blocks.
+        n_head: How many attention heads; divides n_embd.
+        n_embd: `C`, the width.
+        preset: Which of `gpt2`, `llama` and `modern` sets the switches below that are None.
+        position: `learned` adds a vector per position; `rope` turns queries and keys by an angle that grows with it,
+            so that attention sees distances (Su et al., "RoFormer", 2021).
+        norm: `layernorm`, or `rmsnorm`, which does without the mean (Zhang and Sennrich, 2019).
+        mlp: `gelu`; `swiglu`, in which one half gates the other (Shazeer, "GLU Variants Improve Transformer", 2020);
+            `relu2`, the square of ReLU, as good and cheaper (So et al., "Primer", 2021).
+        n_kv_head: Heads of keys and values, each shared by a group of query heads, for a smaller cache (Ainslie et
+            al., "GQA", 2023); None for as many as n_head.
+        qk_norm: Norm queries and keys, so that attention cannot saturate (Dehghani et al., "ViT-22B", 2023).
+        bias: Add biases to linear layers and layer norms.
+        dropout: The share of activations dropped in training.
+        tie_weights: Let the output layer be the embedding, for fewer parameters (Press and Wolf, 2017).
+        softcap: Keep logits within ± this by a tanh (Gemma 2, 2024); 0 for none.
+        zero_init: Start the layers that write to the residual stream and the output layer at zero, so that each block
+            begins as the identity.
+
+    Raises:
+        MiniGPTError: A size does not divide another, or a switch has a value that it does not know.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        block_size: int = 256,
+        n_layer: int = 4,
+        n_head: int = 4,
+        n_embd: int = 128,
+        preset: str = "gpt2",
+        position: str | None = None,
+        norm: str | None = None,
+        mlp: str | None = None,
+        n_kv_head: int | None = None,
+        qk_norm: bool | None = None,
+        bias: bool | None = None,
+        dropout: float = 0.0,
+        tie_weights: bool | None = None,
+        softcap: float | None = None,
+        zero_init: bool | None = None,
+    ):
+        super().__init__()
+        settings = resolve(
+            preset, position=position, norm=norm, mlp=mlp, qk_norm=qk_norm, bias=bias, tie_weights=tie_weights,
+            softcap=softcap, zero_init=zero_init,
+        )  # fmt: skip
+        n_kv_head = n_head if n_kv_head is None else n_kv_head
+        sizes = {
+            "vocab_size": vocab_size, "block_size": block_size, "n_layer": n_layer, "n_head": n_head,
+            "n_kv_head": n_kv_head, "n_embd": n_embd,
+        }  # fmt: skip
+        for name, size in sizes.items():
+            if size < 1:
+                raise MiniGPTError(f"model.{name} is {size}. Give it a whole number of 1 or more.")
+        if n_embd % n_head:
+            raise MiniGPTError(f"model.n_embd is {n_embd}, which model.n_head {n_head} does not divide. Change one.")
+        if n_head % n_kv_head:
+            raise MiniGPTError(f"model.n_kv_head is {n_kv_head}, which does not divide model.n_head {n_head}.")
+        if settings["position"] == "rope" and (n_embd // n_head) % 2:
+            raise MiniGPTError(f"model.position rope needs an even head size, but n_embd / n_head is {n_embd // n_head}.")
+        if not 0 <= dropout < 1:
+            raise MiniGPTError(f"model.dropout is {dropout}. Give it a share from 0 up to, but not, 1.")
+        self.block_size = block_size
+        self.n_layer, self.n_head, self.n_kv_head, self.n_embd = n_layer, n_head, n_kv_head, n_embd
+        self.settings = settings
+        self.config = sizes | {"dropout": dropout} | settings  # to build this model again, whatever the presets become
+        self.softcap = settings["softcap"]
+
+        self.embed = nn.Embedding(vocab_size, n_embd)
+        learned = settings["position"] == "learned"
+        self.position = nn.Embedding(block_size, n_embd) if learned else None
+        if not learned:
+            for name, table in zip(("cos", "sin"), rope_tables(block_size, n_embd // n_head), strict=True):
+                self.register_buffer(name, table, persistent=False)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(Block(n_embd, n_head, n_kv_head, dropout, settings) for _ in range(n_layer))
+        self.norm = make_norm(n_embd, settings)
+        self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
+        self._initialise()
+        if settings["tie_weights"]:
+            self.lm_head.weight = self.embed.weight
+
+    def _initialise(self) -> None:
+        """GPT-2's: normal of 0.02, the layers that write to the residual stream divided by the root of their number."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() < 2:
+                continue  # norms are ones, biases zeros
+            to_residual = name.endswith(("attn.proj.weight", "mlp.down.weight"))
+            nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.n_layer) if to_residual else 0.02)
+            if self.settings["zero_init"] and (to_residual or name == "lm_head.weight"):
+                nn.init.zeros_(parameter)
+        for module in self.modules():
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward(self, idx: torch.Tensor) -> torch.Tensor:
+        """`(B, T)` ids, T up to block_size, to `(B, T, V)` logits."""
+        T = idx.shape[1]
+        x = self.embed(idx)  # (B, T, C)
+        rope = None
+        if self.position is None:
+            rope = self.cos[:T], self.sin[:T]  # (T, D)
+        else:
+            x = x + self.position.weight[:T]
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x, rope)
+        logits = self.lm_head(self.norm(x))  # (B, T, V)
+        return self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits
+
+
+class Block(nn.Module):
+    """Attention, then an MLP, each reading a normed copy of the residual stream and adding to it."""
+
+    def __init__(self, n_embd: int, n_head: int, n_kv_head: int, dropout: float, settings: dict[str, Any]):
+        super().__init__()
+        self.norm1 = make_norm(n_embd, settings)
+        self.attn = Attention(n_embd, n_head, n_kv_head, dropout, settings)
+        self.norm2 = make_norm(n_embd, settings)
+        self.mlp = MLP(n_embd, dropout, settings)
+
+    def forward(self, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
+        x = x + self.attn(self.norm1(x), rope)
+        return x + self.mlp(self.norm2(x))
+
+
+class Attention(nn.Module):
+    """Causal self-attention: each token gathers from itself and those before it."""
+
+    def __init__(self, n_embd: int, n_head: int, n_kv_head: int, dropout: float, settings: dict[str, Any]):
+        super().__init__()
+        self.heads = [n_head, n_kv_head, n_kv_head]
+        self.head_size = n_embd // n_head
+        self.groups = n_head // n_kv_head
+        self.qk_norm = settings["qk_norm"]
+        self.qkv = nn.Linear(n_embd, sum(self.heads) * self.head_size, bias=settings["bias"])
+        self.proj = nn.Linear(n_embd, n_embd, bias=settings["bias"])
+        self.dropout = dropout
+
+    def forward(self, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
+        B, T, C = x.shape
+        heads = self.qkv(x).view(B, T, -1, self.head_size).transpose(1, 2)  # (B, heads of q, k and v, T, D)
+        q, k, v = heads.split(self.heads, dim=1)
+        if self.qk_norm:
+            q, k = F.rms_norm(q, (self.head_size,)), F.rms_norm(k, (self.head_size,))
+        if rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
+        if self.groups > 1:
+            k, v = (t.repeat_interleave(self.groups, dim=1) for t in (k, v))
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)  # (B, H, T, D)
+        y = self.proj(y.transpose(1, 2).reshape(B, T, C))
+        return F.dropout(y, self.dropout, self.training)
+
+
+class MLP(nn.Module):
+    """Two linear layers around a non-linearity, each token on its own."""
+
+    def __init__(self, n_embd: int, dropout: float, settings: dict[str, Any]):
+        super().__init__()
+        self.kind = settings["mlp"]
+        hidden = mlp_width(n_embd, self.kind)
+        self.up = nn.Linear(n_embd, hidden, bias=settings["bias"])
+        self.gate = nn.Linear(n_embd, hidden, bias=settings["bias"]) if self.kind == "swiglu" else None
+        self.down = nn.Linear(hidden, n_embd, bias=settings["bias"])
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kind == "swiglu":
+            x = F.silu(self.gate(x)) * self.up(x)
+        elif self.kind == "relu2":
+            x = F.relu(self.up(x)).square()
+        else:
+            x = F.gelu(self.up(x), approximate="tanh")  # GPT-2's
+        return self.dropout(self.down(x))
+
+
+def mlp_width(n_embd: int, kind: str) -> int:
+    """4 C; for the three matrices of SwiGLU 8/3 C, rounded up to a multiple of 8, so that parameters stay equal."""
+    return math.ceil(n_embd / 3) * 8 if kind == "swiglu" else 4 * n_embd
+
+
+def make_norm(size: int, settings: dict[str, Any]) -> nn.Module:
+    if settings["norm"] == "rmsnorm":
+        return nn.RMSNorm(size, eps=NORM_EPS["rmsnorm"])
+    return nn.LayerNorm(size, eps=NORM_EPS["layernorm"], bias=settings["bias"])
+
+
+def rope_tables(n_positions: int, head_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines `(n_positions, D)` of the angles by which RoPE turns, in Llama's layout of halves."""
+    frequencies = ROPE_BASE ** -(torch.arange(0, head_size, 2).float() / head_size)
+    angles = torch.outer(torch.arange(n_positions).float(), frequencies).repeat(1, 2)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn `(B, H, T, D)` queries or keys: element i and i + D / 2 are the two coordinates of a plane."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin

@@ -1,0 +1,187 @@
+"""Which parameters are updated how: groups, Muon beside AdamW in one optimizer, and learning-rate schedules."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from minigpt.errors import MiniGPTError
+
+OPTIMIZERS = ("adamw", "muon")
+SCHEDULES = ("constant", "cosine", "wsd")
+
+
+def parameter_groups(
+    model: nn.Module,
+    optimizer: str,
+    learning_rate: float,
+    muon_learning_rate: float,
+    weight_decay: float,
+    decay_vectors: bool = False,
+) -> list[dict[str, Any]]:
+    """The parameters of a model in groups, every one in exactly one of them.
+
+    Args:
+        model: Its blocks' matrices are what Muon serves.
+        optimizer: `adamw` or `muon`.
+        learning_rate: AdamW's step size.
+        muon_learning_rate: Muon's step size.
+        weight_decay: The decay of matrices and embeddings.
+        decay_vectors: Whether biases and norms decay too.
+
+    Raises:
+        MiniGPTError: There is no such optimizer, or the model has no matrices for Muon.
+    """
+    if optimizer not in OPTIMIZERS:
+        raise MiniGPTError(f"model.optimizer is '{optimizer}'. It takes {' or '.join(OPTIMIZERS)}.")
+    hidden, matrices, vectors = [], [], []
+    for name, parameter in model.named_parameters():
+        if optimizer == "muon" and parameter.dim() == 2 and "blocks." in name:
+            hidden.append(parameter)
+        elif parameter.dim() >= 2 or decay_vectors:
+            matrices.append(parameter)
+        else:
+            vectors.append(parameter)
+    if optimizer == "muon" and not hidden:
+        raise MiniGPTError("model.optimizer muon is for the matrices of transformer blocks. Set model.name to 'gpt'.")
+    groups = [
+        {"params": hidden, "muon": True, "base_lr": muon_learning_rate, "weight_decay": weight_decay},
+        {"params": matrices, "muon": False, "base_lr": learning_rate, "weight_decay": weight_decay},
+        {"params": vectors, "muon": False, "base_lr": learning_rate, "weight_decay": 0.0},
+    ]
+    groups = [group | {"lr": group["base_lr"]} for group in groups if group["params"]]
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(grouped) == sorted(map(id, model.parameters())), "each parameter in exactly one group"
+    return groups
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon for the groups that have `muon` set, AdamW for the others, as one optimizer.
+
+    Lightning's automatic optimization, with its clipping and accumulation, takes one optimizer, and counts one step.
+
+    Muon (Jordan, "Muon: An optimizer for hidden layers in neural networks", 2024) replaces the momentum of a matrix by
+    the nearest matrix whose singular values are all about 1, found by a few Newton-Schulz iterations. Matrices of one
+    shape are orthogonalised together.
+
+    Args:
+        groups: Parameter groups with `lr`, `weight_decay` and `muon`; Muon's hold matrices only.
+        momentum: Muon's momentum, in Nesterov's form.
+        betas: AdamW's.
+        ns_dtype: In which precision Newton-Schulz runs.
+    """
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.95),
+        ns_dtype: torch.dtype = torch.bfloat16,
+    ):
+        self.momentum, self.betas, self.ns_dtype = momentum, betas, ns_dtype
+        super().__init__(groups, {"lr": 1e-3, "weight_decay": 0.0, "muon": False})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """After loading, the groups are new objects: AdamW has to share those."""
+        super().__setstate__(state)
+        self.__dict__.pop("_adamw", None)
+
+    def _share(self) -> torch.optim.AdamW:
+        """An AdamW over the very groups and state of this optimizer, so that there is nothing to keep in step."""
+        groups = [group for group in self.param_groups if not group["muon"]]
+        adamw = torch.optim.AdamW(groups, betas=self.betas, fused=True)
+        adamw.state = self.state
+        return adamw
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
+        """One update of every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            if group["muon"]:
+                self._muon_step(group)
+        if "_adamw" not in self.__dict__:
+            self._adamw = self._share()
+        self._adamw.step()
+        return loss
+
+    def _muon_step(self, group: dict[str, Any]) -> None:
+        by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                by_shape.setdefault(parameter.shape, []).append(parameter)
+        for (rows, columns), parameters in by_shape.items():
+            gradients = [parameter.grad for parameter in parameters]
+            buffers = [self._buffer(parameter) for parameter in parameters]
+            torch._foreach_lerp_(buffers, gradients, 1 - self.momentum)
+            updates = torch.stack(torch._foreach_lerp(gradients, buffers, self.momentum))
+            updates = orthogonalise(updates, self.ns_dtype).to(gradients[0].dtype)
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            scale = group["lr"] * max(1, rows / columns) ** 0.5
+            torch._foreach_add_(parameters, list(updates.unbind()), alpha=-scale)
+
+    def _buffer(self, parameter: nn.Parameter) -> torch.Tensor:
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        return state["momentum_buffer"]
+
+
+def orthogonalise(matrices: torch.Tensor, dtype: torch.dtype = torch.bfloat16, steps: int = 5) -> torch.Tensor:
+    """`(N, rows, columns)` matrices with their singular values brought near 1, by Newton-Schulz of order five.
+
+    The coefficients, Jordan's, trade convergence to exactly 1 for speed: values end between about 0.7 and 1.2.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrices.to(dtype)
+    tall = x.shape[-2] > x.shape[-1]
+    if tall:
+        x = x.mT
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + torch.baddbmm(gram, gram, gram, beta=b, alpha=c) @ x
+    return x.mT if tall else x
+
+
+def schedule(kind: str, warmup_steps: int, horizon: int, floor: float, cooldown: float) -> Callable[[int], float]:
+    """The factor on the learning rate as a function of the number of optimizer steps done.
+
+    Args:
+        kind: `constant`; `cosine` (Loshchilov and Hutter, "SGDR", 2017); `wsd`: stable, then a straight line down (Hu
+            et al., "MiniCPM", 2024).
+        warmup_steps: Steps of a straight line up, first.
+        horizon: The step at which the factor reaches the floor.
+        floor: Where cosine and wsd end.
+        cooldown: The share of the horizon over which wsd goes down.
+
+    Raises:
+        MiniGPTError: There is no such schedule, or its parts do not fit the horizon.
+    """
+    if kind not in SCHEDULES:
+        raise MiniGPTError(f"model.lr_schedule is '{kind}'. It takes {', '.join(SCHEDULES)}.")
+    if kind != "constant" and not 0 <= warmup_steps < horizon:
+        raise MiniGPTError(
+            f"model.warmup_steps is {warmup_steps}, but the whole schedule has {horizon} steps. Lower it, or raise "
+            "trainer.max_steps or model.decay_steps."
+        )
+    if not 0 < cooldown <= 1:
+        raise MiniGPTError(f"model.cooldown is {cooldown}. Give it a share of the steps, above 0 and up to 1.")
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        if kind == "constant":
+            return 1.0
+        if kind == "cosine":
+            done = min(1.0, (step - warmup_steps) / (horizon - warmup_steps))
+            return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
+        left = max(0.0, (horizon - step) / (cooldown * horizon))
+        return floor + (1 - floor) * min(1.0, left)
+
+    return factor

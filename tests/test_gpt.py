@@ -1,0 +1,164 @@
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from minigpt import GPT, MiniGPTError
+from minigpt.models.gpt import PRESETS
+
+SHAPES = [(1, 1, 16, 8), (2, 4, 32, 16), (3, 6, 96, 33)]  # n_layer, n_head, n_embd, block_size
+
+
+def randomise(model: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """Weights far from the initial ones, so that nothing hides behind a zero or a one."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator) * 0.3 / math.sqrt(max(1, parameter.shape[-1] / 16))
+            parameter.copy_(noise + 1 if parameter.dim() == 1 and "norm" in name and "bias" not in name else noise)
+    return model.eval()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_token_changes_no_logits_before_it(preset):
+    model = randomise(GPT(30, 16, 2, 4, 32, preset), 0)
+    idx = torch.randint(0, 30, (2, 16))
+    changed = idx.clone()
+    changed[:, 9] = (changed[:, 9] + 1) % 30
+    before, after = model(idx), model(changed)
+    assert torch.equal(before[:, :9], after[:, :9])
+    assert (before[:, 9:] != after[:, 9:]).any(dim=-1).all()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_first_loss_is_about_that_of_a_guess(preset):
+    torch.manual_seed(0)
+    idx = torch.randint(0, 65, (8, 33))
+    loss = F.cross_entropy(GPT(65, 32, preset=preset)(idx[:, :-1]).flatten(0, 1), idx[:, 1:].flatten())
+    assert abs(loss.item() - math.log(65)) < 0.1
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_one_batch_can_be_learned_by_heart(preset):
+    torch.manual_seed(0)
+    idx = torch.randint(0, 20, (4, 17))
+    model = GPT(20, 16, 2, 2, 32, preset)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0)
+    for _ in range(150):
+        loss = F.cross_entropy(model(idx[:, :-1]).flatten(0, 1), idx[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.05
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_parameter_learns(preset):
+    torch.manual_seed(0)
+    model = randomise(GPT(30, 16, 2, 4, 32, preset), 0)
+    F.cross_entropy(model(torch.randint(0, 30, (4, 16))).flatten(0, 1), torch.randint(0, 30, (64,))).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_an_explicit_switch_wins_over_the_preset():
+    model = GPT(10, 8, preset="llama", mlp="gelu", bias=True)
+    assert model.settings["mlp"] == "gelu"
+    assert model.blocks[0].mlp.up.bias is not None
+    assert model.settings["position"] == "rope"
+
+
+def test_the_switches_do_what_they_say():
+    tied, free = GPT(10, 8, preset="gpt2"), GPT(10, 8, preset="gpt2", tie_weights=False)
+    assert tied.lm_head.weight is tied.embed.weight
+    assert free.lm_head.weight is not free.embed.weight
+    capped = randomise(GPT(10, 8, preset="gpt2", softcap=2.0), 1)
+    assert capped(torch.randint(0, 10, (4, 8))).abs().max() < 2
+    zero = GPT(10, 8, preset="modern")
+    assert zero(torch.randint(0, 10, (1, 8))).abs().max() == 0
+    assert sum(p.numel() for n, p in GPT(10, 8, bias=False).named_parameters() if n.endswith("bias")) == 0
+
+
+def test_rope_sees_distances_alone():
+    torch.manual_seed(0)
+    model = randomise(GPT(30, 32, 1, 2, 32, "llama"), 0)
+    attn, x = model.blocks[0].attn, torch.randn(1, 4, 32)
+    at_0, at_20 = (attn(x, (model.cos[s : s + 4], model.sin[s : s + 4])) for s in (0, 20))
+    torch.testing.assert_close(at_0, at_20)
+    assert not torch.allclose(at_0, attn(x, None))
+
+
+def test_grouped_heads_equal_repeated_ones():
+    torch.manual_seed(0)
+    grouped = randomise(GPT(30, 16, 1, 4, 32, "llama", n_kv_head=2), 0)
+    full = GPT(30, 16, 1, 4, 32, "llama").eval()
+    weights = grouped.state_dict()
+    q, k, v = weights["blocks.0.attn.qkv.weight"].split([32, 16, 16])
+    repeat = [t.view(2, 8, 32).repeat_interleave(2, dim=0).reshape(32, 32) for t in (k, v)]
+    full.load_state_dict(weights | {"blocks.0.attn.qkv.weight": torch.cat([q, *repeat])})
+    idx = torch.randint(0, 30, (2, 16))
+    torch.testing.assert_close(grouped(idx), full(idx))
+
+
+def test_dropout_is_for_training_alone():
+    model = GPT(30, 16, dropout=0.5)
+    randomise(model, 0)
+    idx = torch.randint(0, 30, (1, 16))
+    assert torch.equal(model(idx), model(idx))
+    model.train()
+    assert not torch.equal(model(idx), model(idx))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(("n_layer", "n_head", "n_embd", "block_size"), SHAPES)
+def test_gpt2_gives_hugging_faces_logits(seed, n_layer, n_head, n_embd, block_size):
+    transformers = pytest.importorskip("transformers")
+    ours = randomise(GPT(50, block_size, n_layer, n_head, n_embd, "gpt2"), seed)
+    theirs = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=50, n_positions=block_size, n_embd=n_embd, n_layer=n_layer, n_head=n_head,
+            attn_implementation="eager",
+        )
+    ).eval()  # fmt: skip
+    from minigpt.export import to_hugging_face
+
+    theirs.load_state_dict(to_hugging_face(ours)[1])
+    idx = torch.randint(0, 50, (3, block_size), generator=torch.Generator().manual_seed(seed))
+    assert (ours(idx) - theirs(idx).logits).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("n_kv_head", [None, 1])
+@pytest.mark.parametrize(("n_layer", "n_head", "n_embd", "block_size"), SHAPES)
+def test_llama_gives_hugging_faces_logits(seed, n_kv_head, n_layer, n_head, n_embd, block_size):
+    transformers = pytest.importorskip("transformers")
+    ours = randomise(GPT(50, block_size, n_layer, n_head, n_embd, "llama", n_kv_head=n_kv_head), seed)
+    from minigpt.export import to_hugging_face
+
+    config, weights = to_hugging_face(ours)
+    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config)).eval()
+    theirs.load_state_dict(weights)
+    idx = torch.randint(0, 50, (3, block_size), generator=torch.Generator().manual_seed(seed))
+    assert (ours(idx) - theirs(idx).logits).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"n_embd": 130}, "n_embd is 130"),
+        ({"n_kv_head": 3}, "n_kv_head is 3"),
+        ({"n_embd": 12, "preset": "llama"}, "even head size"),
+        ({"preset": "lama"}, "Did you mean 'llama'"),
+        ({"position": "absolute"}, "model.position is 'absolute'"),
+        ({"norm": "batchnorm"}, "model.norm"),
+        ({"mlp": "relu"}, "model.mlp"),
+        ({"n_layer": 0}, "model.n_layer is 0"),
+        ({"dropout": 1.0}, "model.dropout"),
+        ({"softcap": -1.0}, "model.softcap"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(settings, words):
+    with pytest.raises(MiniGPTError, match=words):
+        GPT(10, 8, **settings)
