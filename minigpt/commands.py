@@ -120,20 +120,26 @@ def evaluate(args: list[str]) -> int:
     from minigpt.data import corpus
     from minigpt.data.dataset import split
     from minigpt.evaluation import evaluate as score
+    from minigpt.evaluation import floors
 
     file = runs.find_checkpoint(asked.ckpt_path)
     checkpoint = runs.read_checkpoint(file)
     about = checkpoint["minigpt"]["data"]
     lm = runs.language_model(checkpoint, _device(asked.device))
-    text = corpus.clean(corpus.read_text(asked.path or runs.corpus_of(file, about)), about["lower"], about["strip"])
-    ids = torch.tensor(lm.tokenizer.encode(text))
-    chars_per_token = len(text) / len(ids)
-    if asked.path is None:
-        runs.check_corpus(text, about)
-        ids = split(ids, about["val_fraction"])[1]
-    scores = score(lm.model, ids, lm.tokenizer.vocab_size, chars_per_token)
+    encode = lm.tokenizer.encode
+    own = corpus.clean(corpus.read_text(runs.corpus_of(file, about)), about["lower"], about["strip"])
+    runs.check_corpus(own, about)
+    train, val = split(torch.tensor(encode(own)), about["val_fraction"])
+    text = lm.tokenizer.decode(val)
+    if asked.path:
+        text = corpus.clean(corpus.read_text(asked.path), about["lower"], about["strip"])
+        val = torch.tensor(encode(text))
+    scores = score(lm.model, val, lm.tokenizer.vocab_size, len(text) / len(val))
+    scores = {name: round(value, 6) for name, value in scores.items()}
+    bits = floors(train, val, lm.tokenizer.vocab_size, lm.tokenizer.decode(train), text)
+    scores["floors"] = {name: round(value, 6) for name, value in bits.items()}
     print(f"({file})", file=sys.stderr)
-    print(json.dumps({name: round(value, 6) for name, value in scores.items()}, indent=2))
+    print(json.dumps(scores, indent=2))
     return 0
 
 
@@ -172,10 +178,12 @@ def _summary(cli, seconds: float) -> None:
     metrics, run_dir = cli.trainer.callback_metrics, _short(cli.run_dir)
     lm = LanguageModel(cli.model.model, cli.datamodule.tokenizer)
     sample = lm.generate(PROMPT, 200, unknown="skip", seed=0, **CONTROLS)
+    floors = ", ".join(f"{name} {bits:.4f}" for name, bits in cli.datamodule.floors.items())
     print(
         f"validation loss {metrics['val/loss']:.4f} nats per token, "
         f"{metrics['val/bits_per_char']:.4f} bits per character, "
-        f"after {cli.trainer.global_step} steps in {seconds:.0f} s\n\n"
+        f"after {cli.trainer.global_step} steps in {seconds:.0f} s\n"
+        f"floors in bits per character: {floors}\n\n"
         f"{sample}\n\n"
         f"Curves and samples:  tensorboard --logdir {run_dir}\n"
         f"More text:           python scripts/generate.py --ckpt_path {run_dir}"

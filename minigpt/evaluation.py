@@ -1,5 +1,9 @@
-"""How good a model is on a text: loss, bits per character, perplexity and accuracy over the whole of it."""
+"""How good a model is on a text: loss, bits per character, perplexity and accuracy over the whole of it.
 
+And the floors beside it: what a text costs when next to nothing is known of it, or what a compressor makes of it.
+"""
+
+import lzma
 import math
 
 import torch
@@ -102,3 +106,38 @@ def evaluate(model: nn.Module, data: torch.Tensor, vocab_size: int, chars_per_to
     tokens = len(data) - 1
     scores = {name: value.item() for name, value in metrics.compute().items()}
     return {**scores, "tokens": tokens, "characters": round(tokens * chars_per_token)}
+
+
+def floors(train: torch.Tensor, val: torch.Tensor, vocab_size: int, train_text: str, val_text: str) -> dict[str, float]:
+    """What simple models make of the validation text, in bits per character: a scale for every other figure.
+
+    Args:
+        train: `(N,)` ids to count.
+        val: `(M,)` ids to score; like in `evaluate`, all but the first.
+        vocab_size: `V`.
+        train_text: The text of `train`.
+        val_text: The text of `val`.
+
+    Returns:
+        `uniform`, a guess among the V tokens; `unigram`, the train counts plus one; `bigram`, the counts after each
+        token, filled up with one unigram draw (MacKay and Peto, "A hierarchical Dirichlet language model", 1995),
+        about the best that TinyGPT can reach; `xz`, what xz adds to the size of the train text for the validation
+        text.
+    """
+    targets, before = val[1:], val[:-1]
+    tokens_per_char = len(val) / len(val_text)
+    counts = torch.bincount(train, minlength=vocab_size).double() + 1
+    unigram = counts / counts.sum()
+    pairs, which = torch.unique(train[:-1] * vocab_size + train[1:], return_counts=True)  # V x V may be too large
+    place = torch.searchsorted(pairs, before * vocab_size + targets).clamp(max=len(pairs) - 1)
+    seen = torch.where(pairs[place] == before * vocab_size + targets, which[place], 0)
+    after = torch.bincount(train[:-1], minlength=vocab_size)[before]
+    bigram = (seen + unigram[targets]) / (after + 1)
+    train_bytes, val_bytes = train_text.encode(), val_text.encode()
+    xz = len(lzma.compress(train_bytes + val_bytes)) - len(lzma.compress(train_bytes))
+    return {
+        "uniform": math.log2(vocab_size) * tokens_per_char,
+        "unigram": -unigram[targets].log2().mean().item() * tokens_per_char,
+        "bigram": -bigram.log2().mean().item() * tokens_per_char,
+        "xz": xz * 8 / len(val_text),
+    }

@@ -1,14 +1,11 @@
 """Trained models in the formats that others load: Hugging Face's folder, and safetensors with a JSON of the rest."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from minigpt.errors import MiniGPTError
-from minigpt.generation.text import LanguageModel
-from minigpt.models.gpt import NORM_EPS, PRESETS, ROPE_BASE, GPT, mlp_width
+from minigpt.models.gpt import GPT, NORM_EPS, PRESETS, ROPE_BASE, mlp_width
 
 
 def to_hugging_face(model: torch.nn.Module) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

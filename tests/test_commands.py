@@ -35,8 +35,9 @@ def test_evaluate_scores_the_validation_text_of_the_run(call, trained_run):
     data = minigpt.TextDataModule(lower=True, strip=True)
     data.setup()
     expected = evaluate(minigpt.load(trained_run).model, data.val_ids, data.vocab_size)
+    assert list(scores) == ["loss", "bits_per_char", "perplexity", "accuracy", "tokens", "characters", "floors"]
+    assert scores.pop("floors") == pytest.approx(data.floors, abs=1e-6)
     assert scores == pytest.approx(expected, abs=1e-6)
-    assert list(scores) == ["loss", "bits_per_char", "perplexity", "accuracy", "tokens", "characters"]
 
 
 def test_evaluate_agrees_with_what_training_reported(call):

@@ -1,11 +1,13 @@
+import itertools
 import math
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+import minigpt
 from minigpt import TinyGPT
-from minigpt.evaluation import BitsPerCharacter, TextMetrics, evaluate
+from minigpt.evaluation import BitsPerCharacter, TextMetrics, evaluate, floors
 
 
 @pytest.fixture
@@ -53,3 +55,39 @@ def test_the_mode_of_the_model_is_given_back(model):
     model.train()
     evaluate(model, torch.randint(0, 30, (40,)), vocab_size=30)
     assert model.training
+
+
+def test_floors_are_what_they_say():
+    train_text, val_text = "abab" * 100 + "abac", "ababac"
+    train, val = (torch.tensor([ord(c) - ord("a") for c in text]) for text in (train_text, val_text))
+    bits = floors(train, val, 4, train_text, val_text)
+    counts = {"a": 202, "b": 201, "c": 1, "d": 0}
+    unigram = {c: (n + 1) / 408 for c, n in counts.items()}
+    pairs = {"ab": 201, "ba": 201, "ac": 1}
+    scored = list(itertools.pairwise(val_text))
+    after = {x: sum(n for pair, n in pairs.items() if pair[0] == x) for x in "ab"}
+    assert bits["uniform"] == 2
+    assert bits["unigram"] == pytest.approx(-sum(math.log2(unigram[y]) for _, y in scored) / 5)
+    bigram = [(pairs.get(x + y, 0) + unigram[y]) / (after[x] + 1) for x, y in scored]
+    assert bits["bigram"] == pytest.approx(-sum(map(math.log2, bigram)) / 5)
+    assert bits["xz"] >= 0
+
+
+def test_floors_hold_what_was_never_seen():
+    bits = floors(torch.tensor([0, 1, 0, 1]), torch.tensor([2, 3, 3]), 4, "abab", "cdd")
+    assert all(math.isfinite(value) for value in bits.values())
+
+
+def test_a_trained_bigram_comes_down_to_its_floor():
+    data = minigpt.TextDataModule(lower=True, strip=True)
+    counts = torch.zeros(data.vocab_size, data.vocab_size)
+    counts.index_put_((data.train_ids[:-1], data.train_ids[1:]), torch.ones(()), accumulate=True)
+    model = TinyGPT(data.vocab_size, n_embd=data.vocab_size)
+    with torch.no_grad():  # the logits of the smoothed table, written into the weights
+        unigram = (counts.sum(0) + 1) / (counts.sum() + data.vocab_size)
+        model.embed.weight.copy_(torch.eye(data.vocab_size))
+        model.lm_head.weight.copy_(((counts + unigram) / (counts.sum(1, keepdim=True) + 1)).log().T)
+        model.lm_head.bias.zero_()
+    scores = evaluate(model, data.val_ids, data.vocab_size)
+    assert scores["bits_per_char"] == pytest.approx(data.floors["bigram"], abs=2e-3)
+    assert data.floors["bigram"] < data.floors["unigram"] < data.floors["uniform"]

@@ -15,7 +15,9 @@ def randomise(model: torch.nn.Module, seed: int) -> torch.nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator) * 0.3 / math.sqrt(max(1, parameter.shape[-1] / 16))
+            noise = (
+                torch.randn(parameter.shape, generator=generator) * 0.3 / math.sqrt(max(1, parameter.shape[-1] / 16))
+            )
             parameter.copy_(noise + 1 if parameter.dim() == 1 and "norm" in name and "bias" not in name else noise)
     return model.eval()
 

@@ -1,4 +1,4 @@
-"""GPT: a decoder-only transformer in one file. Each enrichment over GPT-2 is one switch, and each switch has one reason.
+"""GPT: a decoder-only transformer in one file. Each enrichment over GPT-2 is one switch, with one reason.
 
 Shapes: `B` batch, `T` tokens, `C` width (n_embd), `H` heads, `D` head size (C / H), `V` vocabulary.
 """
@@ -120,7 +120,9 @@ class GPT(nn.Module):
         if n_head % n_kv_head:
             raise MiniGPTError(f"model.n_kv_head is {n_kv_head}, which does not divide model.n_head {n_head}.")
         if settings["position"] == "rope" and (n_embd // n_head) % 2:
-            raise MiniGPTError(f"model.position rope needs an even head size, but n_embd / n_head is {n_embd // n_head}.")
+            raise MiniGPTError(
+                f"model.position rope needs an even head size, but n_embd / n_head is {n_embd // n_head}."
+            )
         if not 0 <= dropout < 1:
             raise MiniGPTError(f"model.dropout is {dropout}. Give it a share from 0 up to, but not, 1.")
         self.block_size = block_size

@@ -1,6 +1,7 @@
 """TextDataModule: a corpus in, loaders of windows out."""
 
 import os
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from minigpt.data import corpus
 from minigpt.data.dataset import BatchOrder, CharDataset, split
 from minigpt.data.tokenizers import CharTokenizer
 from minigpt.errors import MiniGPTError
-from minigpt.evaluation import eval_windows
+from minigpt.evaluation import eval_windows, floors
 
 
 class TextDataModule(LightningDataModule):
@@ -78,6 +79,12 @@ class TextDataModule(LightningDataModule):
                 "Give a longer text, or a smaller --data.block_size."
             )
         self._tokenizer = tokenizer
+
+    @cached_property
+    def floors(self) -> dict[str, float]:
+        """What simple models make of the validation text, in bits per character."""
+        train, val = (self.tokenizer.decode(ids) for ids in (self.train_ids, self.val_ids))
+        return floors(self.train_ids, self.val_ids, self.vocab_size, train, val)
 
     @property
     def tokenizer(self) -> CharTokenizer:

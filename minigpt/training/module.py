@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch.nn import functional as F
 from torch.optim import AdamW
 
@@ -15,6 +16,17 @@ from minigpt.models import build_model
 from minigpt.seeds import derive_seed
 from minigpt.training.datamodule import TextDataModule
 from minigpt.training.optim import MuonAdamW, parameter_groups, schedule
+
+# TensorBoard's tab of combined charts: the two curves with the floors as lines beside them.
+CHARTS = {
+    "bits per character": {
+        "train, validation and floors": [
+            "Multiline",
+            [f"{part}/bits_per_char" for part in ("train", "val")]
+            + [f"floors/{name}" for name in ("uniform", "unigram", "bigram", "xz")],
+        ]
+    }
+}
 
 
 class LitLanguageModel(LightningModule):
@@ -138,6 +150,9 @@ class LitLanguageModel(LightningModule):
         self._factor = schedule(rates.lr_schedule, rates.warmup_steps, self.horizon, floor, rates.cooldown)
         self._scheduled = rates.lr_schedule != "constant" or rates.warmup_steps > 0
         self.val_metrics.chars_per_token = getattr(self.trainer.datamodule, "chars_per_token", 1.0)
+        for logger in self.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_custom_scalars(CHARTS)
         if self.last_record.get("step") == self.global_step:  # purge_step hides what was written at this step
             self._write(self.last_record["metrics"], self.global_step)
 
@@ -180,7 +195,10 @@ class LitLanguageModel(LightningModule):
         metrics = {f"val/{name}": value for name, value in self.val_metrics.compute().items()}
         self.val_metrics.reset()
         self.log_dict(metrics, logger=False)
-        self._write({name: value.item() for name, value in metrics.items()}, self.global_step)
+        written = {name: value.item() for name, value in metrics.items()}
+        if isinstance(self.trainer.datamodule, TextDataModule):  # as lines beside the curves
+            written |= {f"floors/{name}": bits for name, bits in self.trainer.datamodule.floors.items()}
+        self._write(written, self.global_step)
 
     def _write(self, metrics: dict[str, float], step: int) -> None:
         """Write to the loggers at once, under the number of optimizer steps done.

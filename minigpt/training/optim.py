@@ -88,9 +88,11 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__setstate__(state)
         self.__dict__.pop("_adamw", None)
 
-    def _share(self) -> torch.optim.AdamW:
+    def _share(self) -> torch.optim.AdamW | None:
         """An AdamW over the very groups and state of this optimizer, so that there is nothing to keep in step."""
         groups = [group for group in self.param_groups if not group["muon"]]
+        if not groups:
+            return None
         adamw = torch.optim.AdamW(groups, betas=self.betas, fused=True)
         adamw.state = self.state
         return adamw
@@ -107,7 +109,8 @@ class MuonAdamW(torch.optim.Optimizer):
                 self._muon_step(group)
         if "_adamw" not in self.__dict__:
             self._adamw = self._share()
-        self._adamw.step()
+        if self._adamw:
+            self._adamw.step()
         return loss
 
     def _muon_step(self, group: dict[str, Any]) -> None:

@@ -1,0 +1,195 @@
+"""The ladder: from the bigram to a modern transformer, what each enrichment buys on one corpus, in one table.
+
+    python benchmarks/ladder.py --corpus exemple
+
+Trains every rung with the same number of tokens and the same parameters (within 5 %), several seeds each, and scores
+the whole validation text. Writes NAME.json as it goes (a run that is in it is not trained again), and at the end
+NAME.md, NAME.png and NAME.svg, in the folder --out.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+CONFIG = ROOT / "configs" / "gpt_nano.yaml"
+PROMPT = {"exemple": "un matin,"}
+BUDGET = 0.05  # how far the parameters of a rung may be from GPT-2's
+
+ADAMW = {"optimizer": "adamw", "learning_rate": 3e-3, "beta2": 0.99, "min_lr": 3e-4, "warmup_steps": 50}
+MUON = {"optimizer": "muon", "lr_schedule": "wsd", "min_lr": 0.0, "warmup_steps": 0, "weight_decay": 0.0}
+# Each rung keeps what the ones before it brought, but for SwiGLU, which ReLU squared replaces.
+STEPS: list[tuple[str, dict[str, Any]]] = [
+    ("GPT-2", {"preset": "gpt2", "bias": True} | ADAMW),
+    ("+ RMSNorm, no biases", {"norm": "rmsnorm", "bias": False}),
+    ("+ RoPE", {"position": "rope"}),
+    ("+ SwiGLU", {"mlp": "swiglu"}),
+    ("ReLU² in its place", {"mlp": "relu2"}),
+    ("+ QK-norm", {"qk_norm": True}),
+    ("+ Muon for the matrices", MUON),
+    ("+ zero-initialised outputs", {"zero_init": True, "tie_weights": False}),
+    ("+ soft-cap: `modern`", {"softcap": 15.0}),
+]
+
+
+def rungs() -> dict[str, dict[str, Any]]:
+    """The settings of each rung, by name."""
+    settings, ladder = {}, {"bigram (TinyGPT)": {"name": "tinygpt", "decay_vectors": True} | ADAMW}
+    for name, change in STEPS:
+        settings = settings | change
+        ladder[name] = settings
+    return ladder
+
+
+def train(name: str, settings: dict[str, Any], seed: int, corpus: str, steps: int, threads: int) -> dict[str, Any]:
+    """Train one rung with one seed, in a process of its own; what the table needs of it."""
+    import torch
+
+    from minigpt.evaluation import evaluate
+    from minigpt.generation.text import LanguageModel
+    from minigpt.training.cli import MiniGPTCLI
+
+    torch.set_num_threads(threads)
+    flags = {f"model.{key}": value for key, value in settings.items()} | {
+        "data.path": corpus, "seed_everything": seed, "trainer.max_steps": steps, "trainer.accelerator": "cpu",
+        "validation.every_n_steps": 0, "checkpoint.every_n_steps": 10**9, "samples.every_n_steps": 0,
+    }  # fmt: skip
+    if settings.get("name") == "tinygpt":
+        flags |= {"model.n_layer": "null", "model.n_head": "null", "model.preset": "null", "model.bias": "null"}
+        flags["model.n_embd"] = bigram_width(corpus)
+    args = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        os.chdir(folder)
+        cli = MiniGPTCLI(["--config", str(CONFIG), *args])
+        start = time.perf_counter()
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+        seconds = time.perf_counter() - start
+        os.chdir(ROOT)
+    data, model = cli.datamodule, cli.model.model
+    lm = LanguageModel(model, data.tokenizer)
+    sample = lm.generate(
+        PROMPT.get(corpus, "\n"), 120, temperature=0.8, top_k=30, top_p=0.9, seed=0, unknown="skip"
+    )  # fmt: skip
+    return {
+        "rung": name, "seed": seed, "parameters": sum(p.numel() for p in model.parameters()),
+        **evaluate(model, data.val_ids, data.vocab_size), "seconds": seconds,
+        "tokens_per_s": steps * data.batch_size * data.block_size / seconds, "sample": sample, "floors": data.floors,
+    }  # fmt: skip
+
+
+def bigram_width(corpus: str) -> int:
+    """The width at which TinyGPT has as many parameters as the second rung."""
+    from minigpt import GPT, TextDataModule
+
+    data = TextDataModule(path=corpus)
+    budget = sum(p.numel() for p in GPT(data.vocab_size, 64, preset="gpt2").parameters())
+    return (budget - data.vocab_size) // (2 * data.vocab_size)
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """The ladder as a Markdown table, one rung a line."""
+    lines = [
+        "| rung | parameters | val bits per character | nats | seconds | tokens/s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in rungs():
+        runs = [run for run in results if run["rung"] == name]
+        if not runs:
+            continue
+        bits = [run["bits_per_char"] for run in runs]
+        spread = statistics.stdev(bits) if len(bits) > 1 else 0.0
+        nats, seconds, speed = (
+            statistics.mean(run[key] for run in runs) for key in ("loss", "seconds", "tokens_per_s")
+        )
+        lines.append(
+            f"| {name} | {runs[0]['parameters']:,} | {statistics.mean(bits):.4f} ± {spread:.4f} | {nats:.4f} "
+            f"| {seconds:.0f} | {speed:,.0f} |"
+        )
+    floors = ", ".join(f"{name} {bits:.4f}" for name, bits in results[0]["floors"].items())
+    lines += ["", f"Floors in bits per character: {floors}.", "", "What each rung writes (the first seed):", ""]
+    first = min(run["seed"] for run in results)
+    for name in rungs():
+        for run in results:
+            if (run["rung"], run["seed"]) == (name, first):
+                lines += [f"{name}:", "", *(f"    {line}" for line in run["sample"].splitlines()), ""]
+    return "\n".join(lines)
+
+
+def plot(results: list[dict[str, Any]], path: Path, title: str) -> None:
+    """A dot per run and a line through the means, with the floors."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = [name for name in rungs() if any(run["rung"] == name for run in results)]
+    figure, axes = plt.subplots(figsize=(9, 5))
+    means = []
+    for x, name in enumerate(names):
+        bits = [run["bits_per_char"] for run in results if run["rung"] == name]
+        axes.plot([x] * len(bits), bits, "o", color="#1f77b4", alpha=0.4)
+        means.append(statistics.mean(bits))
+    axes.plot(range(len(names)), means, "-o", color="#1f77b4", label="validation, mean of the seeds")
+    for (name, bits), style in zip(results[0]["floors"].items(), ((0, (1, 4)), ":", "--", "-."), strict=True):
+        if bits < max(means) * 1.3:
+            axes.axhline(bits, color="grey", linestyle=style, linewidth=1, label=f"{name} floor: {bits:.2f}")
+    axes.set_xticks(range(len(names)), [name.replace("`", "") for name in names], rotation=30, ha="right")
+    axes.set_ylabel("bits per character, lower is better")
+    axes.set_title(title)
+    axes.legend()
+    figure.tight_layout()
+    for suffix in (".png", ".svg"):
+        figure.savefig(path.with_suffix(suffix), dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--corpus", default="exemple", help="a corpus name or a text file")
+    parser.add_argument("--steps", type=int, default=500, help="optimizer steps of 12 windows of 64 tokens")
+    parser.add_argument("--seeds", type=int, default=3, help="how many seeds each rung is trained with")
+    parser.add_argument("--jobs", type=int, default=2, help="how many runs at a time")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each run")
+    parser.add_argument("--only", default="", help="train only the rungs whose name holds this")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "ladder", help="where the results go")
+    asked = parser.parse_args()
+
+    name = Path(asked.corpus).stem
+    asked.out.mkdir(parents=True, exist_ok=True)
+    file = asked.out / f"{name}.json"
+    results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    corpus = asked.corpus if not Path(asked.corpus).exists() else str(Path(asked.corpus).resolve())
+    done = {(run["rung"], run["seed"]) for run in results}
+    os.environ["OMP_NUM_THREADS"] = str(asked.threads)
+    with ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn")) as pool:
+        runs = [
+            pool.submit(train, rung, settings, seed, corpus, asked.steps, asked.threads)
+            for seed in range(1, asked.seeds + 1)
+            for rung, settings in rungs().items()
+            if (rung, seed) not in done and asked.only in rung
+        ]
+        for run in as_completed(runs):
+            results.append(run.result())
+            file.write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
+            print(f"{results[-1]['rung']}, seed {results[-1]['seed']}: {results[-1]['bits_per_char']:.4f}", flush=True)
+    parameters = [run["parameters"] for run in results]
+    reference = next((run["parameters"] for run in results if run["rung"] == "GPT-2"), parameters[0])
+    assert all(abs(count / reference - 1) < BUDGET for count in parameters), "the same parameters within 5 %"
+    (asked.out / f"{name}.md").write_text(table(results), encoding="utf-8")
+    plot(results, asked.out / name, f"{name}: {asked.steps} steps of 768 tokens, {reference / 1e6:.1f} M parameters")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
