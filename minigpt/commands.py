@@ -41,7 +41,6 @@ class _Parser(argparse.ArgumentParser):
             description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
         self.add_argument("--ckpt_path", default="last", help="`last` (the newest run), a run folder or a checkpoint")
-        self.add_argument("--device", default="auto", help="`auto` (a GPU where there is one), `cpu`, `cuda`, ...")
 
     def parse_args(self, args: list[str]) -> argparse.Namespace:
         """Parse; an unknown option is answered with the nearest one."""
@@ -65,6 +64,10 @@ def _or_none(kind: type) -> Callable[[str], int | float | None]:
     return parse
 
 
+def _add_device(parser: _Parser) -> None:
+    parser.add_argument("--device", default="auto", help="`auto` (a GPU where there is one), `cpu`, `cuda`, ...")
+
+
 def _device(name: str) -> str:
     import torch
 
@@ -80,6 +83,7 @@ def _device(name: str) -> str:
 def generate(args: list[str]) -> int:
     """scripts/generate.py: continue a prompt with a trained model."""
     parser = _Parser("Continue a prompt with a trained model. The text goes to stdout, everything else to stderr.")
+    _add_device(parser)
     parser.add_argument("--prompt", default=PROMPT, help="the text to continue; `-` reads it from standard input")
     parser.add_argument("--max_new_tokens", type=int, default=200, help="how many tokens to draw")
     parser.add_argument("--temperature", type=float, default=CONTROLS["temperature"], help="0 is greedy")
@@ -111,6 +115,7 @@ def generate(args: list[str]) -> int:
 def evaluate(args: list[str]) -> int:
     """scripts/evaluate.py: score a trained model, as one JSON object."""
     parser = _Parser("Score a trained model on the validation text of its run, or on a whole text of yours, as JSON.")
+    _add_device(parser)
     parser.add_argument("--data.path", dest="path", default=None, help="a text to score whole, in place of the run's")
     asked = parser.parse_args(args)
 
@@ -140,6 +145,24 @@ def evaluate(args: list[str]) -> int:
     scores["floors"] = {name: round(value, 6) for name, value in bits.items()}
     print(f"({file})", file=sys.stderr)
     print(json.dumps(scores, indent=2))
+    return 0
+
+
+def export(args: list[str]) -> int:
+    """scripts/export.py: a trained model in the formats that others load."""
+    parser = _Parser("Write a trained model into a folder, in a format that others load.")
+    parser.add_argument("--format", choices=["hf", "safetensors"], required=True, help="Hugging Face's, or minigpt's")
+    parser.add_argument("--out", required=True, help="the folder to write; it must not exist yet, or be empty")
+    asked = parser.parse_args(args)
+
+    from minigpt import runs
+    from minigpt.export import export as write
+
+    file = runs.find_checkpoint(asked.ckpt_path)
+    checkpoint = runs.read_checkpoint(file)
+    write(checkpoint, runs.language_model(checkpoint), asked.out, asked.format)
+    print(f"({file})", file=sys.stderr)
+    print(asked.out)
     return 0
 
 

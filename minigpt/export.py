@@ -1,11 +1,91 @@
 """Trained models in the formats that others load: Hugging Face's folder, and safetensors with a JSON of the rest."""
 
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from minigpt import runs
 from minigpt.errors import MiniGPTError
+from minigpt.generation.text import LanguageModel
 from minigpt.models.gpt import GPT, NORM_EPS, PRESETS, ROPE_BASE, mlp_width
+
+
+def export(checkpoint: dict[str, Any], lm: LanguageModel, out: str | Path, form: str) -> None:
+    """Write a trained model into a new folder.
+
+    Args:
+        checkpoint: What `runs.read_checkpoint` gave.
+        lm: Its model and tokenizer.
+        out: The folder; it must not exist, or be empty.
+        form: `hf`, for transformers and all that reads its folders; `safetensors`, for `minigpt.load`.
+
+    Raises:
+        MiniGPTError: The folder is taken, the model does not fit the format, or a library is missing.
+    """
+    out = Path(out)
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise MiniGPTError(f"'{out}' is there already and not empty. Give --out a new folder.")
+    files = FORMATS[form](checkpoint, lm)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (out / name).write_bytes(content)
+
+
+def _hf(checkpoint: dict[str, Any], lm: LanguageModel) -> dict[str, bytes]:
+    config, weights = to_hugging_face(lm.model)
+    about = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": lm.model.block_size,
+        "clean_up_tokenization_spaces": False,
+    }
+    return {
+        "config.json": _json(config),
+        "model.safetensors": _safetensors(weights),
+        "tokenizer.json": tokenizer_json(lm).encode(),
+        "tokenizer_config.json": _json(about),
+    }
+
+
+def _plain(checkpoint: dict[str, Any], lm: LanguageModel) -> dict[str, bytes]:
+    return {"model.safetensors": _safetensors(lm.model.state_dict()), runs.EXPORTED: _json(checkpoint["minigpt"])}
+
+
+FORMATS: dict[str, Callable[[dict[str, Any], LanguageModel], dict[str, bytes]]] = {"hf": _hf, "safetensors": _plain}
+
+
+def tokenizer_json(lm: LanguageModel) -> str:
+    """The tokenizer as the `tokenizers` library reads it: a token per character, and nothing between them.
+
+    Raises:
+        MiniGPTError: The library is not installed.
+    """
+    try:
+        from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    except ImportError as error:
+        raise MiniGPTError(runs.NEEDS_EXPORT) from error
+
+    vocabulary = {character: i for i, character in enumerate(lm.tokenizer.characters)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    if lm.tokenizer.lower:
+        tokenizer.normalizer = normalizers.Lowercase()
+    return tokenizer.to_str()
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, indent=2, ensure_ascii=False).encode()
+
+
+def _safetensors(weights: dict[str, torch.Tensor]) -> bytes:
+    try:
+        from safetensors.torch import save
+    except ImportError as error:
+        raise MiniGPTError(runs.NEEDS_EXPORT) from error
+    return save({name: weight.clone().contiguous() for name, weight in weights.items()}, metadata={"format": "pt"})
 
 
 def to_hugging_face(model: torch.nn.Module) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -3,18 +3,21 @@
 A run is a folder such as `lightning_logs/tiny/version_0`, with `checkpoints/last.ckpt` and `checkpoints/best.ckpt`.
 """
 
+import json
 from hashlib import sha256
 from pathlib import Path
 
 import torch
 
-from minigpt.data.corpus import EMBEDDED
+from minigpt.data.corpus import NAMES
 from minigpt.data.tokenizers import CharTokenizer
 from minigpt.errors import MiniGPTError
 from minigpt.generation.text import LanguageModel
 from minigpt.models import build_model
 
 ROOT = "lightning_logs"
+EXPORTED = "minigpt.json"  # beside model.safetensors, in a folder that scripts/export.py wrote
+NEEDS_EXPORT = "This needs libraries that are not installed: pip install 'minigpt-lightning[export]'."
 
 
 def newest_run(name: str = "*", root: str | Path = ROOT) -> Path | None:
@@ -54,6 +57,8 @@ def find_checkpoint(ckpt_path: str | Path = "last", prefer: tuple[str, ...] = ("
                 f"There is no run or checkpoint at '{ckpt_path}'. Give --ckpt_path a run folder such as "
                 f"{ROOT}/tiny/version_0, a file, or 'last'."
             )
+    if (run / EXPORTED).is_file():
+        return run / EXPORTED
     for stem in prefer:
         file = run / "checkpoints" / f"{stem}.ckpt"
         if file.is_file():
@@ -62,11 +67,13 @@ def find_checkpoint(ckpt_path: str | Path = "last", prefer: tuple[str, ...] = ("
 
 
 def read_checkpoint(file: Path) -> dict:
-    """A checkpoint of this project, loaded on the CPU without unpickling code.
+    """A checkpoint of this project, or an export of one, loaded on the CPU without unpickling code.
 
     Raises:
         MiniGPTError: The file is truncated, holds more than plain values and tensors, or is not of this project.
     """
+    if file.name == EXPORTED:
+        return _read_export(file)
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has a different exception for each way a file can be broken
@@ -76,6 +83,23 @@ def read_checkpoint(file: Path) -> dict:
     if not isinstance(checkpoint, dict) or "minigpt" not in checkpoint:
         raise MiniGPTError(f"'{file}' is not a checkpoint of minigpt. Name one that scripts/train.py wrote.")
     return checkpoint
+
+
+def _read_export(file: Path) -> dict:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise MiniGPTError(NEEDS_EXPORT) from error
+    try:
+        weights = load_file(file.with_name("model.safetensors"))
+        return {
+            "minigpt": json.loads(file.read_text(encoding="utf-8")),
+            "state_dict": {f"model.{name}": weight for name, weight in weights.items()},
+        }
+    except Exception as error:  # like a checkpoint, an export can be broken in many ways
+        raise MiniGPTError(
+            f"The export in '{file.parent}' is damaged. Make it again with scripts/export.py."
+        ) from error
 
 
 def language_model(checkpoint: dict, device: str | torch.device = "cpu") -> LanguageModel:
@@ -109,7 +133,7 @@ def corpus_of(file: Path, about: dict) -> str:
         about: What the checkpoint says of its data.
     """
     run = run_of(file.absolute()) or file.absolute().parent
-    return about["path"] if about["path"] == EMBEDDED else str(run / about["path"])
+    return about["path"] if about["path"] in NAMES else str(run / about["path"])
 
 
 def check_corpus(text: str, about: dict) -> None:

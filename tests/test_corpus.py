@@ -1,7 +1,11 @@
+import hashlib
+import threading
 from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from minigpt.data import corpus
 from minigpt.data.corpus import clean, locate, read_text
 from minigpt.errors import MiniGPTError
 
@@ -41,3 +45,79 @@ def test_what_is_no_text_is_refused(folder, content, words):
 def test_a_misspelt_name_is_answered_with_the_right_one():
     with pytest.raises(MiniGPTError, match="Did you mean 'exemple'"):
         locate("example")
+
+
+TEXT = b"to be, or not to be. " * 500
+
+
+@pytest.fixture
+def served(folder, monkeypatch):
+    """A named corpus on a server of this machine; the body that it sends and the length that it claims can be set."""
+
+    class Handler(BaseHTTPRequestHandler):
+        body, length, asked = TEXT, len(TEXT), 0
+
+        def do_GET(self):
+            Handler.asked += 1
+            self.send_response(200)
+            self.send_header("Content-Length", str(Handler.length))
+            self.end_headers()
+            self.wfile.write(Handler.body)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    entry = corpus.Download(f"http://127.0.0.1:{server.server_port}/a.txt", hashlib.sha256(TEXT).hexdigest(), 0.1)
+    monkeypatch.setitem(corpus.DOWNLOADS, "tinyshakespeare", entry)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    Handler.stop = server.shutdown
+    yield Handler
+    server.shutdown()
+    server.server_close()
+
+
+def kept(folder) -> list[str]:
+    return [path.name for path in (folder / "cache").rglob("*") if path.is_file()]
+
+
+def test_a_named_corpus_is_fetched_once(served, folder):
+    assert read_text("tinyshakespeare") == TEXT.decode()
+    assert read_text("tinyshakespeare") == TEXT.decode()
+    assert served.asked == 1
+    assert kept(folder) == ["tinyshakespeare.txt"]
+
+
+def test_another_text_under_the_name_is_refused(served, folder):
+    served.body = served.body[::-1]
+    with pytest.raises(MiniGPTError, match="SHA-256 differs, and nothing was kept"):
+        read_text("tinyshakespeare")
+    assert kept(folder) == []
+
+
+def test_half_a_download_is_not_kept(served, folder):
+    served.body = served.body[: len(TEXT) // 2]
+    with pytest.raises(MiniGPTError, match="could not be fetched"):
+        read_text("tinyshakespeare")
+    assert kept(folder) == []
+
+
+def test_without_a_network_it_says_what_to_bring_and_where(served, folder):
+    entry = corpus.DOWNLOADS["tinyshakespeare"]
+    corpus.DOWNLOADS["tinyshakespeare"] = entry._replace(url="http://127.0.0.1:9/a.txt")
+    place = folder / "cache" / "minigpt" / "tinyshakespeare.txt"
+    with pytest.raises(MiniGPTError) as error:
+        read_text("tinyshakespeare")
+    assert "http://127.0.0.1:9/a.txt" in str(error.value)
+    assert str(place) in str(error.value)
+    place.write_bytes(TEXT)  # what the message says
+    assert read_text("tinyshakespeare") == TEXT.decode()
+
+
+def test_the_name_is_what_a_run_keeps(served, folder):
+    from minigpt import TextDataModule
+
+    data = TextDataModule(path="tinyshakespeare")
+    data.setup()
+    assert data.describe(".")["path"] == "tinyshakespeare"

@@ -26,7 +26,9 @@ def test_lightning_is_imported_in_training_alone():
         assert not uses or file.parent.name == "training", file
 
 
-ORDER = ["errors", "seeds", "data", "models", "generation", "evaluation", "runs", "training", "commands"]
+ORDER = [
+    "errors", "seeds", "data", "models", "generation", "evaluation", "runs", "export", "training", "commands",
+]  # fmt: skip
 
 
 def test_imports_run_one_way():

@@ -20,7 +20,8 @@ class TextDataModule(LightningDataModule):
     """Reads a text, builds its vocabulary, and cuts it into batches of windows to train and to validate on.
 
     Args:
-        path: The corpus: `exemple`, the French one inside the package, or the path of a UTF-8 text file.
+        path: The corpus: `exemple`, the French one inside the package; `tinyshakespeare` or `tinymoliere`, which are
+            downloaded once; or the path of a UTF-8 text file.
         block_size: Tokens in a window: the context that the model is trained with.
         batch_size: Windows in a batch.
         val_fraction: The share of the text, taken from its end, that is kept for validation.
@@ -117,7 +118,7 @@ class TextDataModule(LightningDataModule):
         Args:
             run_dir: The run folder; the corpus is named relative to it, so that both can be moved together.
         """
-        if self.path == corpus.EMBEDDED:
+        if self.path in corpus.NAMES:
             path = self.path
         else:
             path = Path(os.path.relpath(corpus.locate(self.path).resolve(), Path(run_dir).resolve())).as_posix()
