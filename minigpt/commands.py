@@ -4,6 +4,8 @@ import argparse
 import gc
 import json
 import os
+import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +22,9 @@ def run(command: Callable[[list[str]], int]) -> int:
 
     0 means done, 2 a mistake (one or two sentences on stderr), 130 Ctrl-C, 143 SIGTERM.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")  # whatever the locale says
     try:
         return command(sys.argv[1:])
     except MiniGPTError as error:
@@ -68,13 +73,19 @@ def _add_device(parser: _Parser) -> None:
     parser.add_argument("--device", default="auto", help="`auto` (a GPU where there is one), `cpu`, `cuda`, ...")
 
 
+def _add_unknown(parser: _Parser) -> None:
+    parser.add_argument(
+        "--unknown", choices=["error", "skip"], default="error", help="what to do with characters never seen"
+    )
+
+
 def _device(name: str) -> str:
     import torch
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
+        torch.ones(1, device=name).item()
     except (RuntimeError, AssertionError) as error:
         raise MiniGPTError(f"There is no device '{name}' here. Use --device auto, or cpu.") from error
     return name
@@ -90,22 +101,18 @@ def generate(args: list[str]) -> int:
     parser.add_argument("--top_k", type=_or_none(int), default=CONTROLS["top_k"], help="the k likeliest, or none")
     parser.add_argument("--top_p", type=_or_none(float), default=CONTROLS["top_p"], help="their mass, or none")
     parser.add_argument("--seed", type=int, default=None, help="the same seed gives the same text")
-    parser.add_argument(
-        "--unknown", choices=["error", "skip"], default="error", help="what to do with characters never seen"
-    )
+    _add_unknown(parser)
     asked = parser.parse_args(args)
 
     from minigpt import runs
 
     file = runs.find_checkpoint(asked.ckpt_path)
     lm = runs.language_model(runs.read_checkpoint(file), _device(asked.device))
-    prompt = sys.stdin.read() if asked.prompt == "-" else asked.prompt
-    pieces = lm.stream(
-        prompt, asked.max_new_tokens, asked.temperature, asked.top_k, asked.top_p, asked.seed, asked.unknown
-    )
+    prompt = (sys.stdin.read() if sys.stdin else "") if asked.prompt == "-" else asked.prompt
+    prompt = lm.prepare(prompt, asked.unknown)
+    pieces = lm.stream(prompt, asked.max_new_tokens, asked.temperature, asked.top_k, asked.top_p, asked.seed)
     print(f"({file})", file=sys.stderr)
-    known = lm.tokenizer.encode(lm.tokenizer.clean(prompt), asked.unknown)
-    print(lm.tokenizer.decode(known), end="", flush=True)
+    print(prompt, end="", flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)
     print()
@@ -117,6 +124,7 @@ def evaluate(args: list[str]) -> int:
     parser = _Parser("Score a trained model on the validation text of its run, or on a whole text of yours, as JSON.")
     _add_device(parser)
     parser.add_argument("--data.path", dest="path", default=None, help="a text to score whole, in place of the run's")
+    _add_unknown(parser)
     asked = parser.parse_args(args)
 
     import torch
@@ -136,9 +144,10 @@ def evaluate(args: list[str]) -> int:
     runs.check_corpus(own, about)
     train, val = split(torch.tensor(encode(own)), about["val_fraction"])
     text = lm.tokenizer.decode(val)
-    if asked.path:
+    if asked.path is not None:
         text = corpus.clean(corpus.read_text(asked.path), about["lower"], about["strip"])
-        val = torch.tensor(encode(text))
+        val = torch.tensor(encode(text, asked.unknown))
+        text = lm.tokenizer.decode(val)
     scores = score(lm.model, val, lm.tokenizer.vocab_size, len(text) / len(val))
     scores = {name: round(value, 6) for name, value in scores.items()}
     bits = floors(train, val, lm.tokenizer.vocab_size, lm.tokenizer.decode(train), text)
@@ -187,10 +196,13 @@ def train(args: list[str]) -> int:
         if stop.code in (130, 143):
             note(
                 f"Stopped after step {cli.trainer.global_step}; nothing is lost. "
-                f"Go on with: python scripts/train.py --ckpt_path {_short(cli.run_dir)}"
+                f"Go on with: {_bin()}python scripts/train.py {_again(args, cli.run_dir)}"
             )
         raise
-    _summary(cli, time.monotonic() - started)
+    if "val/loss" in cli.trainer.callback_metrics:
+        _summary(cli, time.monotonic() - started)
+    else:
+        note(f"trainer.max_time is used up, after {cli.trainer.global_step} steps. Go on with a longer one.")
     gc.freeze()  # what Lightning imported is not worth a second of collecting at exit
     return 0
 
@@ -198,7 +210,7 @@ def train(args: list[str]) -> int:
 def _summary(cli, seconds: float) -> None:
     from minigpt.generation.text import LanguageModel
 
-    metrics, run_dir = cli.trainer.callback_metrics, _short(cli.run_dir)
+    metrics, run_dir = cli.trainer.callback_metrics, shlex.quote(_short(cli.run_dir))
     lm = LanguageModel(cli.model.model, cli.datamodule.tokenizer)
     sample = lm.generate(PROMPT, 200, unknown="skip", seed=0, **CONTROLS)
     floors = ", ".join(f"{name} {bits:.4f}" for name, bits in cli.datamodule.floors.items())
@@ -208,9 +220,22 @@ def _summary(cli, seconds: float) -> None:
         f"after {cli.trainer.global_step} steps in {seconds:.0f} s\n"
         f"floors in bits per character: {floors}\n\n"
         f"{sample}\n\n"
-        f"Curves and samples:  tensorboard --logdir {run_dir}\n"
-        f"More text:           python scripts/generate.py --ckpt_path {run_dir}"
+        f"Curves and samples:  {_bin()}tensorboard --logdir {run_dir}\n"
+        f"More text:           {_bin()}python scripts/generate.py --ckpt_path {run_dir}"
     )
+
+
+def _again(args: list[str], run_dir: Path) -> str:
+    """The command line that goes on with a run: the one it was started with, and where it is."""
+    kept = [arg for arg in args if not arg.startswith("--ckpt_path")]
+    if "--ckpt_path" in args:
+        kept = args[: args.index("--ckpt_path")] + args[args.index("--ckpt_path") + 2 :]
+    return shlex.join([*kept, "--ckpt_path", _short(run_dir)])
+
+
+def _bin() -> str:
+    """What stands before `python` in a command that runs this very one: nothing in an activated environment."""
+    return "" if shutil.which("python") == sys.executable else f"{shlex.quote(_short(Path(sys.executable).parent))}/"
 
 
 def _short(path: Path) -> str:

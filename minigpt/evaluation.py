@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from minigpt.data.dataset import EvalWindows
+from minigpt.models import device_of
 
 
 class BitsPerCharacter(Metric):
@@ -96,7 +97,7 @@ def evaluate(model: nn.Module, data: torch.Tensor, vocab_size: int, chars_per_to
     Raises:
         MiniGPTError: The text is shorter than two tokens.
     """
-    device = next(model.parameters()).device
+    device = device_of(model)
     metrics = TextMetrics(vocab_size, chars_per_token).to(device)
     was_training = model.training
     model.eval()

@@ -4,6 +4,7 @@ A run is a folder such as `lightning_logs/tiny/version_0`, with `checkpoints/las
 """
 
 import json
+import os
 from hashlib import sha256
 from pathlib import Path
 
@@ -28,7 +29,8 @@ def newest_run(name: str = "*", root: str | Path = ROOT) -> Path | None:
 
 
 def run_of(file: Path) -> Path | None:
-    """The run folder that a checkpoint file lies in, if it lies in one."""
+    """The run folder that a checkpoint file, or the file that a link points to, lies in, if it lies in one."""
+    file = file.resolve() if file.is_symlink() else file
     return file.parent.parent if file.parent.name == "checkpoints" else None
 
 
@@ -49,7 +51,9 @@ def find_checkpoint(ckpt_path: str | Path = "last", prefer: tuple[str, ...] = ("
                 f"There is no run under {ROOT}/ yet. Make one: python scripts/train.py --config configs/tiny.yaml"
             )
     else:
-        run = Path(ckpt_path).expanduser()
+        if not str(ckpt_path):
+            raise MiniGPTError("--ckpt_path is empty. Give it a run folder, a checkpoint file, or 'last'.")
+        run = Path(os.path.expanduser(ckpt_path))
         if run.is_file():
             return run
         if not run.exists():
@@ -133,7 +137,7 @@ def corpus_of(file: Path, about: dict) -> str:
         about: What the checkpoint says of its data.
     """
     run = run_of(file.absolute()) or file.absolute().parent
-    return about["path"] if about["path"] in NAMES else str(run / about["path"])
+    return about["path"] if about["path"] in NAMES else str((run / about["path"]).resolve())
 
 
 def check_corpus(text: str, about: dict) -> None:

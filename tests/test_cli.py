@@ -20,7 +20,7 @@ def test_help_goes_to_stdout(call):
     result = call("train", "--help")
     assert result.status == 0
     assert "--model.n_embd" in result.out
-    assert "The width of the embedding" in " ".join(result.out.split())
+    assert "The width." in " ".join(result.out.split())
     assert "--validation.every_n_steps" in result.out
 
 
@@ -31,6 +31,12 @@ def test_print_config_shows_what_a_run_would_use(call, folder):
     assert recipe["model"]["n_embd"] == 32
     assert recipe["data"]["block_size"] == 64
     assert list(folder.iterdir()) == []
+
+
+def test_print_config_of_a_resume_shows_the_runs_own(call, folder):
+    call("train", "--config", TINY, "--trainer.accelerator", "cpu", "--trainer.max_steps", "2", "--model.n_embd", "8")
+    recipe = yaml.safe_load(call("train", "--ckpt_path", "last", "--print_config").out)
+    assert (recipe["model"]["n_embd"], recipe["trainer"]["max_steps"]) == (8, 2)
 
 
 def test_a_printed_config_trains(call, folder):
@@ -58,6 +64,9 @@ def test_lightnings_seconds_limit_a_run_and_it_can_go_on(call, folder):
     result = call("train", "--config", TINY, "--trainer.max_steps", "1000000", *flags)
     assert result.status == 0, result.err
     assert "val loss" in result.err.splitlines()[-1]
+    again = call("train", "--ckpt_path", "last")
+    assert again.status == 0
+    assert "trainer.max_time is used up" in again.err
     result = call("train", "--ckpt_path", "last", "--trainer.max_steps", "3000", "--trainer.max_time", "null")
     assert result.status == 0, result.err
 

@@ -74,6 +74,12 @@ def test_iteration_goes_on_past_what_is_computed_ahead():
     assert torch.equal(torch.stack(drawn), order.batches(0, 1100))
 
 
+def test_a_few_batches_come_round_again():
+    order = BatchOrder(1000, batch_size=4, seed=0, start=5, cycle=3)
+    drawn = torch.stack([batch for batch, _ in zip(order, range(7), strict=False)])
+    assert torch.equal(drawn, order.batches(0, 3)[[2, 0, 1, 2, 0, 1, 2]])
+
+
 def test_an_order_looks_shuffled():
     order = BatchOrder(10_000, batch_size=10_000, seed=1).batches(0, 1)[0].double()
     neighbours = torch.corrcoef(torch.stack([order[:-1], order[1:]]))[0, 1]

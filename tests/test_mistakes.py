@@ -7,6 +7,7 @@ import torch
 from conftest import QUICK, TINY
 
 TRAIN = ["train", "--config", TINY, *QUICK, "--trainer.max_steps", "5"]
+NANO = ["train", "--config", TINY.replace("tiny", "gpt_nano"), *QUICK, "--trainer.max_steps", "5"]
 RUN = "lightning_logs/tiny/version_0"
 
 
@@ -19,6 +20,7 @@ def place(folder, trained_run):
     (folder / "empty.ckpt").write_bytes(b"")
     torch.save({"state_dict": {}}, folder / "foreign.ckpt")
     (folder / "no_run").mkdir()
+    (folder / "no_run" / "a.txt").write_text("a")
     (folder / "empty.txt").write_text("")
     (folder / "short.txt").write_text("un matin, il fit beau.", encoding="utf-8")
     (folder / "latin1.txt").write_bytes("été".encode("latin-1"))
@@ -29,6 +31,7 @@ def place(folder, trained_run):
     (folder / "empty.yaml").write_text("")
     (folder / "key.yaml").write_text("model:\n  n_emb: 64\n")
     (folder / "group.yaml").write_text("modle:\n  n_embd: 64\n")
+    (folder / "group_value.yaml").write_text("model: [1, 2]\n")
     (folder / "type.yaml").write_text("model:\n  n_embd: wide\n")
     (folder / "latin1.yaml").write_bytes("model: # été\n".encode("latin-1"))
     return folder
@@ -73,6 +76,27 @@ MISTAKES = [
     ([*TRAIN, "--samples.every_n_steps", "-1"], ["samples.every_n_steps is -1"]),
     ([*TRAIN, "--samples.top_p", "2"], ["top_p is 2"]),
     ([*TRAIN, "--progress.every_n_steps", "0"], ["progress.every_n_steps is 0"]),
+    ([*TRAIN, "--seed_everything", "-5"], ["seed_everything is -5"]),
+    ([*TRAIN, "--trainer.strategy", "ddp"], ["--trainer.devices 1"]),
+    ([*TRAIN, "--trainer.devices", "many"], ["Trainer refuses"]),
+    ([*TRAIN, "--trainer.log_every_n_steps", "-1"], ["trainer.log_every_n_steps is -1"]),
+    ([*TRAIN, "--trainer.default_root_dir", "other.txt"], ["cannot be made"]),
+    ([*TRAIN, "--data.batch_size", "999999999"], ["data.batch_size is 999999999"]),
+    ([*TRAIN, "--data.overfit_batches", "0"], ["data.overfit_batches is 0"]),
+    ([*TRAIN, "--model.n_embd", "99999999999999"], ["does not fit into memory"]),
+    ([*TRAIN, "--samples.max_new_tokens", "-1"], ["samples.max_new_tokens is -1"]),
+    ([*TRAIN, "--model", "gpt"], ["model is a group of settings"]),
+    ([*TRAIN, "--model.n_layer", "2"], ["model.n_layer means nothing to tinygpt"]),
+    # the transformer
+    ([*NANO, "--model.n_embd", "130"], ["model.n_embd is 130", "model.n_head 4"]),
+    ([*NANO, "--model.n_kv_head", "3"], ["model.n_kv_head is 3"]),
+    ([*NANO, "--model.position", "rope", "--model.n_embd", "12"], ["even head size"]),
+    ([*NANO, "--model.preset", "lama"], ["model.preset is 'lama'", "Did you mean 'llama'"]),
+    ([*NANO, "--model.norm", "batch"], ["model.norm is 'batch'", "layernorm or rmsnorm"]),
+    ([*NANO, "--model.mlp", "relu"], ["model.mlp is 'relu'", "relu2"]),
+    ([*NANO, "--model.optimizer", "sgd"], ["model.optimizer is 'sgd'", "muon"]),
+    ([*NANO, "--model.lr_schedule", "linear"], ["model.lr_schedule is 'linear'"]),
+    ([*NANO, "--model.warmup_steps", "100"], ["model.warmup_steps is 100", "5 steps"]),
     # config files
     (["train"], ["--config configs/tiny.yaml"]),
     (["train", "--config"], ["--config needs a value"]),
@@ -81,12 +105,14 @@ MISTAKES = [
     (["train", "--config", "broken.yaml"], ["broken.yaml", "broken YAML at line 2"]),
     (["train", "--config", "list.yaml"], ["list.yaml", "holds no settings"]),
     (["train", "--config", "empty.yaml"], ["empty.yaml", "holds no settings"]),
+    (["train", "--config", "group_value.yaml"], ["group_value.yaml", "no settings under 'model'"]),
     (["train", "--config", "latin1.yaml"], ["latin1.yaml", "cannot be read"]),
     (["train", "--config", "key.yaml"], ["key.yaml", "'model.n_emb'", "Did you mean 'model.n_embd'"]),
     (["train", "--config", "group.yaml"], ["group.yaml", "'modle.n_embd'", "Did you mean 'model.n_embd'"]),
     (["train", "--config", "type.yaml"], ["model.n_embd is 'wide'", "a whole number"]),
     # what to continue
     ([*TRAIN, "--ckpt_path", "lightning_logs/tiny/version_9"], ["version_9", "no run or checkpoint"]),
+    ([*TRAIN, "--ckpt_path", ""], ["--ckpt_path is empty"]),
     ([*TRAIN, "--ckpt_path", "no_run"], ["no_run", "holds no checkpoint"]),
     ([*TRAIN, "--ckpt_path", "truncated.ckpt"], ["truncated.ckpt", "damaged"]),
     ([*TRAIN, "--ckpt_path", "empty.ckpt"], ["empty.ckpt", "damaged"]),
@@ -114,6 +140,11 @@ MISTAKES = [
     (["generate", "--unknown", "drop"], ["--unknown", "skip"]),
     (["generate", "--promt", "a"], ["--promt", "Did you mean '--prompt'"]),
     (["generate", "--device", "abacus"], ["abacus", "--device auto"]),
+    # exporting
+    (["export", "--format", "hf", "--out", "new"], ["no class for this TinyGPT", "--format safetensors"]),
+    (["export", "--format", "gif", "--out", "new"], ["--format", "gif"]),
+    (["export", "--out", "new"], ["--format"]),
+    (["export", "--format", "safetensors", "--out", "no_run"], ["no_run", "new folder"]),
     # evaluating
     (["evaluate", "--ckpt_path", "nowhere"], ["nowhere", "no run or checkpoint"]),
     (["evaluate", "--data.path", "nowhere.txt"], ["nowhere.txt", "does not exist"]),

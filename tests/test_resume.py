@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import QUICK, ROOT, TINY
+from filelock import FileLock
 from lightning.pytorch.callbacks import Callback
 from test_training import curves
 
@@ -21,6 +22,14 @@ SHORT = [
     "--trainer.max_steps", "60", "--validation.every_n_steps", "20", "--checkpoint.every_n_steps", "10",
     "--samples.every_n_steps", "15", "--samples.max_new_tokens", "5", "--trainer.log_every_n_steps", "5",
     "--trainer.accelerator", "cpu",
+]  # fmt: skip
+
+
+MODERN = [
+    "--model.name", "gpt", "--model.preset", "modern", "--model.n_layer", "1", "--model.n_head", "2",
+    "--model.n_embd", "16", "--model.dropout", "0.2", "--model.optimizer", "muon", "--model.lr_schedule", "wsd",
+    "--model.warmup_steps", "5", "--trainer.gradient_clip_val", "1.0", "--data.block_size", "16",
+    "--trainer.callbacks+", "lightning.pytorch.callbacks.EMAWeightAveraging",
 ]  # fmt: skip
 
 
@@ -96,7 +105,7 @@ def undisturbed(tmp_path_factory):
     ],
     ids=lambda stops: "-".join(str(stop[0]) + "v" * ("validation" in stop) for stop in stops),
 )
-@pytest.mark.parametrize("extra", [[], ["--trainer.accumulate_grad_batches", "3"]], ids=["plain", "accumulate"])
+@pytest.mark.parametrize("extra", [[], ["--trainer.accumulate_grad_batches", "3"], MODERN], ids=["", "accum", "modern"])
 def test_interruptions_leave_no_trace(folder, undisturbed, stops, extra):
     for stop in stops:
         interrupt = Interrupt(*stop)
@@ -171,12 +180,73 @@ def test_one_line_serves_first_start_and_restart(train, folder):
     assert state(folder / "lightning_logs" / "tiny" / "version_0")["global_step"] == 20
 
 
+def test_a_run_is_trained_by_one_process_at_a_time(train, folder):
+    train("--trainer.max_steps", "10")
+    run_dir = folder / "lightning_logs" / "tiny" / "version_0"
+    with FileLock(run_dir / ".lock"):
+        before = (run_dir / "checkpoints" / "last.ckpt").read_bytes()
+        result = train("--trainer.max_steps", "20", "--ckpt_path", "last")
+        assert result.status == 2
+        assert "Another process is training lightning_logs/tiny/version_0" in result.err
+        assert (run_dir / "checkpoints" / "last.ckpt").read_bytes() == before
+    assert train("--trainer.max_steps", "20", "--ckpt_path", "last").status == 0
+
+
+def test_a_best_score_without_its_file_counts_for_nothing(train, folder):
+    train("--trainer.max_steps", "10")
+    best = folder / "lightning_logs" / "tiny" / "version_0" / "checkpoints" / "best.ckpt"
+    best.unlink()
+    train("--trainer.max_steps", "11", "--model.learning_rate", "3", "--ckpt_path", "last")  # worse than before
+    assert best.exists()
+
+
+def test_a_run_resumes_from_another_folder_and_through_a_link(call, folder, monkeypatch):
+    (folder / "texte.txt").write_text("le chat dort. " * 400, encoding="utf-8")
+    fit(*SHORT, "--data.path", "texte.txt", stop=Interrupt(33))
+    (folder / "below").mkdir()
+    monkeypatch.chdir(folder / "below")
+    (folder / "below" / "link.ckpt").symlink_to(folder / "lightning_logs/tiny/version_0/checkpoints/last.ckpt")
+    assert call("train", "--ckpt_path", "link.ckpt", "--trainer.max_steps", "40").status == 0
+    assert call("train", "--ckpt_path", "../lightning_logs/tiny/version_0").status == 0
+    assert state(folder / "lightning_logs/tiny/version_0")["global_step"] == 60
+    assert list((folder / "below").iterdir()) == [folder / "below" / "link.ckpt"]
+
+
 def test_a_new_learning_rate_is_taken_and_told(train, folder):
     train("--trainer.max_steps", "10")
     result = train("--trainer.max_steps", "20", "--model.learning_rate", "0.25", "--ckpt_path", "last")
     assert "model.learning_rate: 0.001 when the run began, 0.25 from here on." in result.err
     groups = state(folder / "lightning_logs" / "tiny" / "version_0")["optimizer_states"][0]["param_groups"]
     assert [group["lr"] for group in groups] == [0.25]
+
+
+def test_a_schedule_keeps_its_horizon_unless_set_anew(train, folder):
+    cosine = ["--model.lr_schedule", "cosine"]
+
+    def rate() -> float:
+        groups = state(folder / "lightning_logs" / "tiny" / "version_0")["optimizer_states"][0]["param_groups"]
+        return groups[0]["lr"]
+
+    train("--trainer.max_steps", "10", *cosine)
+    train("--trainer.max_steps", "15", *cosine, "--ckpt_path", "last")
+    assert rate() == 0.0  # the horizon was 10
+    train("--trainer.max_steps", "20", *cosine, "--model.decay_steps", "20", "--ckpt_path", "last")
+    assert 0 < rate() < 1e-4
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(train, folder):
+    train("--trainer.max_steps", "10")
+    last = folder / "lightning_logs" / "tiny" / "version_0" / "checkpoints" / "last.ckpt"
+    good = last.read_bytes()
+    broken = ["--model.learning_rate", "1e38", "--checkpoint.every_n_steps", "1"]
+    result = train("--trainer.max_steps", "100", "--ckpt_path", "last", *broken)
+    assert result.status == 2
+    assert "step 1" in result.err
+    assert "1e+38" in result.err
+    assert "lightning_logs/tiny/version_0/checkpoints/last.ckpt" in result.err
+    assert "Traceback" not in result.err
+    weights = torch.load(last, weights_only=True)["state_dict"].values()
+    assert last.read_bytes() == good or all(w.isfinite().all() for w in weights)
 
 
 def test_a_write_that_fails_leaves_the_old_checkpoint(folder, monkeypatch):
@@ -211,7 +281,8 @@ def test_a_process_that_is_stopped_goes_on(folder, undisturbed, number, status):
     assert process.wait() == status
     assert "Traceback" not in rest
     if number != signal.SIGKILL:
-        assert "Go on with: python scripts/train.py --ckpt_path lightning_logs/tiny/version_0" in rest
+        again = rest.split("Go on with: ")[1].splitlines()[0]
+        assert again.endswith("--progress.every_n_steps 10 --ckpt_path lightning_logs/tiny/version_0")
     run_dir = folder / "lightning_logs" / "tiny" / "version_0"
     reached = state(run_dir)["global_step"]
     assert 140 <= reached < 4000
@@ -222,8 +293,6 @@ def test_a_process_that_is_stopped_goes_on(folder, undisturbed, number, status):
 
 @pytest.mark.slow
 def test_a_second_signal_stops_at_once(folder):
-    from minigpt.training import checkpointing
-
     program = (
         "import os, signal, time\n"
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
@@ -235,7 +304,6 @@ def test_a_second_signal_stops_at_once(folder):
         "os.kill(os.getpid(), signal.SIGINT)\n"
         "time.sleep(30)\n"
     )
-    assert checkpointing.Checkpoints().signal is None
     start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "still here\n"

@@ -1,5 +1,7 @@
 """Finding and reading a corpus, and the cleaning that the article applies to it."""
 
+import os
+import unicodedata
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -48,7 +50,7 @@ def locate(path: str) -> Path:
         return Path(str(files("minigpt"))) / "corpora" / "exemple.txt"
     if path in DOWNLOADS:
         return _download(path)
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))
     if file.is_dir():
         raise MiniGPTError(f"The corpus '{path}' is a folder. Give --data.path one text file.")
     if not file.exists():
@@ -80,7 +82,7 @@ def _download(name: str) -> Path:
 
 
 def read_text(path: str) -> str:
-    """The text of a corpus, as UTF-8 without its byte-order mark.
+    """The text of a corpus, as UTF-8 without its byte-order mark, its lines ended by newlines alone.
 
     Raises:
         MiniGPTError: The corpus is missing, unreadable, empty, or not UTF-8 text (the first bad byte is named).
@@ -99,13 +101,18 @@ def read_text(path: str) -> str:
         ) from error
     if "\0" in text:
         raise MiniGPTError(f"The corpus '{path}' is not text: it holds zero bytes. Give --data.path a text file.")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
         raise MiniGPTError(f"The corpus '{path}' is empty. Give --data.path a file with some text in it.")
     return text
 
 
 def clean(text: str, lower: bool = False, strip: bool = False) -> str:
-    """The article's cleaning: `strip` drops white space at both ends, `lower` makes every letter small."""
+    """The article's cleaning: `strip` drops white space at both ends, `lower` makes every letter small.
+
+    Before either, Unicode is composed (NFC), so that « é » is one character however it was typed.
+    """
+    text = unicodedata.normalize("NFC", text)
     if strip:
         text = text.strip()
     return text.lower() if lower else text

@@ -3,6 +3,8 @@
 `N` is the number of ids, `T` the block size, `B` the batch size.
 """
 
+import itertools
+import operator
 from collections.abc import Iterator
 
 import torch
@@ -20,7 +22,7 @@ class CharDataset(Dataset):
         block_size: `T`, the length of a window.
 
     `dataset[i]` is `x = data[i : i + T]` and `y = data[i + 1 : i + 1 + T]`. With a `(B,)` tensor of starts in place
-    of `i`, the whole batch `(B, T)` is gathered by one tensor index, with no loop over its samples.
+    of `i`, none below 0, the whole batch `(B, T)` is gathered by one tensor index, with no loop over its samples.
     """
 
     def __init__(self, data: torch.Tensor, block_size: int):
@@ -33,7 +35,8 @@ class CharDataset(Dataset):
         return max(0, len(self.data) - self.block_size)
 
     def __getitem__(self, index: int | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if isinstance(index, int):
+        if not isinstance(index, torch.Tensor) or index.dim() == 0:
+            index = operator.index(index)
             if not -len(self) <= index < len(self):
                 raise IndexError(f"window {index} of a dataset of {len(self)}")
             start = index % len(self)
@@ -62,15 +65,17 @@ class BatchOrder(Sampler):
         batch_size: `B`, starts in a batch.
         seed: The key of the permutations.
         start: The first batch that iteration yields.
+        cycle: Draw the first so many batches over and over; None for all.
     """
 
-    _AHEAD = 8192  # starts computed in one go while iterating: a tensor operation on 4 elements costs as much
+    _AHEAD = 8192  # starts computed in one go while iterating; for a few alone, the operations cost as much
 
-    def __init__(self, n_windows: int, batch_size: int, seed: int, start: int = 0):
+    def __init__(self, n_windows: int, batch_size: int, seed: int, start: int = 0, cycle: int | None = None):
         self.n_windows = n_windows
         self.batch_size = batch_size
         self.seed = seed
         self.start = start
+        self.cycle = cycle
 
     def batches(self, first: int, count: int) -> torch.Tensor:
         """The `(count, B)` window starts of batches `first`, `first + 1`, ..."""
@@ -86,6 +91,9 @@ class BatchOrder(Sampler):
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         batch, ahead = self.start, max(1, self._AHEAD // self.batch_size)
+        if self.cycle:
+            few = self.batches(0, self.cycle)
+            yield from (few[t % self.cycle] for t in itertools.count(self.start))
         while True:
             yield from self.batches(batch, ahead).unbind()
             batch += ahead

@@ -43,12 +43,15 @@ class CharTokenizer:
             unknown: What to do with a character outside the vocabulary: `error` or `skip` it.
 
         Raises:
-            MiniGPTError: A character is not in the vocabulary; all such characters are named.
+            MiniGPTError: A character is not in the vocabulary; such characters are named, ten at most.
         """
+        if unknown not in ("error", "skip"):
+            raise MiniGPTError(f"unknown is '{unknown}'. It takes error or skip.")
         missing = sorted(set(text) - self.stoi.keys())
-        if missing and unknown != "skip":
+        if missing and unknown == "error":
+            named = ", ".join(map(repr, missing[:10])) + (f" and {len(missing) - 10} more" if missing[10:] else "")
             raise MiniGPTError(
-                f"The model has never seen {', '.join(map(repr, missing))}. "
+                f"The model has never seen {named}. "
                 "Write the text without, or drop such characters with --unknown skip."
             )
         return [self.stoi[character] for character in text if character in self.stoi]

@@ -68,5 +68,11 @@ def sample(logits: torch.Tensor, generator: torch.Generator | None = None) -> to
     Args:
         logits: What `filter_logits` left.
         generator: Where the draws come from; torch's global generator, governed by `torch.manual_seed`, if None.
+
+    Raises:
+        MiniGPTError: The logits are no numbers: the model's training diverged.
     """
-    return torch.multinomial(logits.softmax(dim=-1), num_samples=1, generator=generator)
+    try:
+        return torch.multinomial(logits.softmax(dim=-1), num_samples=1, generator=generator)
+    except RuntimeError as error:
+        raise MiniGPTError("The model's predictions are no numbers: its training diverged. Train it again.") from error

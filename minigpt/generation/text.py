@@ -9,6 +9,7 @@ from minigpt.data.tokenizers import CharTokenizer
 from minigpt.errors import MiniGPTError
 from minigpt.generation.engine import generate_ids
 from minigpt.generation.sampling import check_controls
+from minigpt.models import device_of
 from minigpt.seeds import derive_seed
 
 
@@ -23,6 +24,14 @@ class LanguageModel:
     def __init__(self, model: nn.Module, tokenizer: CharTokenizer):
         self.model = model
         self.tokenizer = tokenizer
+
+    def prepare(self, prompt: str, unknown: str = "error") -> str:
+        """The prompt as the model will see it: cleaned as the training text was, unknown characters dropped if asked.
+
+        Raises:
+            MiniGPTError: The prompt holds characters that the model has never seen.
+        """
+        return self.tokenizer.decode(self.tokenizer.encode(self.tokenizer.clean(prompt), unknown))
 
     def stream(
         self,
@@ -52,11 +61,11 @@ class LanguageModel:
         check_controls(temperature, top_k, top_p)
         if max_new_tokens < 0:
             raise MiniGPTError(f"max_new_tokens is {max_new_tokens}. Give a whole number of 0 or more.")
-        ids = self.tokenizer.encode(self.tokenizer.clean(prompt), unknown)
+        ids = self.tokenizer.encode(self.prepare(prompt, unknown))
         return self._pieces(ids, max_new_tokens, temperature, top_k, top_p, seed)
 
     def _pieces(self, ids, max_new_tokens, temperature, top_k, top_p, seed) -> Iterator[str]:
-        device = next(self.model.parameters()).device
+        device = device_of(self.model)
         generator = None if seed is None else torch.Generator(device).manual_seed(derive_seed(seed, "sample", 0))
         idx = torch.tensor([ids or [self._opening_id()]], device=device)
         for next_id in generate_ids(self.model, idx, max_new_tokens, temperature, top_k, top_p, generator):
@@ -72,9 +81,8 @@ class LanguageModel:
         Raises:
             MiniGPTError: A control is outside its range, or the prompt holds unknown characters.
         """
-        pieces = self.stream(prompt, max_new_tokens, unknown=unknown, **controls)
-        known = self.tokenizer.encode(self.tokenizer.clean(prompt), unknown)
-        return self.tokenizer.decode(known) + "".join(pieces)
+        prompt = self.prepare(prompt, unknown)
+        return prompt + "".join(self.stream(prompt, max_new_tokens, **controls))
 
 
 def generate(

@@ -3,8 +3,10 @@
 A model's `config` holds the arguments that build it again, in plain values.
 """
 
+from itertools import chain
 from typing import Any
 
+import torch
 from torch import nn
 
 from minigpt.errors import MiniGPTError, did_you_mean
@@ -30,4 +32,12 @@ def build_model(name: str, **settings: Any) -> nn.Module:
                 raise MiniGPTError(f"model.{key} means nothing to tinygpt. Leave it out, or set model.name to 'gpt'.")
             if value < 1:
                 raise MiniGPTError(f"model.{key} is {value}. Give it a whole number of 1 or more.")
-    return MODELS[name](**settings)
+    try:
+        return MODELS[name](**settings)
+    except (RuntimeError, MemoryError) as error:
+        raise MiniGPTError(f"A model with these sizes does not fit into memory: {settings}. Lower one.") from error
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's weights are; the CPU for a model without any."""
+    return next(chain(model.parameters(), model.buffers()), torch.empty(0)).device

@@ -45,6 +45,8 @@ class Samples(Callback):
         check_controls(temperature, top_k, top_p)
         if every_n_steps < 0:
             raise MiniGPTError(f"samples.every_n_steps is {every_n_steps}. Give it 1 or more, or 0 for no samples.")
+        if max_new_tokens < 0:
+            raise MiniGPTError(f"samples.max_new_tokens is {max_new_tokens}. Give it a whole number of 0 or more.")
         self.every_n_steps = every_n_steps
         self.prompts = prompts
         self.draw = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "unknown": "skip"}

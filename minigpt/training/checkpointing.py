@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
@@ -71,8 +72,22 @@ class Checkpoints(Checkpoint):
         self._previous_handlers: dict[int, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the run folder."""
-        self.folder = Path(trainer.log_dir).absolute() / "checkpoints"
+        """Find the run folder, hold it for this process alone, and take over Ctrl-C.
+
+        Raises:
+            MiniGPTError: Another process is training this run.
+        """
+        run_dir = Path(trainer.log_dir).absolute()
+        self.folder = run_dir / "checkpoints"
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(run_dir / ".lock")  # the system lets go of it when the process ends, however it ends
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout as error:
+            raise MiniGPTError(
+                f"Another process is training {os.path.relpath(run_dir)}. Wait for its end, or start a new run."
+            ) from error
+        self._previous_handlers[signal.SIGINT] = signal.signal(signal.SIGINT, self._note_signal)
 
     def state_dict(self) -> dict[str, Any]:
         """The loss to beat."""
@@ -84,9 +99,8 @@ class Checkpoints(Checkpoint):
             self.best_loss = state_dict["best_loss"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over the signals; after a resume, run the validation that `last` was written before."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous_handlers[number] = signal.signal(number, self._note_signal)
+        """Take over SIGTERM, which Lightning has taken; after a resume, run the validation that `last` preceded."""
+        self._previous_handlers[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._note_signal)
         self._step = trainer.global_step
         if self._step and validation_due(trainer):
             trainer.validating = True
@@ -99,18 +113,37 @@ class Checkpoints(Checkpoint):
         self.signal = number
         signal.signal(number, signal.SIG_DFL)
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Write `last` when it is due, then leave if a signal came."""
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        """Write `last` when it is due, then leave if a signal came.
+
+        Raises:
+            MiniGPTError: The loss or a weight is no longer a number; nothing is written over the last good checkpoint.
+        """
         step = trainer.global_step
         if step == self._step:  # in the middle of gradient accumulation: not a state to save
             return
         self._step = step
-        if step == trainer.max_steps:
+        final = step == trainer.max_steps
+        due = final or self.signal or step % self.every_n_steps == 0 or validation_due(trainer)
+        if due or pl_module.last_record.get("step") == step:
+            self._check_numbers(trainer, pl_module, outputs["loss"])
+        if final:
             trainer.should_stop = True  # makes Lightning validate now, whatever the interval
-        elif self.signal or step % self.every_n_steps == 0 or validation_due(trainer):
+        elif due:
             self._save(trainer, "last.ckpt")
         if self.signal:
             raise SystemExit(128 + self.signal)
+
+    def _check_numbers(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
+        if loss.isfinite() and all(parameter.isfinite().all() for parameter in pl_module.parameters()):
+            return
+        last = self.folder / "last.ckpt"
+        good = f"the last good checkpoint is {os.path.relpath(last)}" if last.exists() else "there is no checkpoint yet"
+        rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
+        raise MiniGPTError(
+            f"The training broke at step {self._step}, at learning rate {rate:.4g}: the loss ({loss.item():.4g}) or a "
+            f"weight is no number. Lower the learning rates or set trainer.gradient_clip_val; {good}."
+        )
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Leave in mid-validation if a signal came; there is nothing new to save."""
@@ -131,12 +164,13 @@ class Checkpoints(Checkpoint):
             logger.save()  # what was logged up to a checkpoint is on disk when the checkpoint is
         trainer.save_checkpoint(self.folder / name)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the signals back."""
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the signals and the run back."""
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
         self._previous_handlers.clear()
+        self._lock.release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the signals back; Lightning calls no other hook after an exception."""
-        self.on_train_end(trainer, pl_module)
+        """Give them back; Lightning calls no other hook after an exception."""
+        self.teardown(trainer, pl_module, "fit")

@@ -1,5 +1,6 @@
 """MiniGPTCLI: LightningCLI with the project's links, defaults and rules of resume."""
 
+import argparse
 import logging
 import re
 import sys
@@ -12,6 +13,7 @@ import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from minigpt import runs
@@ -24,10 +26,10 @@ from minigpt.training.module import LitLanguageModel
 # Options of Lightning's Trainer that would mean nothing here, or something else: steps are the one unit, a batch is
 # a function of its number, validation covers the whole split, and the run folder is the project's.
 WITHOUT = {
-    "logger", "max_epochs", "min_epochs", "val_check_interval", "check_val_every_n_epoch", "overfit_batches",
-    "fast_dev_run", "limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches",
-    "num_sanity_val_steps", "enable_checkpointing", "reload_dataloaders_every_n_epochs", "use_distributed_sampler",
-    "enable_model_summary", "model_registry",
+    "logger", "max_epochs", "min_epochs", "min_steps", "val_check_interval", "check_val_every_n_epoch",
+    "overfit_batches", "fast_dev_run", "limit_train_batches", "limit_val_batches", "limit_test_batches",
+    "limit_predict_batches", "num_sanity_val_steps", "enable_checkpointing", "reload_dataloaders_every_n_epochs",
+    "use_distributed_sampler", "enable_model_summary", "model_registry",
 }  # fmt: skip
 
 _PLAIN_TYPES = {
@@ -54,7 +56,7 @@ class TrainParser(LightningArgumentParser):
             MiniGPTError: It names the thing, and the nearest right one.
         """
         for position, arg in enumerate(args):
-            if not arg.startswith("-") or re.fullmatch(r"-[\d.].*", arg):  # a value; it may be a negative number
+            if not re.match(r"--\w|-[a-z]$", arg):  # a value; it may be a negative number or begin with a dash
                 continue
             flag, _, value = arg.partition("=")
             if flag not in self._option_string_actions and not self._is_known(flag.removeprefix("--").rstrip("+")):
@@ -73,17 +75,20 @@ class TrainParser(LightningArgumentParser):
             raise MiniGPTError(f"The config file '{path}' is broken YAML{where}. Mend it there.") from error
         if not isinstance(recipe, dict):
             raise MiniGPTError(f"The config file '{path}' holds no settings. Start from a copy of configs/tiny.yaml.")
-        for key in flatten(recipe):
+        for key, value in flatten(recipe).items():
+            if key in self._groups() and not isinstance(value, dict):
+                raise MiniGPTError(f"The config file '{path}' has no settings under '{key}'. Write them, one a line.")
             if not self._is_known(key):
                 known = [action.dest for action in self._actions if not action.dest.startswith("help")]
                 raise MiniGPTError(f"The config file '{path}' has no use for '{key}'.{did_you_mean(key, known)}")
 
     def _is_known(self, key: str) -> bool:
         """Whether `key` is a setting, a group of settings, or inside the value of a setting."""
-        dests = {action.dest for action in self._actions}
-        parts = key.split(".")
-        groups = {dest.split(".")[0] for dest in dests if "." in dest}
+        dests, groups, parts = {action.dest for action in self._actions}, self._groups(), key.split(".")
         return any(".".join(parts[:n]) in dests - groups for n in range(1, len(parts) + 1)) or key in groups
+
+    def _groups(self) -> set[str]:
+        return {action.dest.split(".")[0] for action in self._actions if "." in action.dest}
 
     def _sentence(self, message: str) -> str:
         if match := re.match(r"unrecognized arguments: (\S+)", message):
@@ -94,6 +99,8 @@ class TrainParser(LightningArgumentParser):
             return f"{match[1]} always equals {match[2]}. Set that one instead."
         if match := re.match(r'Parser key "(.+?)":', message):
             value = re.search(r"(?:Got|Given) value: (.*)", message)
+            if match[1] in self._groups():
+                return f"{match[1]} is a group of settings, not one. Set them singly, such as --model.n_embd 64."
             types_ = {action.dest: getattr(action, "_typehint", None) for action in self._actions}
             given = f"is '{value[1]}', which does not fit" if value else "has a value that does not fit"
             return f"{match[1]} {given}. It takes {_in_words(types_.get(match[1]))}."
@@ -199,16 +206,29 @@ class MiniGPTCLI(LightningCLI):
     def parse_arguments(self, parser: TrainParser, args: list[str]) -> None:
         """Parse, after the mistakes in names have been answered; a resume without --config uses its run's."""
         parser.check_names(args)
+        early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+        early.add_argument("-c", "--config", action="append", nargs="?")
+        early.add_argument("--ckpt_path", nargs="?")
+        asked, _ = early.parse_known_args(args)
+        if not asked.config and asked.ckpt_path is not None:
+            args = [*self._own_settings(parser, asked.ckpt_path), *args]
         self.config = parser.parse_args(args)
-        if not self.config.config and self.config.ckpt_path:
-            run = runs.run_of(runs.find_checkpoint(self.config.ckpt_path, prefer=("last",)))
-            if run and (run / "config.yaml").is_file():
-                own = ["--config", str(run / "config.yaml")]
-                parser.check_names(own)
-                self.config = parser.parse_args([*own, "--ckpt_path", str(self.config.ckpt_path), *args])
         if not self.config.config:
             raise MiniGPTError("Name a recipe with --config, such as --config configs/tiny.yaml.")
+        if not 0 <= self.config.seed_everything < 2**32:
+            raise MiniGPTError(f"seed_everything is {self.config.seed_everything}. Give it 0 or more, below 2 ** 32.")
         self.name = config_name(str(self.config.config[0]))
+
+    def _own_settings(self, parser: TrainParser, ckpt_path: str) -> list[str]:
+        """The flags that stand for the settings that a run began with, its corpus found from where the run is now."""
+        file = runs.find_checkpoint(ckpt_path, prefer=("last",))
+        run = runs.run_of(file)
+        if not (run and (run / "config.yaml").is_file()):
+            return []
+        own = ["--config", str(run / "config.yaml")]
+        parser.check_names(own)
+        corpus = runs.corpus_of(file, runs.read_checkpoint(file)["minigpt"]["data"])
+        return [*own, "--data.path", corpus] if Path(corpus).exists() else own
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer, in optimizer steps and with the whole-file checkpoints."""
@@ -220,8 +240,9 @@ class MiniGPTCLI(LightningCLI):
             raise MiniGPTError(
                 f"validation.every_n_steps is {every_n_steps}. Give it 1 or more, or 0 for the end only."
             )
-        if trainer.accumulate_grad_batches < 1:
-            raise MiniGPTError("trainer.accumulate_grad_batches must be 1 or more.")
+        for key, least in {"accumulate_grad_batches": 1, "log_every_n_steps": 0}.items():
+            if trainer[key] is not None and trainer[key] < least:
+                raise MiniGPTError(f"trainer.{key} is {trainer[key]}. Give it a whole number of {least} or more.")
         show = trainer.enable_progress_bar is not False
         if not show:
             self.parser.callback_keys.remove("progress")
@@ -237,10 +258,10 @@ class MiniGPTCLI(LightningCLI):
                 check_val_every_n_epoch=None,
                 plugins=[*(plugins if isinstance(plugins, list) else [plugins]), WholeFileCheckpointIO()],
             )
-        except (MisconfigurationException, ValueError, RuntimeError) as error:
+        except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             raise MiniGPTError(f"Lightning's Trainer refuses its settings: {' '.join(str(error).split())}") from error
-        if trainer.world_size > 1:
-            raise MiniGPTError("minigpt trains on one device for now. Set --trainer.devices 1 (and num_nodes 1).")
+        if not isinstance(trainer.strategy, SingleDeviceStrategy):
+            raise MiniGPTError("minigpt trains on one device for now. Set --trainer.devices 1 and no strategy.")
         return trainer
 
     def after_instantiate_classes(self) -> None:
@@ -248,19 +269,22 @@ class MiniGPTCLI(LightningCLI):
         root = Path(self.trainer.default_root_dir) / runs.ROOT
         self.run_dir: Path | None = None
         self.finished = False
-        start = 0
-        if self.config.ckpt_path:
+        start, horizon = 0, None
+        if self.config.ckpt_path is not None:
             self.checkpoint = self._find_checkpoint(root)
         if self.checkpoint:
             checkpoint = runs.read_checkpoint(self.checkpoint)
             self._check_same(checkpoint)
-            start = checkpoint["global_step"]
+            start, horizon = checkpoint["global_step"], checkpoint["minigpt"]["horizon"]
             self.finished = 0 < self.trainer.max_steps <= start
             self.run_dir = self._run_to_continue(start)
+        self.model.set_schedule(horizon or self.trainer.max_steps)
         if self.run_dir is None and not self.finished:
             self.run_dir = _new_run(root / self.name)
             (self.run_dir / "config.yaml").write_text(self._recipe(), encoding="utf-8")
-        if self.run_dir:
+        if self.run_dir and not self.finished:
+            if self.datamodule.max_val_tokens is not None:
+                note(f"Validation scores {self.datamodule.max_val_tokens} tokens at most; evaluate.py scores them all.")
             save_dir, name, version = self.run_dir.parent.parent, self.run_dir.parent.name, self.run_dir.name
             self.trainer.logger = TensorBoardLogger(save_dir, name, version, default_hp_metric=False, purge_step=start)
 
@@ -329,7 +353,10 @@ class MiniGPTCLI(LightningCLI):
 
 def _new_run(parent: Path) -> Path:
     """A fresh `version_N` folder; an exclusive mkdir, so that two runs started at once take two folders."""
-    parent.mkdir(parents=True, exist_ok=True)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MiniGPTError(f"The folder '{parent}' cannot be made: {error.strerror}.") from error
     taken = [int(match[1]) for match in (re.fullmatch(r"version_(\d+)", p.name) for p in parent.iterdir()) if match]
     version = max(taken, default=-1) + 1
     while True:

@@ -28,6 +28,8 @@ class TextDataModule(LightningDataModule):
         max_val_tokens: At most so many tokens are scored at each validation while training; null for all of them.
         lower: Put the text in lower case.
         strip: Drop white space at both ends of the text.
+        overfit_batches: Train on the first so many batches over and over, to see whether a model can learn them by
+            heart; null for all of the text.
         seed: Where the order of the batches comes from; always the same as seed_everything.
 
     Raises:
@@ -43,23 +45,26 @@ class TextDataModule(LightningDataModule):
         max_val_tokens: int | None = None,
         lower: bool = False,
         strip: bool = False,
+        overfit_batches: int | None = None,
         seed: int = 1337,
     ):
         super().__init__()
         for key, value in {"block_size": block_size, "batch_size": batch_size}.items():
             if value < 1:
                 raise MiniGPTError(f"data.{key} is {value}. Give it a whole number of 1 or more.")
-        if max_val_tokens is not None and max_val_tokens < 1:
-            raise MiniGPTError(f"data.max_val_tokens is {max_val_tokens}. Give it 1 or more, or null for no limit.")
+        for key, limit in {"max_val_tokens": max_val_tokens, "overfit_batches": overfit_batches}.items():
+            if limit is not None and limit < 1:
+                raise MiniGPTError(f"data.{key} is {limit}. Give it 1 or more, or null for no limit.")
         if not 0 < val_fraction < 1:
             raise MiniGPTError(f"data.val_fraction is {val_fraction}. Give it a share between 0 and 1, such as 0.1.")
-        self.path = path
+        self.path = str(path)
         self.block_size = block_size
         self.batch_size = batch_size
         self.val_fraction = val_fraction
         self.max_val_tokens = max_val_tokens
         self.lower = lower
         self.strip = strip
+        self.overfit_batches = overfit_batches
         self.seed = seed
         self._tokenizer: CharTokenizer | None = None
 
@@ -78,6 +83,10 @@ class TextDataModule(LightningDataModule):
                 f"The corpus '{self.path}' is too short: it has {len(ids)} tokens, and windows of {self.block_size} "
                 f"with a validation share of {self.val_fraction} need more. "
                 "Give a longer text, or a smaller --data.block_size."
+            )
+        if self.batch_size > len(self.train_ids):
+            raise MiniGPTError(
+                f"data.batch_size is {self.batch_size}, but the text has {len(self.train_ids)} tokens. Lower it."
             )
         self._tokenizer = tokenizer
 
@@ -103,7 +112,7 @@ class TextDataModule(LightningDataModule):
         self.setup()
         dataset = CharDataset(self.train_ids, self.block_size)
         start = self.trainer.global_step * self.trainer.accumulate_grad_batches if self.trainer else 0
-        order = BatchOrder(len(dataset), self.batch_size, self.seed, start)
+        order = BatchOrder(len(dataset), self.batch_size, self.seed, start, self.overfit_batches)
         return DataLoader(dataset, batch_size=None, sampler=order, collate_fn=_as_it_is)
 
     def val_dataloader(self) -> DataLoader:

@@ -117,6 +117,7 @@ class LitLanguageModel(LightningModule):
         self._losses: list[torch.Tensor] = []
         self.last_record: dict = {}  # the last training metrics written, and their step
         self.horizon: int | None = None  # the step at which the schedule ends
+        self.configure_optimizers()  # a mistake in its settings is answered now, not when training starts
 
     def forward(self, idx: torch.Tensor) -> torch.Tensor:
         """`(B, T)` ids to `(B, T, V)` logits."""
@@ -140,30 +141,42 @@ class LitLanguageModel(LightningModule):
         betas = (0.9, rates.beta2)
         return MuonAdamW(groups, betas=betas) if rates.optimizer == "muon" else AdamW(groups, betas=betas, fused=True)
 
+    def on_fit_start(self) -> None:
+        """Learn from the data how many characters a token stands for."""
+        self.val_metrics.chars_per_token = getattr(self.trainer.datamodule, "chars_per_token", 1.0)
+
     def on_train_start(self) -> None:
         """After a resume: this run's rates win over the checkpoint's, and its last record is written again."""
-        rates, optimizer = self.hparams, self.optimizers(use_pl_optimizer=False)
-        for group, given in zip(optimizer.param_groups, self.configure_optimizers().param_groups, strict=True):
+        groups = self.optimizers(use_pl_optimizer=False).param_groups
+        for group, given in zip(groups, self.configure_optimizers().param_groups, strict=True):
             group.update({key: given[key] for key in ("lr", "base_lr", "weight_decay")})
-        self.horizon = rates.decay_steps or self.horizon or self.trainer.max_steps
-        floor = min(1.0, rates.min_lr / rates.learning_rate) if rates.learning_rate else 0.0
-        self._factor = schedule(rates.lr_schedule, rates.warmup_steps, self.horizon, floor, rates.cooldown)
-        self._scheduled = rates.lr_schedule != "constant" or rates.warmup_steps > 0
-        self.val_metrics.chars_per_token = getattr(self.trainer.datamodule, "chars_per_token", 1.0)
+        self.set_schedule(self.horizon or self.trainer.max_steps)
         for logger in self.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_custom_scalars(CHARTS)
         if self.last_record.get("step") == self.global_step:  # purge_step hides what was written at this step
             self._write(self.last_record["metrics"], self.global_step)
 
+    def set_schedule(self, horizon: int) -> None:
+        """Lay the learning rates' schedule over `horizon` steps, unless the settings name the number.
+
+        Raises:
+            MiniGPTError: The schedule is unknown, or does not fit.
+        """
+        rates = self.hparams
+        self.horizon = rates.decay_steps or horizon
+        floor = min(1.0, rates.min_lr / rates.learning_rate) if rates.learning_rate else 0.0
+        self._factor = schedule(rates.lr_schedule, rates.warmup_steps, self.horizon, floor, rates.cooldown)
+        self._scheduled = rates.lr_schedule != "constant" or rates.warmup_steps > 0
+
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
         """The mean cross-entropy of a batch of windows."""
         # The randomness of a step is a function of (seed, step) as its batch is, so a resume has nothing to restore.
-        _seed_generators(self.device, derive_seed(self.hparams.seed, "step", batch_idx))
+        _seed_generators(self.device, derive_seed(self.hparams.seed, "step", self.trainer.fit_loop.total_batch_idx))
         x, y = batch
         loss = F.cross_entropy(self.model(x).flatten(0, 1), y.flatten())
         trainer = self.trainer
-        step = batch_idx // trainer.accumulate_grad_batches + 1
+        step = trainer.global_step + 1
         if self._scheduled:
             factor = self._factor(step - 1)
             for group in trainer.optimizers[0].param_groups:
@@ -185,7 +198,7 @@ class LitLanguageModel(LightningModule):
         self._write(metrics, step)
 
     def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
-        """Score a batch of validation windows in float32, whatever precision training runs in."""
+        """Score a batch of validation windows without autocast: in float32, unless the weights themselves are not."""
         x, y = batch
         with torch.autocast(self.device.type, enabled=False):
             self.val_metrics.update(self.model(x), y)
