@@ -3,8 +3,8 @@
     python benchmarks/ladder.py --corpus exemple
 
 Trains every rung with the same number of tokens and the same parameters (within 5 %), several seeds each, and scores
-the whole validation text. Writes NAME.json as it goes (a run that is in it is not trained again), and at the end
-NAME.md, NAME.png and NAME.svg, in the folder --out.
+the whole validation text. Writes ladder/NAME.json as it goes (a run that is in it is not trained again), and at the
+end ladder/NAME.png, ladder/NAME.svg and ladder.md, the page of all corpora, in the folder --out.
 """
 
 import argparse
@@ -99,32 +99,49 @@ def bigram_width(corpus: str) -> int:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """The ladder as a Markdown table, one rung a line."""
+    """The rungs of one corpus as a Markdown table, the floors, and what each rung writes."""
     lines = [
         "| rung | parameters | val bits per character | nats | seconds | tokens/s |",
         "|---|---|---|---|---|---|",
     ]
+    samples = []
     for name in rungs():
-        runs = [run for run in results if run["rung"] == name]
-        if not runs:
-            continue
+        runs = sorted((run for run in results if run["rung"] == name), key=lambda run: run["seed"])
         bits = [run["bits_per_char"] for run in runs]
-        spread = statistics.stdev(bits) if len(bits) > 1 else 0.0
+        spread = f"± {statistics.stdev(bits):.4f}" if len(bits) > 1 else "(one seed)"
         nats, seconds, speed = (
             statistics.mean(run[key] for run in runs) for key in ("loss", "seconds", "tokens_per_s")
         )
         lines.append(
-            f"| {name} | {runs[0]['parameters']:,} | {statistics.mean(bits):.4f} ± {spread:.4f} | {nats:.4f} "
+            f"| {name} | {runs[0]['parameters']:,} | {statistics.mean(bits):.4f} {spread} | {nats:.4f} "
             f"| {seconds:.0f} | {speed:,.0f} |"
         )
+        samples += [f"{name}:", "", *(f"    {line}" for line in runs[0]["sample"].splitlines()), ""]
     floors = ", ".join(f"{name} {bits:.4f}" for name, bits in results[0]["floors"].items())
-    lines += ["", f"Floors in bits per character: {floors}.", "", "What each rung writes (the first seed):", ""]
-    first = min(run["seed"] for run in results)
-    for name in rungs():
-        for run in results:
-            if (run["rung"], run["seed"]) == (name, first):
-                lines += [f"{name}:", "", *(f"    {line}" for line in run["sample"].splitlines()), ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", f"Floors in bits per character: {floors}.", "", *samples])
+
+
+INTRO = """# The ladder
+
+From the bigram to a modern transformer: what each enrichment buys, on one corpus, with the same number of tokens and
+the same parameters within 5 %. Each rung keeps what those before it brought, but for SwiGLU, which ReLU² replaces.
+Validation is the last 10 % of the text, whole; ± is the standard deviation over the seeds. Every run had one thread
+of its own on a machine of two cores that did other work beside, so seconds and tokens/s compare roughly.
+The samples are of the first seed, with one prompt, temperature 0.8, top-k 30 and top-p 0.9. What was learned from the
+tables is in [LOG.md](LOG.md).
+"""
+
+
+def page(out: Path) -> str:
+    """All corpora that have results."""
+    sections = [INTRO]
+    for file in sorted((out / "ladder").glob("*.json")):
+        about = json.loads(file.read_text(encoding="utf-8"))
+        sections += [
+            f"## {file.stem}", "", f"`{about['command']}`", "", f"![The ladder on {file.stem}](ladder/{file.stem}.png)",
+            "", table(about["runs"]),
+        ]  # fmt: skip
+    return "\n".join(sections)
 
 
 def plot(results: list[dict[str, Any]], path: Path, title: str) -> None:
@@ -157,18 +174,18 @@ def plot(results: list[dict[str, Any]], path: Path, title: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", default="exemple", help="a corpus name or a text file")
-    parser.add_argument("--steps", type=int, default=500, help="optimizer steps of 12 windows of 64 tokens")
+    parser.add_argument("--steps", type=int, default=250, help="optimizer steps of 12 windows of 64 tokens")
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds each rung is trained with")
     parser.add_argument("--jobs", type=int, default=2, help="how many runs at a time")
     parser.add_argument("--threads", type=int, default=1, help="threads of each run")
-    parser.add_argument("--only", default="", help="train only the rungs whose name holds this")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "ladder", help="where the results go")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="where the results go")
     asked = parser.parse_args()
 
     name = Path(asked.corpus).stem
-    asked.out.mkdir(parents=True, exist_ok=True)
-    file = asked.out / f"{name}.json"
-    results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    (asked.out / "ladder").mkdir(parents=True, exist_ok=True)
+    file = asked.out / "ladder" / f"{name}.json"
+    command = f"python benchmarks/ladder.py --corpus {name} --steps {asked.steps} --seeds {asked.seeds}"
+    results = json.loads(file.read_text(encoding="utf-8"))["runs"] if file.exists() else []
     corpus = asked.corpus if not Path(asked.corpus).exists() else str(Path(asked.corpus).resolve())
     done = {(run["rung"], run["seed"]) for run in results}
     os.environ["OMP_NUM_THREADS"] = str(asked.threads)
@@ -177,17 +194,18 @@ def main() -> None:
             pool.submit(train, rung, settings, seed, corpus, asked.steps, asked.threads)
             for seed in range(1, asked.seeds + 1)
             for rung, settings in rungs().items()
-            if (rung, seed) not in done and asked.only in rung
+            if (rung, seed) not in done
         ]
         for run in as_completed(runs):
             results.append(run.result())
-            file.write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
+            kept = json.dumps({"command": command, "runs": results}, indent=1, ensure_ascii=False)
+            file.write_text(kept, encoding="utf-8")
             print(f"{results[-1]['rung']}, seed {results[-1]['seed']}: {results[-1]['bits_per_char']:.4f}", flush=True)
-    parameters = [run["parameters"] for run in results]
-    reference = next((run["parameters"] for run in results if run["rung"] == "GPT-2"), parameters[0])
-    assert all(abs(count / reference - 1) < BUDGET for count in parameters), "the same parameters within 5 %"
-    (asked.out / f"{name}.md").write_text(table(results), encoding="utf-8")
-    plot(results, asked.out / name, f"{name}: {asked.steps} steps of 768 tokens, {reference / 1e6:.1f} M parameters")
+    reference = next(run["parameters"] for run in results if run["rung"] == "GPT-2")
+    assert all(abs(run["parameters"] / reference - 1) < BUDGET for run in results), "the same parameters within 5 %"
+    title = f"{name}: {asked.steps} steps of 768 tokens, {reference / 1e6:.1f} M parameters"
+    plot(results, asked.out / "ladder" / name, title)
+    (asked.out / "ladder.md").write_text(page(asked.out), encoding="utf-8")
     print(table(results))
 
 

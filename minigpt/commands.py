@@ -139,19 +139,29 @@ def evaluate(args: list[str]) -> int:
     checkpoint = runs.read_checkpoint(file)
     about = checkpoint["minigpt"]["data"]
     lm = runs.language_model(checkpoint, _device(asked.device))
-    encode = lm.tokenizer.encode
-    own = corpus.clean(corpus.read_text(runs.corpus_of(file, about)), about["lower"], about["strip"])
-    runs.check_corpus(own, about)
-    train, val = split(torch.tensor(encode(own)), about["val_fraction"])
-    text = lm.tokenizer.decode(val)
+    encode, decode = lm.tokenizer.encode, lm.tokenizer.decode
+
+    def read(path: str) -> str:
+        return corpus.clean(corpus.read_text(path), about["lower"], about["strip"])
+
+    try:
+        own = read(runs.corpus_of(file, about))
+        runs.check_corpus(own, about)
+        train, val = split(torch.tensor(encode(own)), about["val_fraction"])
+    except MiniGPTError as error:
+        if asked.path is None:
+            raise
+        print(f"No floors: {error}", file=sys.stderr)
+        train = None
     if asked.path is not None:
-        text = corpus.clean(corpus.read_text(asked.path), about["lower"], about["strip"])
-        val = torch.tensor(encode(text, asked.unknown))
-        text = lm.tokenizer.decode(val)
-    scores = score(lm.model, val, lm.tokenizer.vocab_size, len(text) / len(val))
+        val = torch.tensor(encode(read(asked.path), asked.unknown))
+    text = decode(val)
+    scores = score(lm.model, val, lm.tokenizer.vocab_size, len(text) / max(1, len(val)))
     scores = {name: round(value, 6) for name, value in scores.items()}
-    bits = floors(train, val, lm.tokenizer.vocab_size, lm.tokenizer.decode(train), text)
-    scores["floors"] = {name: round(value, 6) for name, value in bits.items()}
+    scores["floors"] = None
+    if train is not None:
+        bits = floors(train, val, lm.tokenizer.vocab_size, decode(train), text)
+        scores["floors"] = {name: round(value, 6) for name, value in bits.items()}
     print(f"({file})", file=sys.stderr)
     print(json.dumps(scores, indent=2))
     return 0

@@ -1,5 +1,6 @@
 """What a mistake gets: exit status 2, one or two plain sentences that name the thing, and nothing changed on disk."""
 
+import json
 import shutil
 
 import pytest
@@ -189,3 +190,9 @@ def test_a_corpus_that_changed_since_is_not_scored(place, call):
     result = call("evaluate")
     assert result.status == 2
     assert "has changed" in result.err
+    result = call(
+        "evaluate", "--data.path", "other.txt", "--unknown", "skip"
+    )  # which needs the old one for floors alone
+    assert result.status == 0
+    assert "No floors" in result.err
+    assert json.loads(result.out)["floors"] is None
