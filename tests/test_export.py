@@ -48,6 +48,10 @@ def test_an_export_in_safetensors_is_read_back(call, folder, preset):
     for name, weight in lm.model.state_dict().items():
         assert torch.equal(weight, again.model.state_dict()[name])
     assert call("generate", "--ckpt_path", "out", "--seed", "1").out == call("generate", "--seed", "1").out
+    config = str(ROOT / "configs" / "gpt_nano.yaml")
+    resumed = call("train", "--config", config, *QUICK, "--model.warmup_steps", "0", "--ckpt_path", "out")
+    assert resumed.status == 2
+    assert "is an export" in resumed.err
     (folder / "out" / "model.safetensors").write_bytes(b"broken")
     with pytest.raises(MiniGPTError, match="damaged"):
         minigpt.load("out")

@@ -274,6 +274,10 @@ class MiniGPTCLI(LightningCLI):
             self.checkpoint = self._find_checkpoint(root)
         if self.checkpoint:
             checkpoint = runs.read_checkpoint(self.checkpoint)
+            if "optimizer_states" not in checkpoint:
+                raise MiniGPTError(
+                    f"'{self.checkpoint}' is an export, which cannot be trained on. Name its run instead."
+                )
             self._check_same(checkpoint)
             start, horizon = checkpoint["global_step"], checkpoint["minigpt"]["horizon"]
             self.finished = 0 < self.trainer.max_steps <= start
