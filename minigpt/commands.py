@@ -100,7 +100,10 @@ def generate(args: list[str]) -> int:
     parser.add_argument("--temperature", type=float, default=CONTROLS["temperature"], help="0 is greedy")
     parser.add_argument("--top_k", type=_or_none(int), default=CONTROLS["top_k"], help="the k likeliest, or none")
     parser.add_argument("--top_p", type=_or_none(float), default=CONTROLS["top_p"], help="their mass, or none")
-    parser.add_argument("--seed", type=int, default=None, help="the same seed gives the same text")
+    parser.add_argument("--min_p", type=_or_none(float), default=None, help="the least share of the likeliest, or none")
+    parser.add_argument("--seed", type=int, default=None, help="the same seed gives the same texts")
+    parser.add_argument("--num_samples", type=int, default=1, help="how many texts, with a line `---` between them")
+    parser.add_argument("--stop", default=None, help="end a text before this would be complete")
     _add_unknown(parser)
     asked = parser.parse_args(args)
 
@@ -110,12 +113,18 @@ def generate(args: list[str]) -> int:
     lm = runs.language_model(runs.read_checkpoint(file), _device(asked.device))
     prompt = (sys.stdin.read() if sys.stdin else "") if asked.prompt == "-" else asked.prompt
     prompt = lm.prepare(prompt, asked.unknown)
-    pieces = lm.stream(prompt, asked.max_new_tokens, asked.temperature, asked.top_k, asked.top_p, asked.seed)
-    print(f"({file})", file=sys.stderr)
-    print(prompt, end="", flush=True)
-    for piece in pieces:
-        print(piece, end="", flush=True)
-    print()
+    if asked.num_samples < 1:
+        raise MiniGPTError(f"num_samples is {asked.num_samples}. Give a whole number of 1 or more.")
+    if len(prompt) > lm.model.block_size:
+        print(f"The model sees the last {lm.model.block_size} characters of a prompt this long.", file=sys.stderr)
+    controls = {name: getattr(asked, name) for name in ("temperature", "top_k", "top_p", "min_p", "seed", "stop")}
+    for sample in range(asked.num_samples):
+        pieces = lm.stream(prompt, asked.max_new_tokens, sample=sample, **controls)
+        print("---" if sample else f"({file})", file=sys.stdout if sample else sys.stderr)
+        print(prompt, end="", flush=True)
+        for piece in pieces:
+            print(piece, end="", flush=True)
+        print()
     return 0
 
 

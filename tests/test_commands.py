@@ -23,6 +23,22 @@ def test_generate_without_top_k_and_top_p(call, trained_run):
     assert result.out == minigpt.load(trained_run).generate("un matin,", 80, seed=0) + "\n"
 
 
+def test_several_samples_are_told_apart(call, trained_run):
+    flags = ["--ckpt_path", str(trained_run), "--seed", "3", "--max_new_tokens", "20", "--stop", "e"]
+    both, first = call("generate", *flags, "--num_samples", "2"), call("generate", *flags)
+    texts = both.out.split("\n---\n")
+    assert len(texts) == 2
+    assert texts[0] + "\n" == first.out
+    assert texts[0] != texts[1]
+
+
+def test_a_long_prompt_is_noted(call, trained_run):
+    result = call("generate", "--ckpt_path", str(trained_run), "--prompt", "le " * 30, "--max_new_tokens", "3")
+    assert result.status == 0
+    assert "sees the last 64 characters" in result.err
+    assert result.out.startswith("le " * 30)
+
+
 def test_a_prompt_comes_from_standard_input_when_asked(call, trained_run, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("le soir, "))
     result = call("generate", "--ckpt_path", str(trained_run), "--prompt", "-", "--max_new_tokens", "5")

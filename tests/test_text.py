@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 import minigpt
 from minigpt import LanguageModel, MiniGPTError
+from minigpt.generation.text import until
 
 
 @torch.no_grad()
@@ -117,3 +118,34 @@ def test_a_window_is_cropped_to_the_block(distinct_model):
     spy = Spy()
     LanguageModel(spy, tokenizer).generate("un matin,", 20)
     assert spy.longest == 6
+
+
+def test_a_stop_string_ends_the_text_before_it(distinct_model):
+    lm = LanguageModel(*distinct_model)
+    whole = lm.generate("un", 200, seed=3)[2:]
+    for stop in (whole[50], whole[50:52], whole[50:55]):
+        assert lm.generate("un", 200, seed=3, stop=stop) == "un" + whole[: whole.index(stop)]
+    assert lm.generate("un", 200, seed=3, stop="never here") == "un" + whole
+    with pytest.raises(MiniGPTError, match="stop string is empty"):
+        lm.stream("un", stop="")
+
+
+@pytest.mark.parametrize(
+    ("pieces", "stop", "out"),
+    [("aab", "ab", "a"), ("ababac", "abac", "ab"), ("aaa", "aab", "aaa"), ("abc", "abc", ""), ("xyz", "zz", "xyz")],
+)
+def test_what_may_be_the_beginning_of_a_stop_string_is_held_back(pieces, stop, out):
+    assert "".join(until(iter(pieces), stop)) == out
+
+
+def test_each_sample_of_a_seed_is_a_stream_of_its_own(distinct_model):
+    lm = LanguageModel(*distinct_model)
+    texts = [lm.generate("un", 40, seed=1, sample=i) for i in range(4)]
+    assert len(set(texts)) == 4
+    assert lm.generate("un", 40, seed=1, sample=2) == texts[2]
+
+
+def test_a_repetition_penalty_makes_texts_less_repetitive(distinct_model):
+    lm = LanguageModel(*distinct_model)
+    plain, penalised = (lm.generate("a", 60, temperature=0, repetition_penalty=p) for p in (None, 5.0))
+    assert len(set(penalised)) > len(set(plain))

@@ -16,6 +16,8 @@ def generate_ids(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[torch.Tensor]:
     """Continue `idx`, yielding each new `(B, 1)` id as it is drawn.
@@ -25,9 +27,11 @@ def generate_ids(
             of them where its prediction depends on no more.
         idx: `(B, T)` ids to begin with, at least one per row.
         max_new_tokens: How many ids to draw.
-        temperature: See `filter_logits`, as for `top_k` and `top_p`.
+        temperature: See `filter_logits`, as for the controls that follow.
         top_k: The number of candidates kept.
         top_p: The probability mass kept.
+        min_p: The least probability kept, as a share of the greatest.
+        repetition_penalty: How much less likely the ids so far become.
         generator: Where the draws come from; torch's global generator if None.
 
     The model is in eval mode while ids are drawn, and back in its own mode afterwards, however the loop is left.
@@ -37,10 +41,12 @@ def generate_ids(
     model.eval()
     try:
         for _ in range(max_new_tokens):
-            idx = idx[:, -context:]
-            logits = model(idx)[:, -1, :]
-            next_id = sample(filter_logits(logits, temperature, top_k, top_p), generator)
+            logits = model(idx[:, -context:])[:, -1, :]
+            logits = filter_logits(logits, temperature, top_k, top_p, min_p, repetition_penalty, idx)
+            next_id = sample(logits, generator)
             yield next_id
+            if repetition_penalty is None:
+                idx = idx[:, max(0, idx.shape[1] - context + 1) :]  # the rest will not be looked at again
             idx = torch.cat([idx, next_id], dim=1)
     finally:
         model.train(was_training)

@@ -1,4 +1,4 @@
-"""Temperature, top-k and top-p as pure functions on `(B, V)` logits, computed in float32, each row on its own."""
+"""The controls of sampling as pure functions on `(B, V)` logits, computed in float32, each row on its own."""
 
 import math
 
@@ -9,7 +9,13 @@ from minigpt.errors import MiniGPTError
 GREEDY_BELOW = 1e-5
 
 
-def check_controls(temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> None:
+def check_controls(
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+) -> None:
     """Refuse what the controls cannot mean.
 
     Raises:
@@ -21,12 +27,22 @@ def check_controls(temperature: float = 1.0, top_k: int | None = None, top_p: fl
         raise MiniGPTError(f"top_k is {top_k}. Give a whole number of 1 or more, or 'none' to keep every token.")
     if top_p is not None and not 0 < top_p <= 1:
         raise MiniGPTError(f"top_p is {top_p}. Give a number above 0 and up to 1, or 'none' to keep every token.")
+    if min_p is not None and not 0 <= min_p <= 1:
+        raise MiniGPTError(f"min_p is {min_p}. Give a number from 0 to 1, or 'none' to keep every token.")
+    if repetition_penalty is not None and not (math.isfinite(repetition_penalty) and repetition_penalty > 0):
+        raise MiniGPTError(f"repetition_penalty is {repetition_penalty}. Give a number above 0; 1 changes nothing.")
 
 
 def filter_logits(
-    logits: torch.Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+    logits: torch.Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    generated: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Apply temperature, then top-k, then top-p, in the article's order.
+    """Apply the repetition penalty, temperature, top-k, top-p (the article's order) and min-p.
 
     Args:
         logits: `(B, V)` scores of the next token.
@@ -36,6 +52,11 @@ def filter_logits(
         top_p: Keeps a token while the probability before it, in descending order, is at most p, so the token that
             crosses the threshold is kept (Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020);
             1 keeps all.
+        min_p: Keeps a token whose probability is at least this share of the likeliest one's (Nguyen et al., "Turning Up
+            the Heat", 2024).
+        repetition_penalty: Divides the positive scores of the ids in `generated`, and multiplies the negative ones
+            (Keskar et al., "CTRL", 2019).
+        generated: `(B, T)` ids so far; needed by repetition_penalty alone.
 
     Returns:
         `(B, V)` float32 logits with `-inf` where a token is cut.
@@ -43,8 +64,12 @@ def filter_logits(
     Raises:
         MiniGPTError: A control is outside its range.
     """
-    check_controls(temperature, top_k, top_p)
+    check_controls(temperature, top_k, top_p, min_p, repetition_penalty)
     logits = logits.float()
+    if repetition_penalty is not None and generated is not None:
+        seen = logits.gather(-1, generated)
+        seen = torch.where(seen < 0, seen * repetition_penalty, seen / repetition_penalty)
+        logits = logits.scatter(-1, generated, seen)
     if temperature < GREEDY_BELOW:
         best = logits.argmax(dim=-1, keepdim=True)
         return torch.full_like(logits, -math.inf).scatter(-1, best, logits.gather(-1, best))
@@ -59,6 +84,10 @@ def filter_logits(
         beyond = beyond.roll(1, dims=-1)  # shifted by one: what counts is the mass before a token
         beyond[..., 0] = False
         logits = logits.masked_fill(beyond.scatter(-1, order, beyond), -math.inf)
+    if min_p is not None:
+        probabilities = logits.softmax(dim=-1)
+        least = min_p * probabilities.max(dim=-1, keepdim=True).values
+        logits = logits.masked_fill(probabilities < least, -math.inf)
     return logits
 
 

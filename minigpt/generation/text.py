@@ -40,7 +40,11 @@ class LanguageModel:
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
         seed: int | None = None,
+        sample: int = 0,
+        stop: str | None = None,
         unknown: str = "error",
     ) -> Iterator[str]:
         """Continue `prompt`, yielding the new text piece by piece as it is drawn.
@@ -51,25 +55,31 @@ class LanguageModel:
             temperature: Below 1 the likely becomes likelier, above 1 the rare less rare; 0 is greedy.
             top_k: Draw among the k likeliest tokens only; None for all.
             top_p: Draw among the likeliest tokens that together reach this probability; None for all.
+            min_p: Draw among tokens at least this share as likely as the likeliest; None for all.
+            repetition_penalty: Above 1, what was written becomes less likely to come again; None for no change.
             seed: The same seed gives the same text, whatever else the process draws; without one the draws come
                 from torch's global generator.
+            sample: Which of the texts of a seed to draw; each has a stream of its own.
+            stop: End before this text would be complete; it is not part of the output.
             unknown: `error` or `skip`: what to do with characters of the prompt that the model has never seen.
 
         Raises:
             MiniGPTError: A control is outside its range, or the prompt holds unknown characters.
         """
-        check_controls(temperature, top_k, top_p)
+        check_controls(temperature, top_k, top_p, min_p, repetition_penalty)
         if max_new_tokens < 0:
             raise MiniGPTError(f"max_new_tokens is {max_new_tokens}. Give a whole number of 0 or more.")
-        ids = self.tokenizer.encode(self.prepare(prompt, unknown))
-        return self._pieces(ids, max_new_tokens, temperature, top_k, top_p, seed)
-
-    def _pieces(self, ids, max_new_tokens, temperature, top_k, top_p, seed) -> Iterator[str]:
+        if stop == "":
+            raise MiniGPTError("The stop string is empty. Give it some text, or leave it out.")
         device = device_of(self.model)
-        generator = None if seed is None else torch.Generator(device).manual_seed(derive_seed(seed, "sample", 0))
-        idx = torch.tensor([ids or [self._opening_id()]], device=device)
-        for next_id in generate_ids(self.model, idx, max_new_tokens, temperature, top_k, top_p, generator):
-            yield self.tokenizer.decode(next_id[0])
+        generator = None if seed is None else torch.Generator(device).manual_seed(derive_seed(seed, "sample", sample))
+        ids = self.tokenizer.encode(self.prepare(prompt, unknown)) or [self._opening_id()]
+        drawn = generate_ids(
+            self.model, torch.tensor([ids], device=device), max_new_tokens, temperature, top_k, top_p, min_p,
+            repetition_penalty, generator,
+        )  # fmt: skip
+        pieces = (self.tokenizer.decode(next_id[0]) for next_id in drawn)
+        return pieces if stop is None else until(pieces, stop)
 
     def _opening_id(self) -> int:
         """What stands before an empty prompt: a line break, or the first id of a text that has none."""
@@ -85,6 +95,22 @@ class LanguageModel:
         return prompt + "".join(self.stream(prompt, max_new_tokens, **controls))
 
 
+def until(pieces: Iterator[str], stop: str) -> Iterator[str]:
+    """Hand `pieces` on up to the text `stop`, holding back what may turn out to be its beginning."""
+    held = ""
+    for piece in pieces:
+        held += piece
+        if stop in held:
+            yield held[: held.index(stop)]
+            return
+        keep = next(n for n in range(min(len(stop) - 1, len(held)), -1, -1) if held.endswith(stop[:n]))
+        if len(held) > keep:
+            yield held[: len(held) - keep]
+            held = held[len(held) - keep :]
+    if held:
+        yield held
+
+
 def generate(
     model: nn.Module,
     tokenizer: CharTokenizer,
@@ -93,10 +119,9 @@ def generate(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    seed: int | None = None,
-    unknown: str = "error",
+    **controls,
 ) -> str:
     """The article's function: continue `prompt` with any model and its tokenizer; arguments as in `stream`."""
     return LanguageModel(model, tokenizer).generate(
-        prompt, max_new_tokens, unknown, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+        prompt, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, **controls
     )
