@@ -116,6 +116,7 @@ class LitLanguageModel(LightningModule):
         self.val_metrics = TextMetrics(vocab_size)
         self._losses: list[torch.Tensor] = []
         self.last_record: dict = {}  # the last training metrics written, and their step
+        self._floors: dict[str, float] = {}
         self.horizon: int | None = None  # the step at which the schedule ends
         self.configure_optimizers()  # a mistake in its settings is answered now, not when training starts
 
@@ -142,8 +143,11 @@ class LitLanguageModel(LightningModule):
         return MuonAdamW(groups, betas=betas) if rates.optimizer == "muon" else AdamW(groups, betas=betas, fused=True)
 
     def on_fit_start(self) -> None:
-        """Learn from the data how many characters a token stands for."""
-        self.val_metrics.chars_per_token = getattr(self.trainer.datamodule, "chars_per_token", 1.0)
+        """Learn from the data how many characters a token stands for, and what the floors are."""
+        datamodule = self.trainer.datamodule
+        self.val_metrics.chars_per_token = getattr(datamodule, "chars_per_token", 1.0)
+        if isinstance(datamodule, TextDataModule):
+            self._floors = {f"floors/{name}": bits for name, bits in datamodule.floors.items()}
 
     def on_train_start(self) -> None:
         """After a resume: this run's rates win over the checkpoint's, and its last record is written again."""
@@ -209,9 +213,7 @@ class LitLanguageModel(LightningModule):
         self.val_metrics.reset()
         self.log_dict(metrics, logger=False)
         written = {name: value.item() for name, value in metrics.items()}
-        if isinstance(self.trainer.datamodule, TextDataModule):  # as lines beside the curves
-            written |= {f"floors/{name}": bits for name, bits in self.trainer.datamodule.floors.items()}
-        self._write(written, self.global_step)
+        self._write(written | self._floors, self.global_step)  # the floors make straight lines beside the curves
 
     def _write(self, metrics: dict[str, float], step: int) -> None:
         """Write to the loggers at once, under the number of optimizer steps done.
