@@ -214,7 +214,7 @@ def train(args: list[str]) -> int:
     except SystemExit as stop:
         if stop.code in (130, 143):
             note(
-                f"Stopped after step {cli.trainer.global_step}; nothing is lost. "
+                f"Stopped after step {cli.trainer.global_step}. "
                 f"Go on with: {_bin()}python scripts/train.py {_again(args, cli.run_dir)}"
             )
         raise

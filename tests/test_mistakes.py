@@ -125,6 +125,7 @@ MISTAKES = [
     ([*TRAIN, "--ckpt_path", RUN, "--data.val_fraction", "0.2"], ["data.val_fraction is 0.2 here and 0.1 in"]),
     ([*TRAIN, "--ckpt_path", RUN, "--model.n_embd", "32"], ["model.n_embd is 32 here and 64 in"]),
     ([*TRAIN, "--ckpt_path", RUN, "--trainer.accumulate_grad_batches", "2"], ["accumulate_grad_batches is 2 here"]),
+    ([*TRAIN, "--ckpt_path", RUN, "--model.decay_vectors", "false"], ["model.decay_vectors is False here and True"]),
     # generating
     (["generate", "--ckpt_path", "nowhere"], ["nowhere", "no run or checkpoint"]),
     (["generate", "--ckpt_path", "truncated.ckpt"], ["truncated.ckpt", "damaged"]),

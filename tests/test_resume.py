@@ -216,8 +216,21 @@ def test_a_new_learning_rate_is_taken_and_told(train, folder):
     train("--trainer.max_steps", "10")
     result = train("--trainer.max_steps", "20", "--model.learning_rate", "0.25", "--ckpt_path", "last")
     assert "model.learning_rate: 0.001 when the run began, 0.25 from here on." in result.err
+    train("--trainer.max_steps", "30", "--model.learning_rate", "0.25", "--model.beta2", "0.9", "--ckpt_path", "last")
     groups = state(folder / "lightning_logs" / "tiny" / "version_0")["optimizer_states"][0]["param_groups"]
-    assert [group["lr"] for group in groups] == [0.25]
+    assert [(group["lr"], group["betas"]) for group in groups] == [(0.25, (0.9, 0.9))]
+
+
+def test_another_optimizer_is_refused(call, folder):
+    nano = ["train", "--config", TINY.replace("tiny", "modern_nano"), *QUICK, "--model.n_layer", "1"]
+    assert call(*nano, "--trainer.max_steps", "2").status == 0
+    result = call(*nano, "--trainer.max_steps", "4", "--ckpt_path", "last", "--model.optimizer", "adamw")
+    assert result.status == 2
+    assert "model.optimizer is adamw here and muon in" in result.err
+    result = call(*nano, "--trainer.max_steps", "4", "--ckpt_path", "last", "--model.beta2", "0.5")
+    assert result.status == 0
+    groups = state(folder / "lightning_logs" / "modern_nano" / "version_0")["optimizer_states"][0]["param_groups"]
+    assert [tuple(group["betas"]) for group in groups if "betas" in group] == [(0.9, 0.5)] * 2
 
 
 def test_a_schedule_keeps_its_horizon_unless_set_anew(train, folder):

@@ -56,7 +56,8 @@ class Checkpoints(Checkpoint):
 
     `last` is written at the end of an optimizer step and before the validation that follows it; only that of the
     final step comes after its validation, so that a checkpoint at max_steps means a run with nothing left to do.
-    Ctrl-C or SIGTERM ends the step, writes `last` and leaves with status 130 or 143; a second one stops at once.
+    Ctrl-C or SIGTERM ends the step, writes `last` and leaves with status 130 or 143; a second one stops at once. In the
+    final step and its validation the first leaves `last` as it was: a resume repeats the steps since, to the same bits.
 
     Args:
         every_n_steps: Optimizer steps between two writes of last.ckpt; it is also written at each validation.
@@ -70,6 +71,7 @@ class Checkpoints(Checkpoint):
         self.signal: int | None = None
         self._step = 0
         self._previous_handlers: dict[int, Any] = {}
+        self._lock: FileLock | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the run folder, hold it for this process alone, and take over Ctrl-C.
@@ -169,7 +171,8 @@ class Checkpoints(Checkpoint):
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
         self._previous_handlers.clear()
-        self._lock.release()
+        if self._lock:
+            self._lock.release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give them back; Lightning calls no other hook after an exception."""

@@ -323,6 +323,10 @@ class MiniGPTCLI(LightningCLI):
                 f"model.{key}": (about["model"].get(key), now["model"].get(key))
                 for key in about["model"] | now["model"]
             },
+            **{  # the optimizer's state is laid out by them
+                f"model.{key}": (checkpoint["hyper_parameters"][key], self.model.hparams[key])
+                for key in ("optimizer", "decay_vectors")
+            },
             "trainer.accumulate_grad_batches": (
                 about["accumulate_grad_batches"],
                 self.trainer.accumulate_grad_batches,

@@ -154,6 +154,8 @@ class LitLanguageModel(LightningModule):
         groups = self.optimizers(use_pl_optimizer=False).param_groups
         for group, given in zip(groups, self.configure_optimizers().param_groups, strict=True):
             group.update({key: given[key] for key in ("lr", "base_lr", "weight_decay")})
+            if "betas" in group:  # MuonAdamW's groups have them from their first step on
+                group["betas"] = (0.9, self.hparams.beta2)
         self.set_schedule(self.horizon or self.trainer.max_steps)
         for logger in self.loggers:
             if isinstance(logger, TensorBoardLogger):
