@@ -8,13 +8,14 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from minigpt.errors import MiniGPTError, did_you_mean
 
 PROMPT = "un matin,"
 CONTROLS = {"temperature": 0.8, "top_k": 30, "top_p": 0.9}  # the article's example
+LARGEST_BATCH = 16  # how many samples are drawn at once
 
 
 def run(command: Callable[[list[str]], int]) -> int:
@@ -104,28 +105,49 @@ def generate(args: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=None, help="the same seed gives the same texts")
     parser.add_argument("--num_samples", type=int, default=1, help="how many texts, with a line `---` between them")
     parser.add_argument("--stop", default=None, help="end a text before this would be complete")
+    parser.add_argument("--precision", choices=["32", "bf16"], default="32", help="bf16: half the memory, three digits")
+    parser.add_argument("--compile", action="store_true", help="spend up to a minute on faster code first")
     _add_unknown(parser)
     asked = parser.parse_args(args)
 
     from minigpt import runs
 
     file = runs.find_checkpoint(asked.ckpt_path)
-    lm = runs.language_model(runs.read_checkpoint(file), _device(asked.device))
+    lm = runs.language_model(runs.read_checkpoint(file), _device(asked.device), asked.precision)
     prompt = (sys.stdin.read() if sys.stdin else "") if asked.prompt == "-" else asked.prompt
     prompt = lm.prepare(prompt, asked.unknown)
     if asked.num_samples < 1:
         raise MiniGPTError(f"num_samples is {asked.num_samples}. Give a whole number of 1 or more.")
+    controls = {name: getattr(asked, name) for name in ("temperature", "top_k", "top_p", "min_p", "seed", "stop")}
+    rows = min(asked.num_samples, LARGEST_BATCH)
+    lm.stream_batch([prompt], asked.max_new_tokens, **controls)  # a mistake is found before anything is written
     if len(prompt) > lm.model.block_size:
         print(f"The model sees the last {lm.model.block_size} characters of a prompt this long.", file=sys.stderr)
-    controls = {name: getattr(asked, name) for name in ("temperature", "top_k", "top_p", "min_p", "seed", "stop")}
-    for sample in range(asked.num_samples):
-        pieces = lm.stream(prompt, asked.max_new_tokens, sample=sample, **controls)
-        print("---" if sample else f"({file})", file=sys.stdout if sample else sys.stderr)
-        print(prompt, end="", flush=True)
-        for piece in pieces:
-            print(piece, end="", flush=True)
-        print()
+    if asked.compile:
+        started = time.monotonic()
+        try:
+            lm.compile(rows)
+            print(f"(compiled in {time.monotonic() - started:.0f} s)", file=sys.stderr)
+        except MiniGPTError as error:
+            print(error, file=sys.stderr)
+    print(f"({file})", file=sys.stderr)
+    for first in range(0, asked.num_samples, rows):
+        steps = lm.stream_batch([prompt] * rows, asked.max_new_tokens, first=first, **controls)
+        _write(prompt, steps, min(rows, asked.num_samples - first), separate=first > 0)
     return 0
+
+
+def _write(prompt: str, steps: Iterator[list[str]], count: int, separate: bool) -> None:
+    """Write the first `count` texts of a batch, the first of all as it is drawn."""
+    later = [[] for _ in range(count - 1)]
+    print("---\n" * separate + prompt, end="", flush=True)
+    for first, *others in steps:
+        print(first, end="", flush=True)
+        for text, piece in zip(later, others, strict=False):
+            text.append(piece)
+    print()
+    for text in later:
+        print("---\n" + prompt + "".join(text))
 
 
 def evaluate(args: list[str]) -> int:
@@ -133,16 +155,22 @@ def evaluate(args: list[str]) -> int:
     parser = _Parser("Score a trained model on the validation text of its run, or on a whole text of yours, as JSON.")
     _add_device(parser)
     parser.add_argument("--data.path", dest="path", default=None, help="a text to score whole, in place of the run's")
+    parser.add_argument(
+        "--memorisation", nargs="?", type=int, const=16, metavar="N",
+        help="also draw N texts (16), and report how much of them stands word for word in the training text",
+    )  # fmt: skip
     _add_unknown(parser)
     asked = parser.parse_args(args)
+    if asked.memorisation is not None and asked.memorisation < 1:
+        raise MiniGPTError(f"memorisation is {asked.memorisation}. Give the number of texts to draw, 1 or more.")
 
     import torch
 
     from minigpt import runs
     from minigpt.data import corpus
     from minigpt.data.dataset import split
+    from minigpt.evaluation import copied, floors
     from minigpt.evaluation import evaluate as score
-    from minigpt.evaluation import floors
 
     file = runs.find_checkpoint(asked.ckpt_path)
     checkpoint = runs.read_checkpoint(file)
@@ -158,7 +186,7 @@ def evaluate(args: list[str]) -> int:
         runs.check_corpus(own, about)
         train, val = split(torch.tensor(encode(own)), about["val_fraction"])
     except MiniGPTError as error:
-        if asked.path is None:
+        if asked.path is None or asked.memorisation:
             raise
         print(f"No floors: {error}", file=sys.stderr)
         train = None
@@ -171,6 +199,14 @@ def evaluate(args: list[str]) -> int:
     if train is not None:
         bits = floors(train, val, lm.tokenizer.vocab_size, decode(train), text)
         scores["floors"] = {name: round(value, 6) for name, value in bits.items()}
+    if asked.memorisation:
+        drawn = lm.generate_batch([""] * asked.memorisation, 500, seed=0, **CONTROLS)
+        known, length = decode(train), max(map(len, drawn))
+        fresh = [text[n : n + length] for n in range(0, length * asked.memorisation, length)]
+        scores["memorisation"] = {
+            "samples": copied(drawn, known),
+            "text": copied([piece for piece in fresh if piece], known),
+        }
     print(f"({file})", file=sys.stderr)
     print(json.dumps(scores, indent=2))
     return 0

@@ -5,6 +5,7 @@ And the floors beside it: what a text costs when next to nothing is known of it,
 
 import lzma
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -14,6 +15,8 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from minigpt.data.dataset import EvalWindows
 from minigpt.models import device_of
+
+PIECE = 20  # characters; as long as two or three words, so that few are common by chance
 
 
 class BitsPerCharacter(Metric):
@@ -142,3 +145,28 @@ def floors(train: torch.Tensor, val: torch.Tensor, vocab_size: int, train_text: 
         "bigram": -bigram.log2().mean().item() * tokens_per_char,
         "xz": xz * 8 / len(val_text),
     }
+
+
+def copied(texts: Sequence[str], source: str) -> dict[str, float | str]:
+    """How much of some texts stands word for word in a source.
+
+    Args:
+        texts: What a model wrote, say.
+        source: The text that it was trained on.
+
+    Returns:
+        `longest`, the number of characters of the longest run found in the source, and `run`, that run; `share`, of
+        all pieces of `PIECE` characters, overlapping ones included, those found in it.
+    """
+    run, pieces, found = "", 0, 0
+    for text in texts:
+        length = 0  # of the longest run that begins here; it shrinks by one at most from one place to the next
+        for start in range(len(text)):
+            length = max(0, length - 1)
+            while start + length < len(text) and text[start : start + length + 1] in source:
+                length += 1
+            run = max(run, text[start : start + length], key=len)
+            if start + PIECE <= len(text):
+                pieces += 1
+                found += length >= PIECE
+    return {"longest": len(run), "share": round(found / max(1, pieces), 6), "run": run}

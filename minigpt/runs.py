@@ -5,19 +5,23 @@ A run is a folder such as `lightning_logs/tiny/version_0`, with `checkpoints/las
 
 import json
 import os
+import re
 from hashlib import sha256
 from pathlib import Path
 
 import torch
 
+from minigpt import __version__
 from minigpt.data.corpus import NAMES
 from minigpt.data.tokenizers import CharTokenizer
 from minigpt.errors import MiniGPTError
 from minigpt.generation.text import LanguageModel
 from minigpt.models import build_model
+from minigpt.models.gpt import Linear
 
 ROOT = "lightning_logs"
 EXPORTED = "minigpt.json"  # beside model.safetensors, in a folder that scripts/export.py wrote
+PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16}
 NEEDS_EXPORT = "This needs libraries that are not installed: pip install 'minigpt-lightning[export]'."
 
 
@@ -86,7 +90,16 @@ def read_checkpoint(file: Path) -> dict:
         ) from error
     if not isinstance(checkpoint, dict) or "minigpt" not in checkpoint:
         raise MiniGPTError(f"'{file}' is not a checkpoint of minigpt. Name one that scripts/train.py wrote.")
+    made_by = checkpoint["minigpt"].get("version", "")
+    if _numbers(made_by) > _numbers(__version__):
+        raise MiniGPTError(
+            f"'{file}' was made by minigpt {made_by}, newer than this one, {__version__}. Bring minigpt up to date."
+        )
     return checkpoint
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)]
 
 
 def _read_export(file: Path) -> dict:
@@ -106,27 +119,35 @@ def _read_export(file: Path) -> dict:
         ) from error
 
 
-def language_model(checkpoint: dict, device: str | torch.device = "cpu") -> LanguageModel:
-    """The model and the tokenizer of a checkpoint, in eval mode on `device`."""
+def language_model(checkpoint: dict, device: str | torch.device = "cpu", precision: str = "32") -> LanguageModel:
+    """The model and the tokenizer of a checkpoint, in eval mode on `device`; arguments as in `load`."""
+    if precision not in PRECISIONS:
+        raise MiniGPTError(f"precision is '{precision}'. It takes {' or '.join(PRECISIONS)}.")
     about = checkpoint["minigpt"]
     model = build_model(**about["model"])
     prefix = "model."
     weights = {key.removeprefix(prefix): value for key, value in checkpoint["state_dict"].items()}
     model.load_state_dict(weights)
-    return LanguageModel(model.to(device).eval(), CharTokenizer.from_dict(about["data"]["tokenizer"]))
+    model.to(device, PRECISIONS[precision]).eval()
+    for layer in model.modules():
+        if isinstance(layer, Linear):
+            layer.lay_out()
+    return LanguageModel(model, CharTokenizer.from_dict(about["data"]["tokenizer"]))
 
 
-def load(ckpt_path: str | Path = "last", device: str | torch.device = "cpu") -> LanguageModel:
+def load(ckpt_path: str | Path = "last", device: str | torch.device = "cpu", precision: str = "32") -> LanguageModel:
     """Load a trained model; a run folder is all it needs.
 
     Args:
         ckpt_path: `last` for the newest run, a run folder (its best checkpoint, where there is one), or a file.
         device: Where the model is put.
+        precision: `32`, or `bf16`, in which weights take half the memory and keep three digits, so that the
+            probabilities, and with them texts, differ a little.
 
     Raises:
-        MiniGPTError: There is no such run, or its checkpoint cannot be read.
+        MiniGPTError: There is no such run, its checkpoint cannot be read, or there is no such precision.
     """
-    return language_model(read_checkpoint(find_checkpoint(ckpt_path)), device)
+    return language_model(read_checkpoint(find_checkpoint(ckpt_path)), device, precision)
 
 
 def corpus_of(file: Path, about: dict) -> str:

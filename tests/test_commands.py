@@ -3,9 +3,11 @@ import json
 import sys
 
 import pytest
+import torch
 from conftest import TINY
 
 import minigpt
+from minigpt import commands
 from minigpt.data.corpus import clean, read_text
 from minigpt.evaluation import evaluate
 
@@ -30,6 +32,43 @@ def test_several_samples_are_told_apart(call, trained_run):
     assert len(texts) == 2
     assert texts[0] + "\n" == first.out
     assert texts[0] != texts[1]
+
+
+def test_more_samples_than_a_batch_holds_are_all_of_the_seed(call, trained_run, monkeypatch):
+    monkeypatch.setattr(commands, "LARGEST_BATCH", 2)
+    result = call("generate", "--ckpt_path", str(trained_run), "--seed", "3", "--num_samples", "5", "--prompt", "le ")
+    lm = minigpt.load(trained_run)
+    expected = [lm.generate("le ", 200, **commands.CONTROLS, seed=3, sample=n) for n in range(5)]
+    assert result.out == "\n---\n".join(expected) + "\n"
+
+
+def test_half_the_precision_is_nearly_the_same_model(call, trained_run):
+    whole, half = minigpt.load(trained_run), minigpt.load(trained_run, precision="bf16")
+    assert half.model.embed.weight.dtype == torch.bfloat16
+    idx = torch.arange(20)[None]
+    torch.testing.assert_close(half.model(idx).float(), whole.model(idx), rtol=0.1, atol=0.1)
+    result = call("generate", "--ckpt_path", str(trained_run), "--precision", "bf16", "--max_new_tokens", "5")
+    assert result.status == 0
+    assert len(result.out) == len("un matin,") + 6
+
+
+def test_what_cannot_be_compiled_goes_on_as_it_is(call, trained_run):
+    flags = ["--ckpt_path", str(trained_run), "--seed", "1"]
+    plain, compiled = call("generate", *flags), call("generate", *flags, "--compile")
+    assert "TinyGPT has nothing to compile" in compiled.err
+    assert (compiled.status, compiled.out) == (0, plain.out)
+
+
+def test_evaluate_reports_what_the_model_recites(call, trained_run):
+    result = call("evaluate", "--ckpt_path", str(trained_run), "--memorisation", "2")
+    memorised = json.loads(result.out)["memorisation"]
+    data = minigpt.TextDataModule(lower=True, strip=True)
+    data.setup()
+    train = data.tokenizer.decode(data.train_ids)
+    for found in memorised.values():
+        assert found["run"] in train
+        assert found["longest"] == len(found["run"]) > 2
+    assert memorised["text"]["share"] < 0.1
 
 
 def test_a_long_prompt_is_noted(call, trained_run):

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 import minigpt
 from minigpt import TinyGPT
-from minigpt.evaluation import BitsPerCharacter, TextMetrics, evaluate, floors
+from minigpt.evaluation import BitsPerCharacter, TextMetrics, copied, evaluate, floors
 
 
 @pytest.fixture
@@ -91,3 +91,14 @@ def test_a_trained_bigram_comes_down_to_its_floor():
     scores = evaluate(model, data.val_ids, data.vocab_size)
     assert scores["bits_per_char"] == pytest.approx(data.floors["bigram"], abs=2e-3)
     assert data.floors["bigram"] < data.floors["unigram"] < data.floors["uniform"]
+
+
+def test_copied_finds_the_longest_run_and_the_share_of_pieces():
+    source = "abcdefghijklmnopqrstuvwxyz" * 2
+    own = "zyx" + source[3:28] + "!" + source[:10]
+    expected = sum(own[n : n + 20] in source for n in range(len(own) - 19)) / (len(own) - 19)
+    found = copied(["no", own], source)
+    assert found == {"longest": 25, "share": round(expected, 6), "run": source[3:28]}
+    assert 0 < found["share"] < 1
+    assert copied([source], source)["share"] == 1
+    assert copied([], source) == {"longest": 0, "share": 0, "run": ""}

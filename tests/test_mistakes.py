@@ -18,6 +18,7 @@ def place(folder, trained_run):
     shutil.copytree(trained_run, folder / RUN)
     checkpoint = (folder / RUN / "checkpoints" / "last.ckpt").read_bytes()
     (folder / "truncated.ckpt").write_bytes(checkpoint[: len(checkpoint) // 2])
+    torch.save({"minigpt": {"version": "99.1.0"}}, folder / "newer.ckpt")
     (folder / "empty.ckpt").write_bytes(b"")
     torch.save({"state_dict": {}}, folder / "foreign.ckpt")
     (folder / "no_run").mkdir()
@@ -142,6 +143,8 @@ MISTAKES = [
     (["generate", "--min_p", "2"], ["min_p is 2"]),
     (["generate", "--num_samples", "0"], ["num_samples is 0"]),
     (["generate", "--stop", ""], ["stop string is empty"]),
+    (["generate", "--precision", "16"], ["--precision", "bf16"]),
+    (["generate", "--ckpt_path", "newer.ckpt"], ["newer.ckpt", "made by minigpt 99.1.0", "Bring minigpt up to date"]),
     (["generate", "--unknown", "drop"], ["--unknown", "skip"]),
     (["generate", "--promt", "a"], ["--promt", "Did you mean '--prompt'"]),
     (["generate", "--device", "abacus"], ["abacus", "--device auto"]),
@@ -153,6 +156,7 @@ MISTAKES = [
     # evaluating
     (["evaluate", "--ckpt_path", "nowhere"], ["nowhere", "no run or checkpoint"]),
     (["evaluate", "--data.path", "nowhere.txt"], ["nowhere.txt", "does not exist"]),
+    (["evaluate", "--memorisation", "0"], ["memorisation is 0"]),
     (["evaluate", "--data.pth", "other.txt"], ["--data.pth", "Did you mean '--data.path'"]),
 ]
 

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 import minigpt
 from minigpt import LanguageModel, MiniGPTError
-from minigpt.generation.text import until
+from minigpt.generation.text import Until
 
 
 @torch.no_grad()
@@ -135,7 +135,8 @@ def test_a_stop_string_ends_the_text_before_it(distinct_model):
     [("aab", "ab", "a"), ("ababac", "abac", "ab"), ("aaa", "aab", "aaa"), ("abc", "abc", ""), ("xyz", "zz", "xyz")],
 )
 def test_what_may_be_the_beginning_of_a_stop_string_is_held_back(pieces, stop, out):
-    assert "".join(until(iter(pieces), stop)) == out
+    text = Until(stop)
+    assert "".join([text.add(piece) for piece in pieces] + [text.rest()]) == out
 
 
 def test_each_sample_of_a_seed_is_a_stream_of_its_own(distinct_model):
@@ -149,3 +150,23 @@ def test_a_repetition_penalty_makes_texts_less_repetitive(distinct_model):
     lm = LanguageModel(*distinct_model)
     plain, penalised = (lm.generate("a", 60, temperature=0, repetition_penalty=p) for p in (None, 5.0))
     assert len(set(penalised)) > len(set(plain))
+
+
+def test_a_batch_holds_the_texts_that_its_prompts_get_alone(distinct_model):
+    lm = LanguageModel(*distinct_model)
+    prompts = ["un matin,", "a", "", "le chat"]
+    alone = [lm.generate(prompt, 50, top_k=9, seed=4, sample=n, stop="e") for n, prompt in enumerate(prompts)]
+    assert lm.generate_batch(prompts, 50, top_k=9, seed=4, stop="e") == alone
+    steps = list(lm.stream_batch(prompts, 50, top_k=9, seed=4, stop="e"))
+    assert len(steps) <= 51
+    assert ["".join(pieces) for pieces in zip(*steps, strict=True)] == [
+        text[len(prompt) :] for prompt, text in zip(prompts, alone, strict=True)
+    ]
+
+
+def test_a_batch_ends_with_the_last_of_its_texts(distinct_model):
+    lm = LanguageModel(*distinct_model)
+    whole = [lm.generate("un", 300, seed=3, sample=n)[2:] for n in range(3)]
+    ends = [text.index("e") for text in whole]
+    steps = list(lm.stream_batch(["un"] * 3, 300, seed=3, stop="e"))
+    assert len(steps) == max(ends) + 1

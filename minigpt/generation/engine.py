@@ -1,52 +1,248 @@
-"""From ids to ids, one at a time. Knows nothing of text."""
+"""From ids to ids, one at a time for each row of a batch. Knows nothing of text.
 
-from collections.abc import Iterator
+What a model sees is the last `block_size` ids, at positions counted from the first of them. There are three ways to the
+next logits, which agree but for rounding:
+
+- a table, for a model whose prediction depends on the last id alone: computed, filtered and softmaxed once;
+- a cache of keys and values, for a model that has one (`GPT`): each id is computed once, while they fit into the block;
+- the window itself, for every other model, and past the block: there each new id moves all positions by one (and in a
+  deeper layer even what lies under a relative position has looked at ids that are gone), so nothing cached is right.
+"""
+
+import contextlib
+import io
+import types
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
 
-from minigpt.generation.sampling import filter_logits, sample
+from minigpt.errors import MiniGPTError
+from minigpt.generation.sampling import draw, filter_logits
+from minigpt.models import device_of
+from minigpt.models.gpt import GPT, KVCache
+
+LARGEST_TABLE = 2048  # ids of vocabulary; the table of a larger one would take longer than it saves
 
 
 @torch.no_grad()
 def generate_ids(
     model: nn.Module,
-    idx: torch.Tensor,
+    prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
     repetition_penalty: float | None = None,
-    generator: torch.Generator | None = None,
+    generators: Sequence[torch.Generator] | None = None,
 ) -> Iterator[torch.Tensor]:
-    """Continue `idx`, yielding each new `(B, 1)` id as it is drawn.
+    """Continue each of `prompts`, yielding the `(B,)` new ids of every step as they are drawn.
 
     Args:
-        model: `(B, T)` ids to `(B, T, V)` logits; it sees the last `block_size` ids, or only the last `context_size`
-            of them where its prediction depends on no more.
-        idx: `(B, T)` ids to begin with, at least one per row.
-        max_new_tokens: How many ids to draw.
+        model: `(B, T)` ids to `(B, T, V)` logits, causal; it sees the last `block_size` ids, or only the last
+            `context_size` of them where its prediction depends on no more.
+        prompts: `B` rows of ids to begin with, at least one each; their lengths may differ.
+        max_new_tokens: How many ids to draw for each row.
         temperature: See `filter_logits`, as for the controls that follow.
         top_k: The number of candidates kept.
         top_p: The probability mass kept.
         min_p: The least probability kept, as a share of the greatest.
         repetition_penalty: How much less likely the ids so far become.
-        generator: Where the draws come from; torch's global generator if None.
+        generators: Where the draws come from, one for each row; torch's global generator if None.
 
     The model is in eval mode while ids are drawn, and back in its own mode afterwards, however the loop is left.
     """
-    context = getattr(model, "context_size", model.block_size)
+    controls = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     was_training = model.training
     model.eval()
     try:
+        if getattr(model, "context_size", None) == 1 and repetition_penalty is None:
+            table = _table(model, controls)
+            if table is not None:
+                yield from _walk(table, prompts, max_new_tokens, generators)
+                return
+        rows = _Rows(prompts, max_new_tokens, device_of(model))
+        read = _Cached(model, rows) if isinstance(model, GPT) else _Windowed(model, rows)
         for _ in range(max_new_tokens):
-            logits = model(idx[:, -context:])[:, -1, :]
-            logits = filter_logits(logits, temperature, top_k, top_p, min_p, repetition_penalty, idx)
-            next_id = sample(logits, generator)
-            yield next_id
-            if repetition_penalty is None:
-                idx = idx[:, max(0, idx.shape[1] - context + 1) :]  # the rest will not be looked at again
-            idx = torch.cat([idx, next_id], dim=1)
+            seen = rows.all() if repetition_penalty is not None else None
+            logits = filter_logits(read(), **controls, repetition_penalty=repetition_penalty, generated=seen)
+            drawn = draw(logits.softmax(dim=-1), generators)[:, 0]
+            yield drawn
+            rows.append(drawn)
     finally:
         model.train(was_training)
+
+
+def _table(model: nn.Module, controls: dict) -> torch.Tensor | None:
+    """The `(V, V)` probabilities of the next id after each id; None for a vocabulary too large for it."""
+    device = device_of(model)
+    vocab_size = model(torch.zeros(1, 1, dtype=torch.int64, device=device)).shape[-1]
+    if vocab_size > LARGEST_TABLE:
+        return None
+    logits = model(torch.arange(vocab_size, device=device)[:, None])[:, -1]
+    return filter_logits(logits, **controls).softmax(dim=-1)
+
+
+def _walk(
+    table: torch.Tensor,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    generators: Sequence[torch.Generator] | None,
+) -> Iterator[torch.Tensor]:
+    """Draw from the rows of a table."""
+    if len(prompts) == 1:
+        # What torch.multinomial does, draw for draw, without the checks of each call, which cost twice as much.
+        generator = generators[0] if generators else None
+        after, last, race = table.unbind(), prompts[0][-1], torch.empty_like(table[0])
+        draw(table, torch.Generator(table.device))  # the checks, once
+        for _ in range(max_new_tokens):
+            drawn = (after[last] / race.exponential_(generator=generator)).argmax(dim=-1, keepdim=True)
+            yield drawn
+            last = drawn.item()
+    else:
+        last = torch.tensor([row[-1] for row in prompts], device=table.device)
+        for _ in range(max_new_tokens):
+            last = draw(table[last], generators)[:, 0]
+            yield last
+
+
+class _Rows:
+    """The ids of a batch so far, of different lengths, with room for those to come.
+
+    Behind its end a row repeats its first id, which a repetition penalty has counted already.
+    """
+
+    def __init__(self, prompts: Sequence[Sequence[int]], room: int, device: torch.device):
+        self.lengths = [len(row) for row in prompts]
+        width = max(self.lengths) + room
+        self.ids = torch.tensor([[*row, *[row[0]] * (width - len(row))] for row in prompts], device=device)
+        self.ends = torch.tensor(self.lengths, device=device)
+        self.numbers = torch.arange(len(prompts), device=device)
+        self.drawn: list[torch.Tensor] = []  # what is still to be written into `ids`
+
+    @property
+    def longest(self) -> int:
+        return max(self.lengths)
+
+    def append(self, drawn: torch.Tensor) -> None:
+        """Add a `(B,)` id to each row."""
+        self.latest = drawn
+        self.drawn.append(drawn)
+        self.lengths = [length + 1 for length in self.lengths]
+
+    def all(self) -> torch.Tensor:
+        """The ids of all rows, `(B, T)`."""
+        if self.drawn:
+            new = torch.stack(self.drawn, dim=1)
+            self.ids.scatter_(1, self.ends[:, None] + torch.arange(len(self.drawn), device=new.device), new)
+            self.ends += len(self.drawn)
+            self.drawn.clear()
+        return self.ids[:, : self.longest]
+
+    def windows(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The last `size` ids of each row, `(B, T)`, and where in it each row's last id stands, `(B,)`."""
+        ids = self.all()
+        columns = (self.ends - size).clamp(min=0)[:, None] + torch.arange(min(size, self.longest), device=ids.device)
+        return ids.gather(1, columns), self.ends.clamp(max=size) - 1
+
+
+class _Windowed:
+    """The `(B, V)` logits after the last id of each row, from the whole window each time."""
+
+    def __init__(self, model: nn.Module, rows: _Rows):
+        self.model, self.rows = model, rows
+        self.size = getattr(model, "context_size", model.block_size)
+
+    def __call__(self) -> torch.Tensor:
+        windows, last = self.rows.windows(self.size)
+        return self.model(windows)[self.rows.numbers, last]
+
+
+class _Cached:
+    """The same, from a cache of what was computed for the ids before."""
+
+    def __init__(self, model: GPT, rows: _Rows):
+        self.model, self.rows = model, rows
+        self.cache: KVCache | None = None
+
+    def __call__(self) -> torch.Tensor:
+        rows, size = self.rows, self.model.block_size
+        if self.cache is None:
+            self.cache = KVCache(self.model, len(rows.lengths))
+            windows, last = rows.windows(size)
+            logits = self.model(windows, self.cache)[rows.numbers, last]
+            self.cache.length = last + 1
+            return logits
+        full = [n for n, length in enumerate(rows.lengths) if length > size]
+        if not full:
+            return self.model(rows.latest[:, None], self.cache)[:, -1]
+        windows, _ = rows.windows(size)
+        if len(full) == len(rows.lengths):
+            return self.model(windows)[:, -1]
+        self.cache.length = self.cache.length.clamp(max=size - 1)  # what full rows hold will not be read again
+        logits = self.model(rows.latest[:, None], self.cache)[:, -1]
+        logits[full] = self.model(windows[full])[:, -1]
+        return logits
+
+
+@torch.no_grad()
+def compile_decoding(model: GPT, batch_size: int = 1) -> None:
+    """Compile what `generate_ids` runs for each new id, for batches of this size, in place.
+
+    The compiled code holds a copy of the weights in its own layout, so it serves a model that learns no more.
+
+    Raises:
+        MiniGPTError: It cannot be compiled here, for want of a C++ compiler, say. The model goes on as it was.
+    """
+    if not isinstance(model, GPT):
+        raise MiniGPTError(f"{type(model).__name__} has nothing to compile; it goes on as it is.")
+
+    # In float32 generated products beat the library's, once weights come from memory and not, as in the trial that
+    # would choose between them, from the CPU's cache. There are none for some small shapes.
+    backends = ["CPP", "ATEN,CPP"] if model.embed.weight.dtype == torch.float32 else ["ATEN,CPP"]
+    was_training = model.training
+    model.eval()
+    try:
+        for last, backend in enumerate(backends, start=1 - len(backends)):
+            try:
+                _compile(model, batch_size, backend)
+                return
+            except Exception as error:  # each stage of the compiler has its own
+                model.compiled = None
+                if last == 0:
+                    raise MiniGPTError(
+                        "The model cannot be compiled here, for want of a C++ compiler perhaps; it goes on as it is."
+                    ) from error
+    finally:
+        model.train(was_training)
+
+
+def _compile(model: GPT, batch_size: int, backend: str) -> None:
+    def logits(idx: torch.Tensor, cache: KVCache) -> torch.Tensor:
+        return model.logits(idx, cache)
+
+    # torch.compile keeps programs by code object: with the guards on weights left out, two models must not share one.
+    own = types.FunctionType(logits.__code__.replace(), globals(), closure=logits.__closure__)
+    program = torch.compile(
+        own,
+        dynamic=False,
+        options={
+            "max_autotune": True,
+            "max_autotune_gemm_backends": backend,
+            "guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe,  # they cost more than a layer
+        },
+    )
+
+    def step(idx: torch.Tensor, cache: KVCache) -> torch.Tensor:
+        if cache.columns == 1:  # a size of 1 would be a program of its own
+            return model.logits(idx, cache)
+        torch._dynamo.mark_dynamic(cache.mask, 3)  # one program for any number of ids in the cache
+        return program(idx, cache)
+
+    idx = torch.zeros(batch_size, 1, dtype=torch.int64, device=device_of(model))
+    cache = KVCache(model, batch_size)
+    with torch._inductor.config.patch(freezing=True), contextlib.redirect_stderr(io.StringIO()):
+        for _ in range(3):
+            model(idx, cache)
+            model.compiled = step

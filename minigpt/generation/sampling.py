@@ -1,6 +1,7 @@
 """The controls of sampling as pure functions on `(B, V)` logits, computed in float32, each row on its own."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -74,16 +75,17 @@ def filter_logits(
         best = logits.argmax(dim=-1, keepdim=True)
         return torch.full_like(logits, -math.inf).scatter(-1, best, logits.gather(-1, best))
     logits = logits / temperature
-    if top_k is not None and top_k < logits.shape[-1]:
+    top_k = None if top_k is None or top_k >= logits.shape[-1] else top_k
+    if top_p is not None and top_p < 1:  # which needs the logits in order; the k-th is then at hand
+        ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+        if top_k is not None:
+            ordered = ordered.masked_fill(ordered < ordered[..., top_k - 1 : top_k], -math.inf)
+        mass = ordered.softmax(dim=-1).cumsum(dim=-1)
+        ordered[..., 1:].masked_fill_(mass[..., :-1] > top_p, -math.inf)  # what counts is the mass before a token
+        logits = torch.empty_like(logits).scatter_(-1, order, ordered)
+    elif top_k is not None:
         kth = logits.topk(top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < kth, -math.inf)
-    if top_p is not None and top_p < 1:
-        ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-        mass = ordered.softmax(dim=-1).cumsum(dim=-1)
-        beyond = mass > top_p
-        beyond = beyond.roll(1, dims=-1)  # shifted by one: what counts is the mass before a token
-        beyond[..., 0] = False
-        logits = logits.masked_fill(beyond.scatter(-1, order, beyond), -math.inf)
     if min_p is not None:
         probabilities = logits.softmax(dim=-1)
         least = min_p * probabilities.max(dim=-1, keepdim=True).values
@@ -101,7 +103,26 @@ def sample(logits: torch.Tensor, generator: torch.Generator | None = None) -> to
     Raises:
         MiniGPTError: The logits are no numbers: the model's training diverged.
     """
+    return draw(logits.softmax(dim=-1), generator)
+
+
+def draw(
+    probabilities: torch.Tensor, generator: torch.Generator | Sequence[torch.Generator] | None = None
+) -> torch.Tensor:
+    """Draw one id per row: `(B, V)` probabilities to `(B, 1)` ids.
+
+    Args:
+        probabilities: Rows that sum to one.
+        generator: Where the draws come from: one generator for all rows, or a sequence of one for each; torch's
+            global generator if None.
+
+    Raises:
+        MiniGPTError: The probabilities are no numbers: the model's training diverged.
+    """
     try:
-        return torch.multinomial(logits.softmax(dim=-1), num_samples=1, generator=generator)
+        if generator is None or isinstance(generator, torch.Generator):
+            return torch.multinomial(probabilities, num_samples=1, generator=generator)
+        rows = zip(probabilities.split(1), generator, strict=True)
+        return torch.cat([torch.multinomial(row, num_samples=1, generator=own) for row, own in rows])
     except RuntimeError as error:
         raise MiniGPTError("The model's predictions are no numbers: its training diverged. Train it again.") from error

@@ -83,6 +83,8 @@ class GPT(nn.Module):
         MiniGPTError: A size does not divide another, or a switch has a value that it does not know.
     """
 
+    compiled = None  # `logits` for one id a row, where `compile_decoding` has compiled it
+
     def __init__(
         self,
         vocab_size: int,
@@ -138,7 +140,7 @@ class GPT(nn.Module):
             for name, table in zip(("cos", "sin"), rope_tables(block_size, n_embd // n_head), strict=True):
                 self.register_buffer(name, table, persistent=False)
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(Block(n_embd, n_head, n_kv_head, dropout, settings) for _ in range(n_layer))
+        self.blocks = nn.ModuleList(Block(n, n_embd, n_head, n_kv_head, dropout, settings) for n in range(n_layer))
         self.norm = make_norm(n_embd, settings)
         self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
         self._initialise()
@@ -158,51 +160,109 @@ class GPT(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def forward(self, idx: torch.Tensor) -> torch.Tensor:
-        """`(B, T)` ids, T up to block_size, to `(B, T, V)` logits."""
-        T = idx.shape[1]
+    def forward(self, idx: torch.Tensor, cache: "KVCache | None" = None) -> torch.Tensor:
+        """`(B, T)` ids, T up to block_size, to `(B, T, V)` logits.
+
+        With a cache the ids stand behind those that it holds, together up to block_size, and join them.
+        """
+        if cache is not None:
+            cache.extend(idx.shape[1])
+            if self.compiled is not None and idx.shape[1] == 1:
+                return self.compiled(idx, cache)
+        return self.logits(idx, cache)
+
+    def logits(self, idx: torch.Tensor, cache: "KVCache | None") -> torch.Tensor:
+        """`forward`, once the cache has made place for the ids."""
+        positions = slice(idx.shape[1]) if cache is None else cache.positions
         x = self.embed(idx)  # (B, T, C)
         rope = None
         if self.position is None:
-            rope = self.cos[:T], self.sin[:T]  # (T, D)
+            rope = self.cos[positions].unsqueeze(-3), self.sin[positions].unsqueeze(-3)  # (1, T, D) or (B, 1, T, D)
         else:
-            x = x + self.position.weight[:T]
+            x = x + self.position.weight[positions]
         x = self.dropout(x)
         for block in self.blocks:
-            x = block(x, rope)
+            x = block(x, rope, cache)
         logits = self.lm_head(self.norm(x))  # (B, T, V)
         return self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits
+
+
+class KVCache:
+    """The keys and values of the tokens so far, so that each token is computed once.
+
+    Room for block_size positions a row is taken at once, and position p lies in column p, so rows may be of different
+    lengths. A row never looks beyond its own position: to lower its `length` is to forget what came after.
+
+    Args:
+        model: The model that it serves; the cache lies where its weights are, in their precision.
+        batch_size: `B`, the number of rows.
+    """
+
+    def __init__(self, model: GPT, batch_size: int):
+        weight = model.embed.weight
+        # A column too many, so that no view of the others is contiguous, which compiled code would take for a new case.
+        columns = model.block_size + 1
+        shape = (batch_size, columns, model.n_kv_head, model.n_embd // model.n_head)
+        self.keys = [weight.new_zeros(shape) for _ in range(model.n_layer)]
+        self.values = [weight.new_zeros(shape) for _ in range(model.n_layer)]
+        self.length = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)  # the ids that each row holds
+        self.rows = torch.arange(batch_size, device=weight.device)[:, None]
+        self.steps = torch.arange(model.block_size, device=weight.device)
+        self.columns = 0  # attention looks at this many: as many as were ever filled
+        hidden = weight.new_full((model.block_size,), -math.inf)
+        self.masks = torch.cat((weight.new_zeros(model.block_size), hidden)).unfold(0, columns, 1)
+
+    def extend(self, n: int) -> None:
+        """Make place for `n` more ids in each row, and lay down what each of them may look at."""
+        self.positions = self.length[:, None] + self.steps[:n]  # (B, n)
+        self.length = self.length + n
+        self.columns = min(self.columns + n, len(self.steps))
+        # Row r of `masks`, all windows of one vector, shows the columns up to block_size - 1 - r.
+        self.mask = self.masks[len(self.steps) - 1 - self.positions][:, None, :, : self.columns]  # (B, 1, n, S)
+
+    def store(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add `(B, H, n, D)` keys and values of the new ids; those of all ids, `(B, H, S, D)`."""
+        stored = []
+        for kept, new in ((self.keys[layer], k), (self.values[layer], v)):
+            kept[self.rows, self.positions] = new.transpose(1, 2)
+            stored.append(kept[:, : self.mask.shape[-1]].transpose(1, 2))
+        return tuple(stored)
 
 
 class Block(nn.Module):
     """Attention, then an MLP, each reading a normed copy of the residual stream and adding to it."""
 
-    def __init__(self, n_embd: int, n_head: int, n_kv_head: int, dropout: float, settings: dict[str, Any]):
+    def __init__(self, layer: int, n_embd: int, n_head: int, n_kv_head: int, dropout: float, settings: dict[str, Any]):
         super().__init__()
         self.norm1 = make_norm(n_embd, settings)
-        self.attn = Attention(n_embd, n_head, n_kv_head, dropout, settings)
+        self.attn = Attention(layer, n_embd, n_head, n_kv_head, dropout, settings)
         self.norm2 = make_norm(n_embd, settings)
         self.mlp = MLP(n_embd, dropout, settings)
 
-    def forward(self, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
-        x = x + self.attn(self.norm1(x), rope)
+    def forward(
+        self, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor] | None, cache: KVCache | None
+    ) -> torch.Tensor:
+        x = x + self.attn(self.norm1(x), rope, cache)
         return x + self.mlp(self.norm2(x))
 
 
 class Attention(nn.Module):
     """Causal self-attention: each token gathers from itself and those before it."""
 
-    def __init__(self, n_embd: int, n_head: int, n_kv_head: int, dropout: float, settings: dict[str, Any]):
+    def __init__(self, layer: int, n_embd: int, n_head: int, n_kv_head: int, dropout: float, settings: dict[str, Any]):
         super().__init__()
+        self.layer = layer
         self.heads = [n_head, n_kv_head, n_kv_head]
         self.head_size = n_embd // n_head
         self.groups = n_head // n_kv_head
         self.qk_norm = settings["qk_norm"]
-        self.qkv = nn.Linear(n_embd, sum(self.heads) * self.head_size, bias=settings["bias"])
-        self.proj = nn.Linear(n_embd, n_embd, bias=settings["bias"])
+        self.qkv = Linear(n_embd, sum(self.heads) * self.head_size, bias=settings["bias"])
+        self.proj = Linear(n_embd, n_embd, bias=settings["bias"])
         self.dropout = dropout
 
-    def forward(self, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor] | None, cache: KVCache | None = None
+    ) -> torch.Tensor:
         B, T, C = x.shape
         heads = self.qkv(x).view(B, T, -1, self.head_size).transpose(1, 2)  # (B, heads of q, k and v, T, D)
         q, k, v = heads.split(self.heads, dim=1)
@@ -210,12 +270,51 @@ class Attention(nn.Module):
             q, k = F.rms_norm(q, (self.head_size,)), F.rms_norm(k, (self.head_size,))
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
+        if cache is not None:
+            k, v = cache.store(self.layer, k, v)
         if self.groups > 1:
             k, v = (t.repeat_interleave(self.groups, dim=1) for t in (k, v))
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)  # (B, H, T, D)
+        mask = None if cache is None else cache.mask
+        if T == 1 and torch.compiler.is_compiling():  # for one query, a fused loop beats the attention kernel
+            weights = (k.float() * q.float()).sum(-1) / math.sqrt(self.head_size) + mask[:, 0]  # (B, H, S)
+            y = (weights.softmax(-1).unsqueeze(-1) * v.float()).sum(2, keepdim=True).to(q.dtype)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None)  # (B, H, T, D)
         y = self.proj(y.transpose(1, 2).reshape(B, T, C))
-        return F.dropout(y, self.dropout, self.training)
+        return F.dropout(y, self.dropout) if dropout else y
+
+
+class Linear(nn.Linear):
+    """A linear layer that answers a single row, the case of generation, on all CPU cores.
+
+    A product with one row is bound by how fast the weights are read, and BLAS reads them with one core. As a batch of
+    products, each with a part of the weights, it reads with all.
+    """
+
+    parts = 4
+
+    def __init__(self, in_features: int, out_features: int, bias: bool):
+        super().__init__(in_features, out_features, bias)
+        large = in_features * out_features > 100_000  # smaller ones lie in a core's own cache
+        self.in_parts = large and in_features % self.parts == 0 and out_features % self.parts == 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        one_row = self.in_parts and x.numel() == self.in_features and x.device.type == "cpu"
+        if not one_row or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return F.linear(x, self.weight, self.bias)
+        if self.weight.stride(0) == 1:  # as `lay_out` left it: split by inputs, and sum
+            y = torch.bmm(x.view(self.parts, 1, -1), self.weight.t().view(self.parts, -1, self.out_features)).sum(0)
+        else:  # split by outputs
+            inputs = x.view(1, 1, -1).expand(self.parts, 1, -1)
+            y = torch.bmm(inputs, self.weight.view(self.parts, -1, self.in_features).mT)
+        y = y.view(*x.shape[:-1], self.out_features)
+        return y if self.bias is None else y + self.bias
+
+    def lay_out(self) -> None:
+        """Store the weights with the longer side contiguous, the order in which one row reads them fastest."""
+        if self.out_features > self.in_features:
+            self.weight.data = self.weight.data.t().contiguous().t()
 
 
 class MLP(nn.Module):
@@ -225,10 +324,10 @@ class MLP(nn.Module):
         super().__init__()
         self.kind = settings["mlp"]
         hidden = mlp_width(n_embd, self.kind)
-        self.up = nn.Linear(n_embd, hidden, bias=settings["bias"])
-        self.gate = nn.Linear(n_embd, hidden, bias=settings["bias"]) if self.kind == "swiglu" else None
-        self.down = nn.Linear(hidden, n_embd, bias=settings["bias"])
-        self.dropout = nn.Dropout(dropout)
+        self.up = Linear(n_embd, hidden, bias=settings["bias"])
+        self.gate = Linear(n_embd, hidden, bias=settings["bias"]) if self.kind == "swiglu" else None
+        self.down = Linear(hidden, n_embd, bias=settings["bias"])
+        self.dropout = dropout
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.kind == "swiglu":
@@ -237,7 +336,8 @@ class MLP(nn.Module):
             x = F.relu(self.up(x)).square()
         else:
             x = F.gelu(self.up(x), approximate="tanh")  # GPT-2's
-        return self.dropout(self.down(x))
+        x = self.down(x)
+        return F.dropout(x, self.dropout) if self.training and self.dropout else x
 
 
 def mlp_width(n_embd: int, kind: str) -> int:

@@ -1,0 +1,154 @@
+import math
+
+import pytest
+import torch
+
+from minigpt import GPT, MiniGPTError, TinyGPT
+from minigpt.generation.engine import compile_decoding, generate_ids
+from minigpt.generation.sampling import filter_logits, sample
+from minigpt.models.gpt import PRESETS, KVCache, Linear
+
+SHAPES = {"plain": {}, "grouped": {"n_kv_head": 2}}
+
+
+def lively(preset: str = "gpt2", block_size: int = 16, n_embd: int = 32, **settings) -> GPT:
+    """A model that is far from its initial weights, so that every part of it shows in the logits."""
+    model = GPT(30, block_size, 3, 4, n_embd, preset, **settings)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model.eval()
+
+
+@torch.no_grad()
+def plainly(model, prompt: list[int], max_new_tokens: int, generator=None, **controls) -> list[int]:
+    """What generation means: at each step the logits after the last block_size ids, computed anew."""
+    ids = list(prompt)
+    for _ in range(max_new_tokens):
+        logits = model(torch.tensor([ids[-model.block_size :]]))[:, -1]
+        ids.append(sample(filter_logits(logits, generated=torch.tensor([ids]), **controls), generator).item())
+    return ids[len(prompt) :]
+
+
+def rows(steps) -> list[list[int]]:
+    return torch.stack(list(steps), dim=1).tolist()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("shape", SHAPES)
+@torch.no_grad()
+def test_cached_logits_are_the_uncached_ones_at_every_position(preset, shape):
+    model = lively(preset, **SHAPES[shape])
+    idx = torch.randint(30, (3, 16), generator=torch.Generator().manual_seed(2))
+    whole = model(idx)
+    for first in (1, 5, 16):
+        cache = KVCache(model, 3)
+        pieces = [model(idx[:, :first], cache)] + [model(idx[:, t : t + 1], cache) for t in range(first, 16)]
+        torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_cache_takes_several_ids_at_once_and_forgets_when_its_length_is_lowered():
+    model = lively("llama")
+    idx = torch.randint(30, (2, 12), generator=torch.Generator().manual_seed(3))
+    cache = KVCache(model, 2)
+    model(idx[:, :4], cache)
+    model(torch.zeros(2, 5, dtype=torch.int64), cache)  # a guess that was wrong
+    cache.length -= 5
+    torch.testing.assert_close(model(idx[:, 4:9], cache), model(idx[:, :9])[:, 4:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("controls", [{"temperature": 0.0}, {"temperature": 0.9, "top_k": 9, "top_p": 0.95}])
+def test_a_batch_of_unequal_prompts_gives_the_plain_text_of_each_also_past_the_block(preset, controls):
+    model = lively(preset)
+    ids = torch.randint(30, (40,), generator=torch.Generator().manual_seed(4)).tolist()
+    prompts = [ids[:1], ids[3:12], ids[5:21], ids]  # short, medium, exactly a block, longer than a block
+    expected = [plainly(model, p, 30, torch.Generator().manual_seed(n), **controls) for n, p in enumerate(prompts)]
+    generators = [torch.Generator().manual_seed(n) for n in range(4)]
+    assert rows(generate_ids(model, prompts, 30, **controls, generators=generators)) == expected
+
+
+def test_a_repetition_penalty_counts_the_ids_of_its_own_row_alone():
+    model = lively()
+    prompts = [[1, 2, 3, 4, 5], [6]]
+    expected = [plainly(model, p, 20, temperature=0.0, repetition_penalty=3.0) for p in prompts]
+    assert rows(generate_ids(model, prompts, 20, temperature=0.0, repetition_penalty=3.0)) == expected
+
+
+@pytest.mark.parametrize("repetition_penalty", [None, 1.0])  # with and without the table
+def test_a_bigram_draws_what_the_plain_loop_draws(repetition_penalty):
+    torch.manual_seed(5)
+    model = TinyGPT(30, 8)
+    controls = {"temperature": 0.7, "top_k": 12, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": repetition_penalty}
+    prompts = [[3, 1, 4], [15]]
+    expected = [plainly(model, p, 60, torch.Generator().manual_seed(n), **controls) for n, p in enumerate(prompts)]
+    for n, prompt in enumerate(prompts):
+        alone = generate_ids(model, [prompt], 60, **controls, generators=[torch.Generator().manual_seed(n)])
+        assert rows(alone) == [expected[n]]
+    generators = [torch.Generator().manual_seed(n) for n in range(2)]
+    assert rows(generate_ids(model, prompts, 60, **controls, generators=generators)) == expected
+
+
+def test_a_bigram_with_many_ids_needs_no_table(monkeypatch):
+    monkeypatch.setattr("minigpt.generation.engine.LARGEST_TABLE", 20)
+    torch.manual_seed(5)
+    model = TinyGPT(30, 8)
+    assert rows(generate_ids(model, [[3, 1]], 20, temperature=0.0)) == [plainly(model, [3, 1], 20, temperature=0.0)]
+
+
+def test_predictions_that_are_no_numbers_are_named():
+    model = lively()
+    with torch.no_grad():
+        model.embed.weight.fill_(math.nan)
+    with pytest.raises(MiniGPTError, match="training diverged"):
+        next(generate_ids(model, [[1]], 5))
+
+
+@pytest.mark.parametrize("shape", [(384, 512), (512, 384), (400, 400)])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("laid_out", [True, False])
+@torch.no_grad()
+def test_a_linear_layer_gives_one_row_what_it_gives_many(shape, bias, laid_out):
+    torch.manual_seed(6)
+    layer = Linear(*shape, bias=bias)
+    x = torch.randn(1, 3, shape[0])
+    expected = torch.nn.functional.linear(x, layer.weight, layer.bias)
+    state = {name: value.clone() for name, value in layer.state_dict().items()}
+    if laid_out:
+        layer.lay_out()
+    assert layer.in_parts
+    torch.testing.assert_close(layer(x), expected)
+    torch.testing.assert_close(layer(x[:, 1:2]), expected[:, 1:2])
+    assert all(torch.equal(value, state[name]) for name, value in layer.state_dict().items())
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiled_models_give_the_plain_greedy_text_each_its_own():
+    models = [lively("modern"), lively("modern")]
+    models[1].embed.weight.add_(torch.randn(30, 32, generator=torch.Generator().manual_seed(8)))
+    prompts = [[1, 2, 3], [4]]
+    expected = [[plainly(model, prompt, 20, temperature=0.0) for prompt in prompts] for model in models]
+    assert expected[0] != expected[1]
+    for model in models:
+        try:
+            compile_decoding(model, 2)
+        except MiniGPTError as error:
+            pytest.skip(str(error))
+        assert model.compiled is not None
+    with torch.compiler.set_stance("fail_on_recompile"):
+        assert [rows(generate_ids(model, prompts, 20, temperature=0.0)) for model in models] == expected
+
+
+def test_a_model_that_cannot_be_compiled_is_left_as_it_was(monkeypatch):
+    def fails(*args, **kwargs):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda *args, **kwargs: fails)
+    model = lively()
+    with pytest.raises(MiniGPTError, match="cannot be compiled here"):
+        compile_decoding(model)
+    assert model.compiled is None
+    assert len(list(generate_ids(model, [[1]], 5))) == 5
