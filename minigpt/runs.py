@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from minigpt import __version__
+import minigpt
 from minigpt.data.corpus import NAMES
 from minigpt.data.tokenizers import CharTokenizer
 from minigpt.errors import MiniGPTError
@@ -91,9 +91,9 @@ def read_checkpoint(file: Path) -> dict:
     if not isinstance(checkpoint, dict) or "minigpt" not in checkpoint:
         raise MiniGPTError(f"'{file}' is not a checkpoint of minigpt. Name one that scripts/train.py wrote.")
     made_by = checkpoint["minigpt"].get("version", "")
-    if _numbers(made_by) > _numbers(__version__):
+    if _numbers(made_by) > _numbers(minigpt.__version__):
         raise MiniGPTError(
-            f"'{file}' was made by minigpt {made_by}, newer than this one, {__version__}. Bring minigpt up to date."
+            f"'{file}' was made by minigpt {made_by}, and this is {minigpt.__version__}. Bring minigpt up to date."
         )
     return checkpoint
 

@@ -152,3 +152,8 @@ def test_a_model_that_cannot_be_compiled_is_left_as_it_was(monkeypatch):
         compile_decoding(model)
     assert model.compiled is None
     assert len(list(generate_ids(model, [[1]], 5))) == 5
+
+
+def test_a_text_may_be_asked_for_without_end():
+    steps = generate_ids(lively(), [[1, 2], [3]], 10**12)
+    assert len([next(steps) for _ in range(100)]) == 100

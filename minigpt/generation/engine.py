@@ -62,7 +62,7 @@ def generate_ids(
             if table is not None:
                 yield from _walk(table, prompts, max_new_tokens, generators)
                 return
-        rows = _Rows(prompts, max_new_tokens, device_of(model))
+        rows = _Rows(prompts, device_of(model))
         read = _Cached(model, rows) if isinstance(model, GPT) else _Windowed(model, rows)
         for _ in range(max_new_tokens):
             seen = rows.all() if repetition_penalty is not None else None
@@ -108,14 +108,14 @@ def _walk(
 
 
 class _Rows:
-    """The ids of a batch so far, of different lengths, with room for those to come.
+    """The ids of a batch so far, of different lengths.
 
     Behind its end a row repeats its first id, which a repetition penalty has counted already.
     """
 
-    def __init__(self, prompts: Sequence[Sequence[int]], room: int, device: torch.device):
+    def __init__(self, prompts: Sequence[Sequence[int]], device: torch.device):
         self.lengths = [len(row) for row in prompts]
-        width = max(self.lengths) + room
+        width = max(self.lengths)
         self.ids = torch.tensor([[*row, *[row[0]] * (width - len(row))] for row in prompts], device=device)
         self.ends = torch.tensor(self.lengths, device=device)
         self.numbers = torch.arange(len(prompts), device=device)
@@ -135,6 +135,9 @@ class _Rows:
         """The ids of all rows, `(B, T)`."""
         if self.drawn:
             new = torch.stack(self.drawn, dim=1)
+            if self.longest > self.ids.shape[1]:  # twice the room, so that growing costs little however long it goes on
+                room = self.ids[:, :1].expand(-1, self.longest)
+                self.ids = torch.cat([self.ids, room], dim=1)
             self.ids.scatter_(1, self.ends[:, None] + torch.arange(len(self.drawn), device=new.device), new)
             self.ends += len(self.drawn)
             self.drawn.clear()
