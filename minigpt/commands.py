@@ -124,6 +124,7 @@ def generate(args: list[str]) -> int:
     if len(prompt) > lm.model.block_size:
         print(f"The model sees the last {lm.model.block_size} characters of a prompt this long.", file=sys.stderr)
     if asked.compile:
+        print("(compiling, for up to a minute)", file=sys.stderr)
         started = time.monotonic()
         try:
             lm.compile(rows)
