@@ -140,6 +140,7 @@ def test_compiled_models_give_the_plain_greedy_text_each_its_own():
         assert model.compiled is not None
     with torch.compiler.set_stance("fail_on_recompile"):
         assert [rows(generate_ids(model, prompts, 20, temperature=0.0)) for model in models] == expected
+        assert rows(generate_ids(models[0], prompts[:1], 20, temperature=0.0)) == expected[0][:1]  # another batch size
 
 
 def test_a_model_that_cannot_be_compiled_is_left_as_it_was(monkeypatch):

@@ -194,6 +194,7 @@ def compile_decoding(model: GPT, batch_size: int = 1) -> None:
     """Compile what `generate_ids` runs for each new id, for batches of this size, in place.
 
     The compiled code holds a copy of the weights in its own layout, so it serves a model that learns no more.
+    Batches of other sizes run as before.
 
     Raises:
         MiniGPTError: It cannot be compiled here, for want of a C++ compiler, say. The model goes on as it was.
@@ -238,7 +239,7 @@ def _compile(model: GPT, batch_size: int, backend: str) -> None:
     )
 
     def step(idx: torch.Tensor, cache: KVCache) -> torch.Tensor:
-        if cache.columns == 1:  # a size of 1 would be a program of its own
+        if len(idx) != batch_size or cache.columns == 1:  # another shape would be another program
             return model.logits(idx, cache)
         torch._dynamo.mark_dynamic(cache.mask, 3)  # one program for any number of ids in the cache
         return program(idx, cache)
