@@ -8,7 +8,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from minigpt.errors import MiniGPTError, did_you_mean
@@ -111,6 +111,7 @@ def generate(args: list[str]) -> int:
     asked = parser.parse_args(args)
 
     from minigpt import runs
+    from minigpt.generation.engine import compile_decoding
 
     file = runs.find_checkpoint(asked.ckpt_path)
     lm = runs.language_model(runs.read_checkpoint(file), _device(asked.device), asked.precision)
@@ -127,28 +128,23 @@ def generate(args: list[str]) -> int:
         print("(compiling, for up to a minute)", file=sys.stderr)
         started = time.monotonic()
         try:
-            lm.compile(rows)
+            compile_decoding(lm.model, rows)
             print(f"(compiled in {time.monotonic() - started:.0f} s)", file=sys.stderr)
         except MiniGPTError as error:
             print(error, file=sys.stderr)
     print(f"({file})", file=sys.stderr)
     for first in range(0, asked.num_samples, rows):
-        steps = lm.stream_batch([prompt] * rows, asked.max_new_tokens, first=first, **controls)
-        _write(prompt, steps, min(rows, asked.num_samples - first), separate=first > 0)
+        batch = [prompt] * min(rows, asked.num_samples - first)
+        later = [[] for _ in batch[1:]]
+        print("---\n" * (first > 0) + prompt, end="", flush=True)
+        for piece, *others in lm.stream_batch(batch, asked.max_new_tokens, first=first, **controls):
+            print(piece, end="", flush=True)  # the first of a batch is written as it is drawn
+            for text, other in zip(later, others, strict=True):
+                text.append(other)
+        print()
+        for text in later:
+            print("---\n" + prompt + "".join(text))
     return 0
-
-
-def _write(prompt: str, steps: Iterator[list[str]], count: int, separate: bool) -> None:
-    """Write the first `count` texts of a batch, the first of all as it is drawn."""
-    later = [[] for _ in range(count - 1)]
-    print("---\n" * separate + prompt, end="", flush=True)
-    for first, *others in steps:
-        print(first, end="", flush=True)
-        for text, piece in zip(later, others, strict=False):
-            text.append(piece)
-    print()
-    for text in later:
-        print("---\n" + prompt + "".join(text))
 
 
 def evaluate(args: list[str]) -> int:
@@ -206,7 +202,7 @@ def evaluate(args: list[str]) -> int:
         fresh = [text[n : n + length] for n in range(0, length * asked.memorisation, length)]
         scores["memorisation"] = {
             "samples": copied(drawn, known),
-            "text": copied([piece for piece in fresh if piece], known),
+            "text": copied(fresh, known),
         }
     print(f"({file})", file=sys.stderr)
     print(json.dumps(scores, indent=2))

@@ -5,11 +5,11 @@ A run is a folder such as `lightning_logs/tiny/version_0`, with `checkpoints/las
 
 import json
 import os
-import re
 from hashlib import sha256
 from pathlib import Path
 
 import torch
+from packaging.version import InvalidVersion, Version
 
 import minigpt
 from minigpt.data.corpus import NAMES
@@ -78,28 +78,28 @@ def read_checkpoint(file: Path) -> dict:
     """A checkpoint of this project, or an export of one, loaded on the CPU without unpickling code.
 
     Raises:
-        MiniGPTError: The file is truncated, holds more than plain values and tensors, or is not of this project.
+        MiniGPTError: The file is truncated, holds more than plain values and tensors, or is not of this project, or of
+            a newer version of it.
     """
-    if file.name == EXPORTED:
-        return _read_export(file)
+    checkpoint = _read_export(file) if file.name == EXPORTED else _read_own(file)
     try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load has a different exception for each way a file can be broken
-        raise MiniGPTError(
-            f"'{file}' cannot be read as a checkpoint: it is damaged or another kind of file. Name another one."
-        ) from error
-    if not isinstance(checkpoint, dict) or "minigpt" not in checkpoint:
-        raise MiniGPTError(f"'{file}' is not a checkpoint of minigpt. Name one that scripts/train.py wrote.")
-    made_by = checkpoint["minigpt"].get("version", "")
-    if _numbers(made_by) > _numbers(minigpt.__version__):
+        made_by = Version(checkpoint["minigpt"]["version"])
+    except (KeyError, TypeError, InvalidVersion) as error:
+        raise MiniGPTError(f"'{file}' is not a checkpoint of minigpt. Name one that scripts/train.py wrote.") from error
+    if made_by > Version(minigpt.__version__):
         raise MiniGPTError(
             f"'{file}' was made by minigpt {made_by}, and this is {minigpt.__version__}. Bring minigpt up to date."
         )
     return checkpoint
 
 
-def _numbers(version: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", version)]
+def _read_own(file: Path) -> dict:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load has a different exception for each way a file can be broken
+        raise MiniGPTError(
+            f"'{file}' cannot be read as a checkpoint: it is damaged or another kind of file. Name another one."
+        ) from error
 
 
 def _read_export(file: Path) -> dict:

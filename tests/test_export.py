@@ -76,3 +76,12 @@ def test_a_folder_that_is_taken_is_left_alone(call, folder, trained_run):
     assert result.status == 2
     assert "not empty" in result.err
     assert [path.name for path in (folder / "out").iterdir()] == ["mine.txt"]
+
+
+def test_an_export_of_a_newer_version_is_named(folder):
+    (folder / "new").mkdir()
+    (folder / "new" / "minigpt.json").write_text('{"version": "99.0"}', encoding="utf-8")
+    safetensors = pytest.importorskip("safetensors.torch")
+    safetensors.save_file({"x": torch.zeros(1)}, folder / "new" / "model.safetensors")
+    with pytest.raises(MiniGPTError, match=r"made by minigpt 99\.0"):
+        minigpt.load("new")

@@ -22,7 +22,7 @@ from minigpt.generation.sampling import draw, filter_logits
 from minigpt.models import device_of
 from minigpt.models.gpt import GPT, KVCache
 
-LARGEST_TABLE = 2048  # ids of vocabulary; the table of a larger one would take longer than it saves
+LARGEST_TABLE = 2048  # ids of vocabulary, for the sake of memory
 
 
 @torch.no_grad()
@@ -58,12 +58,13 @@ def generate_ids(
     model.eval()
     try:
         if getattr(model, "context_size", None) == 1 and repetition_penalty is None:
-            table = _table(model, controls)
+            # For fewer ids than rows, a table would not pay.
+            table = _table(model, min(max_new_tokens, LARGEST_TABLE), controls)
             if table is not None:
                 yield from _walk(table, prompts, max_new_tokens, generators)
                 return
         rows = _Rows(prompts, device_of(model))
-        read = _Cached(model, rows) if isinstance(model, GPT) else _Windowed(model, rows)
+        read = _Logits(model, rows)
         for _ in range(max_new_tokens):
             seen = rows.all() if repetition_penalty is not None else None
             logits = filter_logits(read(), **controls, repetition_penalty=repetition_penalty, generated=seen)
@@ -74,11 +75,11 @@ def generate_ids(
         model.train(was_training)
 
 
-def _table(model: nn.Module, controls: dict) -> torch.Tensor | None:
-    """The `(V, V)` probabilities of the next id after each id; None for a vocabulary too large for it."""
+def _table(model: nn.Module, largest: int, controls: dict) -> torch.Tensor | None:
+    """The `(V, V)` probabilities of the next id after each id; None where V is above `largest`."""
     device = device_of(model)
     vocab_size = model(torch.zeros(1, 1, dtype=torch.int64, device=device)).shape[-1]
-    if vocab_size > LARGEST_TABLE:
+    if vocab_size > largest:
         return None
     logits = model(torch.arange(vocab_size, device=device)[:, None])[:, -1]
     return filter_logits(logits, **controls).softmax(dim=-1)
@@ -150,42 +151,30 @@ class _Rows:
         return ids.gather(1, columns), self.ends.clamp(max=size) - 1
 
 
-class _Windowed:
-    """The `(B, V)` logits after the last id of each row, from the whole window each time."""
+class _Logits:
+    """The `(B, V)` logits after the last id of each row: from a cache while its ids fit, else from the window."""
 
     def __init__(self, model: nn.Module, rows: _Rows):
         self.model, self.rows = model, rows
         self.size = getattr(model, "context_size", model.block_size)
+        self.cache = KVCache(model, len(rows.lengths)) if isinstance(model, GPT) else None
 
     def __call__(self) -> torch.Tensor:
-        windows, last = self.rows.windows(self.size)
-        return self.model(windows)[self.rows.numbers, last]
-
-
-class _Cached:
-    """The same, from a cache of what was computed for the ids before."""
-
-    def __init__(self, model: GPT, rows: _Rows):
-        self.model, self.rows = model, rows
-        self.cache: KVCache | None = None
-
-    def __call__(self) -> torch.Tensor:
-        rows, size = self.rows, self.model.block_size
-        if self.cache is None:
-            self.cache = KVCache(self.model, len(rows.lengths))
-            windows, last = rows.windows(size)
-            logits = self.model(windows, self.cache)[rows.numbers, last]
-            self.cache.length = last + 1
+        rows, cache = self.rows, self.cache
+        full = [n for n, length in enumerate(rows.lengths) if length > self.size]
+        if cache is None or cache.columns == 0 or len(full) == len(rows.lengths):
+            windows, last = rows.windows(self.size)
+            if cache is None or cache.columns:
+                return self.model(windows)[rows.numbers, last]
+            logits = self.model(windows, cache)[rows.numbers, last]
+            cache.length = last + 1
             return logits
-        full = [n for n, length in enumerate(rows.lengths) if length > size]
-        if not full:
-            return self.model(rows.latest[:, None], self.cache)[:, -1]
-        windows, _ = rows.windows(size)
-        if len(full) == len(rows.lengths):
-            return self.model(windows)[:, -1]
-        self.cache.length = self.cache.length.clamp(max=size - 1)  # what full rows hold will not be read again
-        logits = self.model(rows.latest[:, None], self.cache)[:, -1]
-        logits[full] = self.model(windows[full])[:, -1]
+        if full:
+            cache.length = cache.length.clamp(max=self.size - 1)  # what full rows hold will not be read again
+        logits = self.model(rows.latest[:, None], cache)[:, -1]
+        if full:
+            windows, _ = rows.windows(self.size)
+            logits[full] = self.model(windows[full])[:, -1]
         return logits
 
 
@@ -208,16 +197,14 @@ def compile_decoding(model: GPT, batch_size: int = 1) -> None:
     was_training = model.training
     model.eval()
     try:
-        for last, backend in enumerate(backends, start=1 - len(backends)):
+        for backend in backends:
             try:
-                _compile(model, batch_size, backend)
-                return
+                return _compile(model, batch_size, backend)
             except Exception as error:  # each stage of the compiler has its own
-                model.compiled = None
-                if last == 0:
-                    raise MiniGPTError(
-                        "The model cannot be compiled here, for want of a C++ compiler perhaps; it goes on as it is."
-                    ) from error
+                model.compiled, reason = None, error
+        raise MiniGPTError(
+            "The model cannot be compiled here, for want of a C++ compiler perhaps; it goes on as it is."
+        ) from reason
     finally:
         model.train(was_training)
 

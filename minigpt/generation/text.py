@@ -7,7 +7,7 @@ from torch import nn
 
 from minigpt.data.tokenizers import CharTokenizer
 from minigpt.errors import MiniGPTError
-from minigpt.generation.engine import compile_decoding, generate_ids
+from minigpt.generation.engine import generate_ids
 from minigpt.generation.sampling import check_controls
 from minigpt.models import device_of
 from minigpt.seeds import derive_seed
@@ -25,14 +25,6 @@ class LanguageModel:
         self.model = model
         self.tokenizer = tokenizer
 
-    def compile(self, batch_size: int = 1) -> None:
-        """Make this model draw faster, for good, in batches of this size; it takes a minute, and is for a GPT.
-
-        Raises:
-            MiniGPTError: It cannot be compiled here. The model goes on as it was.
-        """
-        compile_decoding(self.model, batch_size)
-
     def prepare(self, prompt: str, unknown: str = "error") -> str:
         """The prompt as the model will see it: cleaned as the training text was, unknown characters dropped if asked.
 
@@ -41,9 +33,24 @@ class LanguageModel:
         """
         return self.tokenizer.decode(self.tokenizer.encode(self.tokenizer.clean(prompt), unknown))
 
-    def stream(
+    def stream(self, prompt: str, max_new_tokens: int = 100, sample: int = 0, **controls) -> Iterator[str]:
+        """Continue `prompt`, yielding the new text piece by piece as it is drawn; arguments as in `stream_batch`.
+
+        Args:
+            prompt: The text to continue.
+            max_new_tokens: How many tokens to draw.
+            sample: Which of the texts of a seed to draw; each has a stream of its own.
+            **controls: temperature, top_k, top_p, min_p, repetition_penalty, seed, stop and unknown.
+
+        Raises:
+            MiniGPTError: A control is outside its range, or the prompt holds unknown characters.
+        """
+        steps = self.stream_batch([prompt], max_new_tokens, first=sample, **controls)
+        return (pieces[0] for pieces in steps if pieces[0])
+
+    def stream_batch(
         self,
-        prompt: str,
+        prompts: Sequence[str],
         max_new_tokens: int = 100,
         temperature: float = 1.0,
         top_k: int | None = None,
@@ -51,74 +58,41 @@ class LanguageModel:
         min_p: float | None = None,
         repetition_penalty: float | None = None,
         seed: int | None = None,
-        sample: int = 0,
-        stop: str | None = None,
-        unknown: str = "error",
-    ) -> Iterator[str]:
-        """Continue `prompt`, yielding the new text piece by piece as it is drawn.
-
-        Args:
-            prompt: The text to continue. An empty one is continued as a new line would be.
-            max_new_tokens: How many tokens to draw.
-            temperature: Below 1 the likely becomes likelier, above 1 the rare less rare; 0 is greedy.
-            top_k: Draw among the k likeliest tokens only; None for all.
-            top_p: Draw among the likeliest tokens that together reach this probability; None for all.
-            min_p: Draw among tokens at least this share as likely as the likeliest; None for all.
-            repetition_penalty: Above 1, what was written becomes less likely to come again; None for no change.
-            seed: The same seed gives the same text, whatever else the process draws; without one the draws come
-                from torch's global generator.
-            sample: Which of the texts of a seed to draw; each has a stream of its own.
-            stop: End before this text would be complete; it is not part of the output.
-            unknown: `error` or `skip`: what to do with characters of the prompt that the model has never seen.
-
-        Raises:
-            MiniGPTError: A control is outside its range, or the prompt holds unknown characters.
-        """
-        controls = {
-            "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
-            "repetition_penalty": repetition_penalty,
-        }  # fmt: skip
-        steps = self.stream_batch(
-            [prompt], max_new_tokens, seed=seed, first=sample, stop=stop, unknown=unknown, **controls
-        )
-        return (pieces[0] for pieces in steps if pieces[0])
-
-    def stream_batch(
-        self,
-        prompts: Sequence[str],
-        max_new_tokens: int = 100,
-        seed: int | None = None,
         first: int = 0,
         stop: str | None = None,
         unknown: str = "error",
-        **controls,
     ) -> Iterator[list[str]]:
         """Continue several prompts at once, of any lengths, yielding a list of the new pieces at each step.
 
         A batch costs little more than one of its texts. A text that has ended goes on with empty pieces.
 
         Args:
-            prompts: The texts to continue.
+            prompts: The texts to continue. An empty one is continued as a new line would be.
             max_new_tokens: How many tokens to draw for each.
-            seed: As in `stream`; prompt i is the seed's sample `first` + i.
-            first: Which of the texts of a seed the first prompt gets.
-            stop: As in `stream`, for each text on its own.
-            unknown: As in `stream`.
-            **controls: temperature, top_k, top_p, min_p and repetition_penalty, as in `stream`.
+            temperature: Below 1 the likely becomes likelier, above 1 the rare less rare; 0 is greedy.
+            top_k: Draw among the k likeliest tokens only; None for all.
+            top_p: Draw among the likeliest tokens that together reach this probability; None for all.
+            min_p: Draw among tokens at least this share as likely as the likeliest; None for all.
+            repetition_penalty: Above 1, what was written becomes less likely to come again; None for no change.
+            seed: The same seed gives the same texts, whatever else the process draws; without one the draws come
+                from torch's global generator.
+            first: Prompt i is the seed's sample `first` + i.
+            stop: End a text before this would be complete; it is not part of the output.
+            unknown: `error` or `skip`: what to do with characters of a prompt that the model has never seen.
 
         Raises:
             MiniGPTError: A control is outside its range, or a prompt holds unknown characters.
         """
-        check_controls(**controls)
+        controls = (temperature, top_k, top_p, min_p, repetition_penalty)
+        check_controls(*controls)
         if max_new_tokens < 0:
             raise MiniGPTError(f"max_new_tokens is {max_new_tokens}. Give a whole number of 0 or more.")
         if stop == "":
             raise MiniGPTError("The stop string is empty. Give it some text, or leave it out.")
         ids = [self.tokenizer.encode(self.prepare(prompt, unknown)) or [self._opening_id()] for prompt in prompts]
         generators = seed if seed is None else [self._generator(seed, first + n) for n in range(len(prompts))]
-        drawn = generate_ids(self.model, ids, max_new_tokens, **controls, generators=generators)
-        texts = [Until(stop) for _ in prompts]
-        return self._pieces(drawn, texts)
+        drawn = generate_ids(self.model, ids, max_new_tokens, *controls, generators)
+        return self._pieces(drawn, [Until(stop) for _ in prompts])
 
     def _pieces(self, drawn: Iterator[torch.Tensor], texts: list["Until"]) -> Iterator[list[str]]:
         for ids in drawn:

@@ -276,7 +276,7 @@ class Attention(nn.Module):
             k, v = (t.repeat_interleave(self.groups, dim=1) for t in (k, v))
         dropout = self.dropout if self.training else 0.0
         mask = None if cache is None else cache.mask
-        if T == 1 and torch.compiler.is_compiling():  # for one query, a fused loop beats the attention kernel
+        if T == 1 and mask is not None and torch.compiler.is_compiling():  # a fused loop beats the attention kernel
             weights = (k.float() * q.float()).sum(-1) / math.sqrt(self.head_size) + mask[:, 0]  # (B, H, S)
             y = (weights.softmax(-1).unsqueeze(-1) * v.float()).sum(2, keepdim=True).to(q.dtype)
         else:
