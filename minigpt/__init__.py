@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "GPT": "minigpt.models.gpt",
     "CharDataset": "minigpt.data.dataset",
+    "BPETokenizer": "minigpt.data.tokenizers",
     "CharTokenizer": "minigpt.data.tokenizers",
     "LanguageModel": "minigpt.generation.text",
     "LitLanguageModel": "minigpt.training.module",
@@ -18,6 +19,7 @@ _HOMES = {
     "TextDataModule": "minigpt.training.datamodule",
     "TinyGPT": "minigpt.models.tinygpt",
     "generate": "minigpt.generation.text",
+    "WordTokenizer": "minigpt.data.tokenizers",
     "load": "minigpt.runs",
 }
 

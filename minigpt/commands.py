@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from minigpt.errors import MiniGPTError, did_you_mean
+from minigpt.errors import MiniGPTError, did_you_mean, note
 
 PROMPT = "un matin,"
 CONTROLS = {"temperature": 0.8, "top_k": 30, "top_p": 0.9}  # the article's example
 LARGEST_BATCH = 16  # how many samples are drawn at once
+SEARCHED = 1 << 24  # tokens of a training text, for what a model recites
 
 
 def run(command: Callable[[list[str]], int]) -> int:
@@ -122,17 +123,17 @@ def generate(args: list[str]) -> int:
     controls = {name: getattr(asked, name) for name in ("temperature", "top_k", "top_p", "min_p", "seed", "stop")}
     rows = min(asked.num_samples, LARGEST_BATCH)
     lm.stream_batch([prompt], asked.max_new_tokens, **controls)  # a mistake is found before anything is written
-    if len(prompt) > lm.model.block_size:
-        print(f"The model sees the last {lm.model.block_size} characters of a prompt this long.", file=sys.stderr)
+    if len(lm.tokenizer.encode(prompt)) > lm.model.block_size:
+        note(f"The model sees the last {lm.model.block_size} tokens of a prompt this long.")
     if asked.compile:
-        print("(compiling, for up to a minute)", file=sys.stderr)
+        note("(compiling, for up to a minute)")
         started = time.monotonic()
         try:
             compile_decoding(lm.model, rows)
-            print(f"(compiled in {time.monotonic() - started:.0f} s)", file=sys.stderr)
+            note(f"(compiled in {time.monotonic() - started:.0f} s)")
         except MiniGPTError as error:
             print(error, file=sys.stderr)
-    print(f"({file})", file=sys.stderr)
+    note(f"({file})")
     for first in range(0, asked.num_samples, rows):
         batch = [prompt] * min(rows, asked.num_samples - first)
         later = [[] for _ in batch[1:]]
@@ -152,6 +153,10 @@ def evaluate(args: list[str]) -> int:
     parser = _Parser("Score a trained model on the validation text of its run, or on a whole text of yours, as JSON.")
     _add_device(parser)
     parser.add_argument("--data.path", dest="path", default=None, help="a text to score whole, in place of the run's")
+    parser.add_argument("--data.encoding", dest="encoding", default=None, help="its encoding, if that is not found")
+    parser.add_argument(
+        "--data.cache_dir", dest="cache_dir", default=None, help="where the ids of large texts are kept"
+    )
     parser.add_argument(
         "--memorisation", nargs="?", type=int, const=16, metavar="N",
         help="also draw N texts (16), and report how much of them stands word for word in the training text",
@@ -164,8 +169,7 @@ def evaluate(args: list[str]) -> int:
     import torch
 
     from minigpt import runs
-    from minigpt.data import corpus
-    from minigpt.data.dataset import split
+    from minigpt.data.corpus import Corpus
     from minigpt.evaluation import copied, floors
     from minigpt.evaluation import evaluate as score
 
@@ -173,38 +177,35 @@ def evaluate(args: list[str]) -> int:
     checkpoint = runs.read_checkpoint(file)
     about = checkpoint["minigpt"]["data"]
     lm = runs.language_model(checkpoint, _device(asked.device))
-    encode, decode = lm.tokenizer.encode, lm.tokenizer.decode
-
-    def read(path: str) -> str:
-        return corpus.clean(corpus.read_text(path), about["lower"], about["strip"])
-
+    own = None
     try:
-        own = read(runs.corpus_of(file, about))
-        runs.check_corpus(own, about)
-        train, val = split(torch.tensor(encode(own)), about["val_fraction"])
+        own = runs.tokens_of(file, about, asked.cache_dir)
     except MiniGPTError as error:
         if asked.path is None or asked.memorisation:
             raise
-        print(f"No floors: {error}", file=sys.stderr)
-        train = None
-    if asked.path is not None:
-        val = torch.tensor(encode(read(asked.path), asked.unknown))
-    text = decode(val)
-    scores = score(lm.model, val, lm.tokenizer.vocab_size, len(text) / max(1, len(val)))
-    scores = {name: round(value, 6) for name, value in scores.items()}
+        note(f"No floors: {error}")
+    if asked.path is None:
+        val = own.val
+    else:
+        cleaning = {key: about[key] for key in ("lower", "strip", "nfc")}
+        pieces = Corpus(asked.path, asked.encoding, **cleaning, cache_dir=asked.cache_dir).pieces()
+        val = torch.cat([torch.from_numpy(lm.tokenizer.encode_array(piece, asked.unknown)) for piece in pieces]).long()
+    scores = {name: round(value, 6) for name, value in score(lm.model, val, lm.tokenizer.lengths).items()}
     scores["floors"] = None
-    if train is not None:
-        bits = floors(train, val, lm.tokenizer.vocab_size, decode(train), text)
-        scores["floors"] = {name: round(value, 6) for name, value in bits.items()}
+    if own:
+        scores["floors"] = {name: round(bits, 6) for name, bits in floors(own.train, val, lm.tokenizer).items()}
     if asked.memorisation:
         drawn = lm.generate_batch([""] * asked.memorisation, 500, seed=0, **CONTROLS)
-        known, length = decode(train), max(map(len, drawn))
+        known, length = lm.tokenizer.decode(own.train[:SEARCHED]), max(map(len, drawn))
+        if len(own.train) > SEARCHED:
+            note(f"Only the first {SEARCHED:,} tokens of the training text are searched.")
+        text = lm.tokenizer.decode(val[:SEARCHED])
         fresh = [text[n : n + length] for n in range(0, length * asked.memorisation, length)]
         scores["memorisation"] = {
             "samples": copied(drawn, known),
             "text": copied(fresh, known),
         }
-    print(f"({file})", file=sys.stderr)
+    note(f"({file})")
     print(json.dumps(scores, indent=2))
     return 0
 
@@ -222,14 +223,14 @@ def export(args: list[str]) -> int:
     file = runs.find_checkpoint(asked.ckpt_path)
     checkpoint = runs.read_checkpoint(file)
     write(checkpoint, runs.language_model(checkpoint), asked.out, asked.format)
-    print(f"({file})", file=sys.stderr)
+    note(f"({file})")
     print(asked.out)
     return 0
 
 
 def train(args: list[str]) -> int:
     """scripts/train.py: train a model from a recipe, or go on with a run."""
-    from minigpt.training.cli import MiniGPTCLI, note
+    from minigpt.training.cli import MiniGPTCLI
 
     cli = MiniGPTCLI(args)
     if cli.finished:

@@ -1,15 +1,21 @@
-"""The one kind of error that a person's mistake raises.
+"""What a person is told: the one kind of error that a mistake raises, and notes.
 
-Its message is what the person reads: one or two plain sentences that name the thing and the way out.
+An error's message is what the person reads: one or two plain sentences that name the thing and the way out.
 `commands.py` is the only place that catches it, prints it and exits with status 2.
 """
 
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class MiniGPTError(Exception):
     """A mistake that the person at the keyboard can mend."""
+
+
+def note(text: str) -> None:
+    """Tell the person something that is no mistake, on stderr."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

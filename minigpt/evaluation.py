@@ -6,6 +6,7 @@ And the floors beside it: what a text costs when next to nothing is known of it,
 import lzma
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import nn
@@ -13,9 +14,12 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from minigpt.data.dataset import EvalWindows
+from minigpt.data.dataset import EvalWindows, MappedIds
+from minigpt.data.tokenizers import Tokenizer
 from minigpt.models import device_of
 
+Ids = torch.Tensor | MappedIds
+LOGITS = 1 << 26  # of them at once, 256 MB in float32
 PIECE = 20  # characters; as long as two or three words, so that few are common by chance
 
 
@@ -30,7 +34,7 @@ class BitsPerCharacter(Metric):
         self.add_state("nats", torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state("characters", torch.tensor(0.0), dist_reduce_fx="sum")
 
-    def update(self, nats: torch.Tensor, characters: float) -> None:
+    def update(self, nats: torch.Tensor, characters: torch.Tensor) -> None:
         """Add targets that cost `nats` in all and stand for this many characters."""
         self.nats += nats
         self.characters += characters
@@ -44,23 +48,22 @@ class TextMetrics(nn.Module):
     """The figures of an evaluation, gathered batch by batch: each target counts once, whatever the batches.
 
     Args:
-        vocab_size: `V`.
-        chars_per_token: The mean number of characters that a token stands for; 1 for a character model.
+        lengths: `(V,)` the number of characters that each token stands for.
     """
 
-    def __init__(self, vocab_size: int, chars_per_token: float = 1.0):
+    def __init__(self, lengths: torch.Tensor):
         super().__init__()
-        self.chars_per_token = chars_per_token
+        self.register_buffer("lengths", lengths, persistent=False)
         self.loss = MeanMetric()
         self.bits_per_char = BitsPerCharacter()
-        self.accuracy = MulticlassAccuracy(vocab_size, average="micro", validate_args=False)
+        self.accuracy = MulticlassAccuracy(len(lengths), average="micro", validate_args=False)
 
     def update(self, logits: torch.Tensor, targets: torch.Tensor) -> None:
         """Add a batch of `(B, T, V)` logits and its `(B, T)` targets."""
         logits, targets = logits.flatten(0, 1).float(), targets.flatten()
         loss = F.cross_entropy(logits, targets)
         self.loss.update(loss, weight=targets.numel())
-        self.bits_per_char.update(loss * targets.numel(), targets.numel() * self.chars_per_token)
+        self.bits_per_char.update(loss * targets.numel(), self.lengths[targets].sum())
         self.accuracy.update(logits, targets)
 
     def compute(self) -> dict[str, torch.Tensor]:
@@ -79,20 +82,20 @@ class TextMetrics(nn.Module):
             metric.reset()
 
 
-def eval_windows(data: torch.Tensor, block_size: int) -> EvalWindows:
-    """The windows of `(N,)` ids in batches of about 8,192 tokens, enough to keep a small machine busy."""
-    return EvalWindows(data, block_size, batch_size=max(1, 8192 // block_size))
+def eval_windows(data: Ids, block_size: int, vocab_size: int, max_tokens: int | None = None) -> EvalWindows:
+    """The windows of `(N,)` ids in batches of about 8,192 tokens, or fewer where the logits would be large."""
+    tokens = min(8192, LOGITS // vocab_size)
+    return EvalWindows(data, block_size, max(1, tokens // block_size), max_tokens)
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, data: torch.Tensor, vocab_size: int, chars_per_token: float = 1.0) -> dict[str, float]:
+def evaluate(model: nn.Module, data: Ids, lengths: torch.Tensor) -> dict[str, float]:
     """Score a model on all of a text: windows of its `block_size`, no overlap, each token but the first once.
 
     Args:
         model: `(B, T)` ids to `(B, T, V)` logits, in float32.
-        data: `(N,)` ids, at least 2.
-        vocab_size: `V`.
-        chars_per_token: The mean number of characters that a token stands for.
+        data: `(N,)` ids, at least 2, in memory or in a file.
+        lengths: `(V,)` the number of characters that each token stands for.
 
     Returns:
         `loss`, `bits_per_char`, `perplexity`, `accuracy`, and `tokens` and `characters`, how many were scored.
@@ -101,26 +104,28 @@ def evaluate(model: nn.Module, data: torch.Tensor, vocab_size: int, chars_per_to
         MiniGPTError: The text is shorter than two tokens.
     """
     device = device_of(model)
-    metrics = TextMetrics(vocab_size, chars_per_token).to(device)
+    metrics = TextMetrics(lengths).to(device)
     was_training = model.training
     model.eval()
-    for x, y in eval_windows(data, model.block_size):
+    characters = 0
+    for x, y in eval_windows(data, model.block_size, len(lengths)):
         metrics.update(model(x.to(device)), y.to(device))
+        characters += int(lengths[y].sum())
     model.train(was_training)
-    tokens = len(data) - 1
     scores = {name: value.item() for name, value in metrics.compute().items()}
-    return {**scores, "tokens": tokens, "characters": round(tokens * chars_per_token)}
+    return {**scores, "tokens": len(data) - 1, "characters": characters}
 
 
-def floors(train: torch.Tensor, val: torch.Tensor, vocab_size: int, train_text: str, val_text: str) -> dict[str, float]:
+def floors(train: Ids, val: Ids, tokenizer: Tokenizer) -> dict[str, float]:
     """What simple models make of the validation text, in bits per character: a scale for every other figure.
+
+    Of a large text the parts next to the split are taken: the last 2 ** 24 tokens to count and the first 2 ** 20 to
+    score, and for xz the last 2 ** 20 and the first 2 ** 18.
 
     Args:
         train: `(N,)` ids to count.
         val: `(M,)` ids to score; like in `evaluate`, all but the first.
-        vocab_size: `V`.
-        train_text: The text of `train`.
-        val_text: The text of `val`.
+        tokenizer: What they mean.
 
     Returns:
         `uniform`, a guess among the V tokens; `unigram`, the train counts plus one; `bigram`, the counts after each
@@ -128,8 +133,10 @@ def floors(train: torch.Tensor, val: torch.Tensor, vocab_size: int, train_text: 
         about the best that TinyGPT can reach; `xz`, what xz adds to the size of the train text for the validation
         text.
     """
+    vocab_size = tokenizer.vocab_size
+    train, val = train[max(0, len(train) - 2**24) :], val[: 2**20]
     targets, before = val[1:], val[:-1]
-    tokens_per_char = len(val) / len(val_text)
+    tokens_per_char = len(targets) / max(1, int(tokenizer.lengths[targets].sum()))
     counts = torch.bincount(train, minlength=vocab_size).double() + 1
     unigram = counts / counts.sum()
     pairs, which = torch.unique(train[:-1] * vocab_size + train[1:], return_counts=True)  # V x V may be too large
@@ -137,13 +144,14 @@ def floors(train: torch.Tensor, val: torch.Tensor, vocab_size: int, train_text: 
     seen = torch.where(pairs[place] == before * vocab_size + targets, which[place], 0)
     after = torch.bincount(train[:-1], minlength=vocab_size)[before]
     bigram = (seen + unigram[targets]) / (after + 1)
-    train_bytes, val_bytes = train_text.encode(), val_text.encode()
-    xz = len(lzma.compress(train_bytes + val_bytes)) - len(lzma.compress(train_bytes))
+    known, new = (tokenizer.decode(ids).encode() for ids in (train[max(0, len(train) - 2**20) :], val[: 2**18]))
+    with ThreadPoolExecutor() as threads:  # xz lets go of the interpreter while it works
+        alone, both = threads.map(lambda text: len(lzma.compress(text)), (known, known + new))
     return {
         "uniform": math.log2(vocab_size) * tokens_per_char,
         "unigram": -unigram[targets].log2().mean().item() * tokens_per_char,
         "bigram": -bigram.log2().mean().item() * tokens_per_char,
-        "xz": xz * 8 / len(val_text),
+        "xz": (both - alone) * 8 / len(new.decode()),
     }
 
 

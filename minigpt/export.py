@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from minigpt import runs
+from minigpt.data.tokenizers import BPETokenizer, CharTokenizer, Tokenizer
 from minigpt.errors import MiniGPTError
 from minigpt.generation.text import LanguageModel
 from minigpt.models.gpt import GPT, NORM_EPS, PRESETS, ROPE_BASE, mlp_width
@@ -44,7 +45,7 @@ def _hf(checkpoint: dict[str, Any], lm: LanguageModel) -> dict[str, bytes]:
     return {
         "config.json": _json(config),
         "model.safetensors": _safetensors(weights),
-        "tokenizer.json": tokenizer_json(lm).encode(),
+        "tokenizer.json": tokenizer_json(lm.tokenizer).encode(),
         "tokenizer_config.json": _json(about),
     }
 
@@ -56,24 +57,32 @@ def _plain(checkpoint: dict[str, Any], lm: LanguageModel) -> dict[str, bytes]:
 FORMATS: dict[str, Callable[[dict[str, Any], LanguageModel], dict[str, bytes]]] = {"hf": _hf, "safetensors": _plain}
 
 
-def tokenizer_json(lm: LanguageModel) -> str:
-    """The tokenizer as the `tokenizers` library reads it: a token per character, and nothing between them.
+def tokenizer_json(tokenizer: Tokenizer) -> str:
+    """The tokenizer as the `tokenizers` library reads it: byte pairs, or a token per character.
 
     Raises:
-        MiniGPTError: The library is not installed.
+        MiniGPTError: The library has no such tokenizer.
     """
-    try:
-        from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-    except ImportError as error:
-        raise MiniGPTError(runs.NEEDS_EXPORT) from error
+    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer as Theirs
 
-    vocabulary = {character: i for i, character in enumerate(lm.tokenizer.characters)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    if lm.tokenizer.lower:
-        tokenizer.normalizer = normalizers.Lowercase()
-    return tokenizer.to_str()
+    if isinstance(tokenizer, BPETokenizer):
+        theirs = Theirs.from_str(tokenizer.backend.to_str())
+    elif isinstance(tokenizer, CharTokenizer):
+        names = [*tokenizer.characters, *(f"<0x{byte:02X}>" for byte in range(256 * tokenizer.byte_fallback))]
+        vocabulary = {name: i for i, name in enumerate(names)}
+        # Byte pairs without a pair: characters alone, with the library's spelling in bytes for those not among them.
+        theirs = Theirs(models.BPE(vocabulary, [], byte_fallback=tokenizer.byte_fallback))
+        theirs.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        theirs.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    else:
+        raise MiniGPTError(
+            "Hugging Face has no tokenizer of words that spells the rare ones. Take --format safetensors, or train "
+            "with --data.tokenizer bpe."
+        )
+    cleaning = [normalizers.NFC()] * tokenizer.nfc + [normalizers.Lowercase()] * tokenizer.lower
+    theirs.normalizer = normalizers.Sequence(cleaning)
+    return theirs.to_str()
 
 
 def _json(content: dict[str, Any]) -> bytes:

@@ -5,15 +5,15 @@ A run is a folder such as `lightning_logs/tiny/version_0`, with `checkpoints/las
 
 import json
 import os
-from hashlib import sha256
 from pathlib import Path
 
 import torch
 from packaging.version import InvalidVersion, Version
 
 import minigpt
-from minigpt.data.corpus import NAMES
-from minigpt.data.tokenizers import CharTokenizer
+from minigpt.data import tokenizers
+from minigpt.data.corpus import NAMES, Corpus
+from minigpt.data.tokens import Tokens, tokenize
 from minigpt.errors import MiniGPTError
 from minigpt.generation.text import LanguageModel
 from minigpt.models import build_model
@@ -132,7 +132,7 @@ def language_model(checkpoint: dict, device: str | torch.device = "cpu", precisi
     for layer in model.modules():
         if isinstance(layer, Linear):
             layer.lay_out()
-    return LanguageModel(model, CharTokenizer.from_dict(about["data"]["tokenizer"]))
+    return LanguageModel(model, tokenizers.from_dict(about["data"]["tokenizer"]))
 
 
 def load(ckpt_path: str | Path = "last", device: str | torch.device = "cpu", precision: str = "32") -> LanguageModel:
@@ -161,14 +161,25 @@ def corpus_of(file: Path, about: dict) -> str:
     return about["path"] if about["path"] in NAMES else str((run / about["path"]).resolve())
 
 
-def check_corpus(text: str, about: dict) -> None:
-    """Refuse a text that is not the one a checkpoint was trained on.
+def tokens_of(file: Path, about: dict, cache_dir: str | None = None) -> Tokens:
+    """The corpus that a checkpoint was trained on, in its ids.
+
+    Args:
+        file: The checkpoint.
+        about: What the checkpoint says of its data.
+        cache_dir: The folder where the ids of large texts are kept; None for the user's cache folder.
 
     Raises:
-        MiniGPTError: The SHA-256 of the cleaned texts differ.
+        MiniGPTError: The corpus is gone or has changed, or its tokenizer comes out different.
     """
-    if sha256(text.encode()).hexdigest() != about["sha256"]:
+    corpus = Corpus(corpus_of(file, about), **{key: about[key] for key in ("encoding", "lower", "strip", "nfc")})
+    settings = {key: about[key] for key in ("max_vocab_size", "byte_fallback", "val_fraction")}
+    tokens = tokenize(corpus, about["tokenizer"]["kind"], **settings, cache_dir=cache_dir)
+    if tokens.sha256 != about["sha256"]:
         raise MiniGPTError(
             f"The corpus '{about['path']}' has changed since this model was trained, so its validation text is lost. "
             "Bring the old file back, or score a text of your choice with --data.path."
         )
+    if difference := tokenizers.difference(tokens.tokenizer, tokenizers.from_dict(about["tokenizer"])):
+        raise MiniGPTError(f"The tokenizer that the corpus gives is not the checkpoint's: {difference}.")
+    return tokens

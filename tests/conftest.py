@@ -22,8 +22,9 @@ class Result(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """Every test works in an empty folder."""
+    """Every test works in an empty folder, with a cache folder of its own in it."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user cache"))
     return tmp_path
 
 
@@ -41,6 +42,13 @@ def call(capfd, monkeypatch):
         return Result(status, *capfd.readouterr())
 
     return call
+
+
+def read(path: str, **options) -> str:
+    """A corpus as one text."""
+    from minigpt.data.corpus import Corpus
+
+    return "".join(Corpus(path, **options).pieces())
 
 
 @pytest.fixture

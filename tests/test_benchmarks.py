@@ -14,9 +14,8 @@ import ladder
 
 def test_every_rung_has_the_same_parameters_within_five_percent():
     vocab_size = TextDataModule().vocab_size
-    counts = {
-        "bigram (TinyGPT)": sum(p.numel() for p in TinyGPT(vocab_size, ladder.bigram_width("exemple")).parameters())
-    }
+    bigram = TinyGPT(vocab_size, ladder.bigram_width("exemple", "char"))
+    counts = {"bigram (TinyGPT)": sum(p.numel() for p in bigram.parameters())}
     switches = ("preset", "position", "norm", "mlp", "qk_norm", "bias", "tie_weights", "softcap", "zero_init")
     for name, settings in ladder.rungs().items():
         if "name" not in settings:
@@ -38,7 +37,7 @@ def test_a_rung_is_trained_and_put_on_the_page(folder, monkeypatch):
     monkeypatch.setattr(ladder, "STEPS", ladder.STEPS[:1])
     monkeypatch.setattr(ladder, "ROOT", folder)
     rungs = {name: rung | {"warmup_steps": 0} for name, rung in ladder.rungs().items()}
-    runs = [ladder.train(name, rung, 1, "exemple", 3, 1) for name, rung in rungs.items()]
+    runs = [ladder.train(name, rung, 1, "exemple", "char", 3, 1) for name, rung in rungs.items()]
     assert [run["rung"] for run in runs] == ["bigram (TinyGPT)", "GPT-2"]
     (folder / "ladder").mkdir()
     (folder / "ladder" / "exemple.json").write_text(json.dumps({"command": "python this", "runs": runs}))

@@ -4,11 +4,10 @@ import sys
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, read
 
 import minigpt
 from minigpt import commands
-from minigpt.data.corpus import clean, read_text
 from minigpt.evaluation import evaluate
 
 
@@ -63,7 +62,6 @@ def test_evaluate_reports_what_the_model_recites(call, trained_run):
     result = call("evaluate", "--ckpt_path", str(trained_run), "--memorisation", "2")
     memorised = json.loads(result.out)["memorisation"]
     data = minigpt.TextDataModule(lower=True, strip=True)
-    data.setup()
     train = data.tokenizer.decode(data.train_ids)
     for found in memorised.values():
         assert found["run"] in train
@@ -74,7 +72,7 @@ def test_evaluate_reports_what_the_model_recites(call, trained_run):
 def test_a_long_prompt_is_noted(call, trained_run):
     result = call("generate", "--ckpt_path", str(trained_run), "--prompt", "le " * 30, "--max_new_tokens", "3")
     assert result.status == 0
-    assert "sees the last 64 characters" in result.err
+    assert "sees the last 64 tokens" in result.err
     assert result.out.startswith("le " * 30)
 
 
@@ -88,8 +86,7 @@ def test_evaluate_scores_the_validation_text_of_the_run(call, trained_run):
     result = call("evaluate", "--ckpt_path", str(trained_run))
     scores = json.loads(result.out)
     data = minigpt.TextDataModule(lower=True, strip=True)
-    data.setup()
-    expected = evaluate(minigpt.load(trained_run).model, data.val_ids, data.vocab_size)
+    expected = evaluate(minigpt.load(trained_run).model, data.val_ids, data.tokenizer.lengths)
     assert list(scores) == ["loss", "bits_per_char", "perplexity", "accuracy", "tokens", "characters", "floors"]
     assert scores.pop("floors") == pytest.approx(data.floors, abs=1e-6)
     assert scores == pytest.approx(expected, abs=1e-6)
@@ -102,7 +99,7 @@ def test_evaluate_agrees_with_what_training_reported(call):
 
 
 def test_evaluate_scores_the_whole_of_another_text(call, trained_run, folder):
-    text = clean(read_text("exemple"), lower=True, strip=True)[:5000]
+    text = read("exemple", lower=True, strip=True)[:5000]
     (folder / "mine.txt").write_text(text, encoding="utf-8")
     scores = json.loads(call("evaluate", "--ckpt_path", str(trained_run), "--data.path", "mine.txt").out)
     assert scores["tokens"] == len(text.strip()) - 1

@@ -1,17 +1,21 @@
 import hashlib
+import io
+import os
+import sys
 import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from conftest import read
 
-from minigpt.data import corpus
-from minigpt.data.corpus import clean, locate, read_text
+from minigpt.data import corpus, reading
+from minigpt.data.corpus import Corpus, clean, locate
 from minigpt.errors import MiniGPTError
 
 
 def test_the_embedded_corpus_is_long_varied_french():
-    text = read_text("exemple")
+    text = read("exemple")
     assert len(text) >= 80_000
     paragraphs = Counter(line for line in text.splitlines() if len(line) > 20)
     assert max(paragraphs.values()) == 1
@@ -29,17 +33,63 @@ def test_cleaning_is_the_articles():
 
 def test_a_byte_order_mark_is_no_character(folder):
     (folder / "a.txt").write_text("été", encoding="utf-8-sig")
-    assert read_text("a.txt") == "été"
+    assert read("a.txt") == "été"
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"", "empty"), (b" \n\t", "empty"), (b"caf\xe9", "byte 3 is 0xe9"), (b"a\0b", "not text")],
+    [(b"", "empty"), (b" \n\t", "empty"), (b"a\0b", "not text: byte 1 is 0x00"), (b"ab\xff\0", "byte 3 is 0x00")],
 )
 def test_what_is_no_text_is_refused(folder, content, words):
     (folder / "a.txt").write_bytes(content)
     with pytest.raises(MiniGPTError, match=words):
-        read_text("a.txt")
+        read("a.txt")
+
+
+def test_a_folder_is_read_in_the_order_of_its_names_with_an_empty_line_between(folder):
+    for name, text in {"b.txt": "deux", "a/z.md": "un", "c.csv": "non", ".git/d.txt": "non", "é.TXT": "trois"}.items():
+        (folder / "notes" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "notes" / name).write_text(text, encoding="utf-8")
+    assert read("notes") == "un\n\ndeux\n\ntrois"
+    assert read("notes/*.txt") == "deux"
+    assert read("notes/**/*.md") == "un"
+    (folder / "notes[1].txt").write_text("un nom de fichier", encoding="utf-8")
+    assert read("notes[1].txt") == "un nom de fichier"
+
+
+@pytest.mark.parametrize(("path", "words"), [("empty", "holds no .txt or .md"), ("empty/*.txt", "No file matches")])
+def test_a_folder_without_texts_is_named(folder, path, words):
+    (folder / "empty").mkdir()
+    with pytest.raises(MiniGPTError, match=words):
+        locate(path)
+
+
+def test_standard_input_is_kept_so_that_a_run_can_go_on(folder, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("été\r\n".encode() * 9)))
+    corpus = Corpus("-", cache_dir="cache")
+    assert "".join(corpus.pieces()) == "".join(corpus.pieces()) == "été\n" * 9
+    kept = folder / "cache" / "stdin"
+    assert [folder / corpus.path] == list(kept.iterdir())
+    assert corpus.place("run") == f"../{corpus.path}"
+
+
+def test_a_pipe_is_read_like_standard_input(folder):
+    os.mkfifo("pipe")
+    writer = threading.Thread(target=lambda: (folder / "pipe").write_text("un matin"))
+    writer.start()
+    corpus = Corpus("pipe", cache_dir="cache")
+    writer.join()
+    assert "".join(corpus.pieces()) == "".join(corpus.pieces()) == "un matin"
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 7, 1 << 20])
+@pytest.mark.parametrize("options", [{}, {"lower": True, "strip": True}, {"nfc": False}])
+def test_a_text_read_in_blocks_is_cleaned_as_a_whole(folder, monkeypatch, block, options):
+    text = " \n ΟΔΟΣ ΟΔΟΣ' E\u0301te\u0301\r\n\n  o\r\u0301 ! \t fin\u0323\u0301 \n\n"
+    (folder / "a.txt").write_bytes(text.encode())
+    monkeypatch.setattr(reading, "BLOCK", block)
+    whole = text.replace("\r\n", "\n").replace("\r", "\n")
+    assert read("a.txt", **options) == clean(whole, **options)
 
 
 def test_a_misspelt_name_is_answered_with_the_right_one():
@@ -83,8 +133,8 @@ def kept(folder) -> list[str]:
 
 
 def test_a_named_corpus_is_fetched_once(served, folder):
-    assert read_text("tinyshakespeare") == TEXT.decode()
-    assert read_text("tinyshakespeare") == TEXT.decode()
+    assert read("tinyshakespeare") == TEXT.decode()
+    assert read("tinyshakespeare") == TEXT.decode()
     assert served.asked == 1
     assert kept(folder) == ["tinyshakespeare.txt"]
 
@@ -92,14 +142,14 @@ def test_a_named_corpus_is_fetched_once(served, folder):
 def test_another_text_under_the_name_is_refused(served, folder):
     served.body = served.body[::-1]
     with pytest.raises(MiniGPTError, match="SHA-256 differs, and nothing was kept"):
-        read_text("tinyshakespeare")
+        read("tinyshakespeare")
     assert kept(folder) == []
 
 
 def test_half_a_download_is_not_kept(served, folder):
     served.body = served.body[: len(TEXT) // 2]
     with pytest.raises(MiniGPTError, match="could not be fetched"):
-        read_text("tinyshakespeare")
+        read("tinyshakespeare")
     assert kept(folder) == []
 
 
@@ -108,11 +158,11 @@ def test_without_a_network_it_says_what_to_bring_and_where(served, folder):
     corpus.DOWNLOADS["tinyshakespeare"] = entry._replace(url="http://127.0.0.1:9/a.txt")
     place = folder / "cache" / "minigpt" / "tinyshakespeare.txt"
     with pytest.raises(MiniGPTError) as error:
-        read_text("tinyshakespeare")
+        read("tinyshakespeare")
     assert "http://127.0.0.1:9/a.txt" in str(error.value)
     assert str(place) in str(error.value)
     place.write_bytes(TEXT)  # what the message says
-    assert read_text("tinyshakespeare") == TEXT.decode()
+    assert read("tinyshakespeare") == TEXT.decode()
 
 
 def test_the_name_is_what_a_run_keeps(served, folder):

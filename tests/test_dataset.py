@@ -3,7 +3,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from minigpt import CharDataset, MiniGPTError
-from minigpt.data.dataset import BatchOrder, EvalWindows, split
+from minigpt.data.dataset import BatchOrder, EvalWindows, split_at
 
 
 def test_windows_are_the_articles():
@@ -41,10 +41,12 @@ def test_the_articles_loader_takes_the_dataset():
 
 
 def test_the_last_tenth_validates():
-    data = torch.arange(1_115_394)
-    train, val = split(data, 0.1)
-    assert (len(train), len(val)) == (1_003_854, 111_540)  # the field's split of tinyshakespeare
-    assert torch.equal(torch.cat([train, val]), data)
+    assert split_at(1_115_394, 0.1) == 1_003_854  # the field's split of tinyshakespeare
+
+
+def test_both_parts_of_a_short_text_hold_a_window():
+    assert [split_at(n, 0.1) for n in (18, 50, 89, 90, 100)] == [9, 41, 80, 81, 90]
+    assert [split_at(n, 0.9) for n in (18, 50, 100)] == [9, 9, 9]
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 17, 64, 1000, 4097])

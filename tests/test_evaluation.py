@@ -21,7 +21,7 @@ def test_an_evaluation_is_the_mean_over_every_token(model, n):
     data = torch.randint(0, 30, (n,))
     logits = model(data[None, :-1])[0]  # a bigram needs no windows: its figures are known
     loss = F.cross_entropy(logits, data[1:]).item()
-    scores = evaluate(model, data, vocab_size=30)
+    scores = evaluate(model, data, torch.ones(30).long())
     assert scores["loss"] == pytest.approx(loss, rel=1e-5)
     assert scores["bits_per_char"] == pytest.approx(loss / math.log(2), rel=1e-5)
     assert scores["perplexity"] == pytest.approx(math.exp(loss), rel=1e-5)
@@ -32,7 +32,7 @@ def test_an_evaluation_is_the_mean_over_every_token(model, n):
 def test_the_context_of_a_window_is_the_window(model):
     seen = []
     model.register_forward_hook(lambda module, args, output: seen.append(args[0].shape))
-    evaluate(model, torch.randint(0, 30, (100,)), vocab_size=30)
+    evaluate(model, torch.randint(0, 30, (100,)), torch.ones(30).long())
     assert [shape[1] for shape in seen] == [16, 3]  # six whole windows in one batch, and what is left
 
 
@@ -44,7 +44,7 @@ def test_bits_per_character_compare_across_tokenizers():
 
 
 def test_a_reset_forgets():
-    metrics = TextMetrics(5)
+    metrics = TextMetrics(torch.ones(5).long())
     metrics.update(torch.randn(2, 3, 5), torch.zeros(2, 3, dtype=torch.long))
     metrics.reset()
     metrics.update(torch.zeros(1, 4, 5), torch.zeros(1, 4, dtype=torch.long))
@@ -53,14 +53,14 @@ def test_a_reset_forgets():
 
 def test_the_mode_of_the_model_is_given_back(model):
     model.train()
-    evaluate(model, torch.randint(0, 30, (40,)), vocab_size=30)
+    evaluate(model, torch.randint(0, 30, (40,)), torch.ones(30).long())
     assert model.training
 
 
 def test_floors_are_what_they_say():
     train_text, val_text = "abab" * 100 + "abac", "ababac"
-    train, val = (torch.tensor([ord(c) - ord("a") for c in text]) for text in (train_text, val_text))
-    bits = floors(train, val, 4, train_text, val_text)
+    tokenizer = minigpt.CharTokenizer("abcd")
+    bits = floors(*(torch.tensor(tokenizer.encode(text)) for text in (train_text, val_text)), tokenizer)
     counts = {"a": 202, "b": 201, "c": 1, "d": 0}
     unigram = {c: (n + 1) / 408 for c, n in counts.items()}
     pairs = {"ab": 201, "ba": 201, "ac": 1}
@@ -74,7 +74,7 @@ def test_floors_are_what_they_say():
 
 
 def test_floors_hold_what_was_never_seen():
-    bits = floors(torch.tensor([0, 1, 0, 1]), torch.tensor([2, 3, 3]), 4, "abab", "cdd")
+    bits = floors(torch.tensor([0, 1, 0, 1]), torch.tensor([2, 3, 3]), minigpt.CharTokenizer("abcd"))
     assert all(math.isfinite(value) for value in bits.values())
 
 
@@ -88,7 +88,7 @@ def test_a_trained_bigram_comes_down_to_its_floor():
         model.embed.weight.copy_(torch.eye(data.vocab_size))
         model.lm_head.weight.copy_(((counts + unigram) / (counts.sum(1, keepdim=True) + 1)).log().T)
         model.lm_head.bias.zero_()
-    scores = evaluate(model, data.val_ids, data.vocab_size)
+    scores = evaluate(model, data.val_ids, data.tokenizer.lengths)
     assert scores["bits_per_char"] == pytest.approx(data.floors["bigram"], abs=2e-3)
     assert data.floors["bigram"] < data.floors["unigram"] < data.floors["uniform"]
 

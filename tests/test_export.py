@@ -17,7 +17,13 @@ def trained(call, preset: str, *flags: str):
     return minigpt.load("last")
 
 
-@pytest.mark.parametrize(("preset", "flags"), [("gpt2", []), ("llama", []), ("llama", ["--data.lower", "true"])])
+@pytest.mark.parametrize(
+    ("preset", "flags"),
+    [
+        ("gpt2", []), ("llama", []), ("llama", ["--data.lower", "true"]), ("llama", ["--data.byte_fallback", "true"]),
+        ("gpt2", ["--data.tokenizer", "bpe", "--data.max_vocab_size", "400"]),
+    ],
+)  # fmt: skip
 def test_transformers_loads_an_export_and_writes_the_same_text(call, preset, flags):
     transformers = pytest.importorskip("transformers")
     lm = trained(call, preset, *flags)
@@ -30,6 +36,10 @@ def test_transformers_loads_an_export_and_writes_the_same_text(call, preset, fla
     ids = tokenizer(text, return_tensors="pt").input_ids
     assert ids[0].tolist() == lm.tokenizer.encode(lm.tokenizer.clean(text))
     assert tokenizer.decode(ids[0]) == lm.tokenizer.clean(text)
+    if flags and flags[0] != "--data.lower":
+        text = "œuf e\u0301 👩‍👩‍👧 ẞ"
+        assert tokenizer(text).input_ids == lm.tokenizer.encode(lm.tokenizer.clean(text))
+        assert tokenizer.decode(tokenizer(text).input_ids) == lm.tokenizer.clean(text)
     with torch.no_grad():
         assert (model(ids).logits - lm.model(ids)).abs().max() < 1e-5
 
@@ -39,9 +49,9 @@ def test_transformers_loads_an_export_and_writes_the_same_text(call, preset, fla
     assert tokenizer.decode(theirs[0]) == lm.generate("Un matin,", room, temperature=0)
 
 
-@pytest.mark.parametrize("preset", ["gpt2", "modern"])
-def test_an_export_in_safetensors_is_read_back(call, folder, preset):
-    lm = trained(call, preset)
+@pytest.mark.parametrize(("preset", "tokenizer"), [("gpt2", "char"), ("modern", "word"), ("llama", "bpe")])
+def test_an_export_in_safetensors_is_read_back(call, folder, preset, tokenizer):
+    lm = trained(call, preset, "--data.tokenizer", tokenizer)
     assert call("export", "--format", "safetensors", "--out", "out").status == 0
     again = minigpt.load("out")
     assert again.tokenizer.to_dict() == lm.tokenizer.to_dict()
@@ -61,6 +71,10 @@ def test_what_hugging_face_has_no_class_for_is_said(call, folder, trained_run):
     result = call("export", "--ckpt_path", str(trained_run), "--format", "hf", "--out", "out")
     assert result.status == 2
     assert "no class for this TinyGPT" in result.err
+    trained(call, "llama", "--data.tokenizer", "word")
+    result = call("export", "--format", "hf", "--out", "out")
+    assert result.status == 2
+    assert "no tokenizer of words" in result.err
     trained(call, "modern")
     result = call("export", "--format", "hf", "--out", "out")
     assert result.status == 2

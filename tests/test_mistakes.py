@@ -1,10 +1,13 @@
 """What a mistake gets: exit status 2, one or two plain sentences that name the thing, and nothing changed on disk."""
 
+import gzip
 import json
 import shutil
+import zipfile
 
 import pytest
 import torch
+from backports import zstd
 from conftest import QUICK, TINY
 
 TRAIN = ["train", "--config", TINY, *QUICK, "--trainer.max_steps", "5"]
@@ -22,10 +25,16 @@ def place(folder, trained_run):
     (folder / "empty.ckpt").write_bytes(b"")
     torch.save({"state_dict": {}}, folder / "foreign.ckpt")
     (folder / "no_run").mkdir()
-    (folder / "no_run" / "a.txt").write_text("a")
+    (folder / "no_run" / "a.csv").write_text("a")
     (folder / "empty.txt").write_text("")
-    (folder / "short.txt").write_text("un matin, il fit beau.", encoding="utf-8")
-    (folder / "latin1.txt").write_bytes("été".encode("latin-1"))
+    (folder / "short.txt").write_text("un matin de mai !", encoding="utf-8")
+    (folder / "poem.txt").write_text("un matin, il fit beau.", encoding="utf-8")
+    (folder / "damaged.txt").write_bytes("été ".encode() * 99 + b"\xe9t\xe9")
+    (folder / "cut.txt.gz").write_bytes(gzip.compress(b"un matin, il fit beau. " * 99)[:-12])
+    (folder / "cut.txt.zst").write_bytes(zstd.compress(b"un matin, il fit beau. " * 99)[:-2])
+    (folder / "other.jsonl").write_text('{"text": "un matin"}\n{"texte": "un soir"}\n')
+    with zipfile.ZipFile(folder / "images.zip", "w") as archive:
+        archive.writestr("a.png", b"")
     (folder / "binary.txt").write_bytes(bytes(range(8)) * 50)
     (folder / "other.txt").write_text("un autre texte, tout autre. " * 60, encoding="utf-8")
     (folder / "broken.yaml").write_text("model: {n_embd: 64\n  x: [1\n")
@@ -43,11 +52,25 @@ MISTAKES = [
     # the corpus
     ([*TRAIN, "--data.path", "nowhere.txt"], ["nowhere.txt", "does not exist", "--data.path"]),
     ([*TRAIN, "--data.path", "exmple"], ["exmple", "Did you mean 'exemple'"]),
-    ([*TRAIN, "--data.path", "no_run"], ["no_run", "is a folder"]),
+    ([*TRAIN, "--data.path", "no_run"], ["no_run", "holds no .txt or .md file"]),
+    ([*TRAIN, "--data.path", "no_run/*.txt"], ["no_run/*.txt", "No file matches"]),
     ([*TRAIN, "--data.path", "empty.txt"], ["empty.txt", "is empty"]),
-    ([*TRAIN, "--data.path", "short.txt"], ["short.txt", "too short", "22 tokens", "--data.block_size"]),
-    ([*TRAIN, "--data.path", "latin1.txt"], ["latin1.txt", "not UTF-8", "byte 0 is 0xe9"]),
-    ([*TRAIN, "--data.path", "binary.txt"], ["binary.txt", "not text"]),
+    ([*TRAIN, "--data.path", "short.txt"], ["short.txt", "too short", "17 characters", "18 tokens"]),
+    ([*TRAIN, "--data.path", "poem.txt", "--data.batch_size", "64"], ["data.batch_size is 64", "13 tokens"]),
+    ([*TRAIN, "--data.path", "damaged.txt"], ["damaged.txt", "not whole UTF-8", "byte 594 is 0xe9", "--data.encoding"]),
+    ([*TRAIN, "--data.path", "binary.txt"], ["binary.txt", "not text", "byte 0 is 0x00"]),
+    ([*TRAIN, "--data.path", "cut.txt.gz"], ["cut.txt", "cannot be read"]),
+    ([*TRAIN, "--data.path", "cut.txt.zst"], ["cut.txt", "cannot be read"]),
+    ([*TRAIN, "--data.path", "other.jsonl"], ["Line 2 of 'other.jsonl'", '"text"']),
+    ([*TRAIN, "--data.path", "images.zip"], ["images.zip", "holds no .txt"]),
+    ([*TRAIN, "--data.encoding", "lattin-1"], ["data.encoding is 'lattin-1'", "Did you mean 'latin-1'"]),
+    ([*TRAIN, "--data.encoding", "utf-16"], ["is not utf-16", "--data.encoding, such as utf-16-le"]),
+    ([*TRAIN, "--data.tokenizer", "wrod"], ["data.tokenizer is 'wrod'", "Did you mean 'word'"]),
+    ([*TRAIN, "--data.tokenizer", "bpe", "--data.max_vocab_size", "99"], ["data.max_vocab_size is 99", "256 or more"]),
+    ([*TRAIN, "--data.max_vocab_size", "99"], ["data.max_vocab_size means nothing to characters"]),
+    ([*TRAIN, "--data.tokenizer", "word", "--data.byte_fallback", "true"], ["data.byte_fallback is for"]),
+    ([*TRAIN, "--data.in_memory_mb", "-1"], ["data.in_memory_mb is -1"]),
+    ([*TRAIN, "--data.in_memory_mb", "0", "--data.cache_dir", "empty.txt"], ["empty.txt", "--data.cache_dir"]),
     # flags, keys and values
     ([*TRAIN, "--model.n_emb", "3"], ["--model.n_emb'", "Did you mean '--model.n_embd'"]),
     ([*TRAIN, "--n_embd=3"], ["--n_embd", "Did you mean '--model.n_embd'"]),
@@ -121,6 +144,8 @@ MISTAKES = [
     ([*TRAIN, "--ckpt_path", "foreign.ckpt"], ["foreign.ckpt", "not a checkpoint of minigpt"]),
     ([*TRAIN, "--ckpt_path", "other.txt"], ["other.txt", "damaged or another kind of file"]),
     ([*TRAIN, "--ckpt_path", RUN, "--data.path", "other.txt"], ["SHA-256", "a resume cannot change"]),
+    ([*TRAIN, "--ckpt_path", RUN, "--data.tokenizer", "bpe"], ["data.tokenizer is bpe here and char in"]),
+    ([*TRAIN, "--ckpt_path", RUN, "--data.byte_fallback", "true"], ["data.byte_fallback is True here and False in"]),
     ([*TRAIN, "--ckpt_path", RUN, "--data.lower", "false"], ["data.lower is False here and True in"]),
     ([*TRAIN, "--ckpt_path", RUN, "--data.block_size", "32"], ["data.block_size is 32 here and 64 in"]),
     ([*TRAIN, "--ckpt_path", RUN, "--data.val_fraction", "0.2"], ["data.val_fraction is 0.2 here and 0.1 in"]),

@@ -1,6 +1,8 @@
 """A run that was stopped and resumed ends with the same bits, and the same curves, as one that never stopped."""
 
 import contextlib
+import gzip
+import io
 import os
 import shutil
 import signal
@@ -31,6 +33,9 @@ MODERN = [
     "--model.warmup_steps", "5", "--trainer.gradient_clip_val", "1.0", "--data.block_size", "16",
     "--trainer.callbacks+", "lightning.pytorch.callbacks.EMAWeightAveraging",
 ]  # fmt: skip
+
+
+MAPPED = ["--data.in_memory_mb", "0", "--data.tokenizer", "bpe", "--data.max_vocab_size", "400"]
 
 
 class Interrupt(Callback):
@@ -105,7 +110,11 @@ def undisturbed(tmp_path_factory):
     ],
     ids=lambda stops: "-".join(str(stop[0]) + "v" * ("validation" in stop) for stop in stops),
 )
-@pytest.mark.parametrize("extra", [[], ["--trainer.accumulate_grad_batches", "3"], MODERN], ids=["", "accum", "modern"])
+@pytest.mark.parametrize(
+    "extra",
+    [[], ["--trainer.accumulate_grad_batches", "3"], MODERN, MAPPED],
+    ids=["", "accum", "modern", "mapped"],
+)
 def test_interruptions_leave_no_trace(folder, undisturbed, stops, extra):
     for stop in stops:
         interrupt = Interrupt(*stop)
@@ -159,6 +168,25 @@ def test_a_run_folder_alone_resumes_and_samples_elsewhere(call, folder):
     assert same(state(folder / "elsewhere" / "moved"), state(whole.run_dir))
     generated = call("generate", "--ckpt_path", "elsewhere/moved", "--prompt", "le chat", "--seed", "1")
     assert generated.out.startswith("le chat")
+
+
+@pytest.mark.parametrize("path", ["notes", "notes/*.md", "texte.txt.gz", "-"])
+def test_a_run_goes_on_with_what_its_text_was_made_of(call, folder, monkeypatch, path):
+    (folder / "notes").mkdir()
+    for name in "ab":
+        (folder / "notes" / f"{name}.md").write_text("le chat dort. " * 200, encoding="utf-8")
+    (folder / "texte.txt.gz").write_bytes(gzip.compress(b"le chat dort. " * 400))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"le chat dort. " * 400)))
+    args = ["train", "--config", TINY, *SHORT, "--data.path", path]
+    assert call(*args, "--trainer.max_steps", "10").status == 0
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    (folder / "below").mkdir()
+    monkeypatch.chdir(folder / "below")
+    run = "../lightning_logs/tiny/version_0"
+    result = call("train", "--ckpt_path", run, "--trainer.max_steps", "20")
+    assert result.status == 0, result.err
+    assert state(folder / "lightning_logs/tiny/version_0")["global_step"] == 20
+    assert call("evaluate", "--ckpt_path", run).status == 0
 
 
 def test_a_finished_run_is_left_alone(train, folder):

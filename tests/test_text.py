@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 import minigpt
 from minigpt import LanguageModel, MiniGPTError
+from minigpt.data.tokenizers import Decoder
 from minigpt.generation.text import Until
 
 
@@ -135,8 +136,8 @@ def test_a_stop_string_ends_the_text_before_it(distinct_model):
     [("aab", "ab", "a"), ("ababac", "abac", "ab"), ("aaa", "aab", "aaa"), ("abc", "abc", ""), ("xyz", "zz", "xyz")],
 )
 def test_what_may_be_the_beginning_of_a_stop_string_is_held_back(pieces, stop, out):
-    text = Until(stop)
-    assert "".join([text.add(piece) for piece in pieces] + [text.rest()]) == out
+    text = Until(stop, Decoder([piece.encode() for piece in pieces]))
+    assert "".join([text.add(n) for n in range(len(pieces))] + [text.rest()]) == out
 
 
 def test_each_sample_of_a_seed_is_a_stream_of_its_own(distinct_model):
@@ -170,3 +171,22 @@ def test_a_batch_ends_with_the_last_of_its_texts(distinct_model):
     ends = [text.index("e") for text in whole]
     steps = list(lm.stream_batch(["un"] * 3, 300, seed=3, stop="e"))
     assert len(steps) == max(ends) + 1
+
+
+@pytest.mark.parametrize("kind", ["word", "bpe"])
+def test_a_text_of_bytes_comes_in_whole_characters(kind):
+    kinds = {"word": minigpt.WordTokenizer, "bpe": minigpt.BPETokenizer}
+    tokenizer = kinds[kind].from_text("l'œuf — été, où ça ?\n" * 20, 300)
+    torch.manual_seed(0)
+    model = minigpt.TinyGPT(tokenizer.vocab_size, n_embd=16)
+    with torch.no_grad():  # the bytes of « é » follow each other
+        model.lm_head.weight.zero_()
+        model.lm_head.bias.zero_()
+        model.lm_head.bias[list("é".encode())] = 20.0
+    lm = LanguageModel(model, tokenizer)
+    pieces = list(lm.stream("œ", 200, seed=3))
+    whole = tokenizer.decode(tokenizer.encode("œ")) + "".join(pieces)
+    assert whole == lm.generate("œ", 200, seed=3)
+    assert set(whole[1:]) == {"é", "\ufffd"}, "half characters that the model draws are shown as such, and only those"
+    stopped = lm.generate("œ", 200, seed=3, stop="éé")
+    assert stopped == whole[: whole.index("éé")]

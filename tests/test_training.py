@@ -1,7 +1,10 @@
 """The module, the data module and the callbacks, in short runs of the article's recipe."""
 
+import math
+import re
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 from conftest import QUICK, TINY
@@ -10,6 +13,7 @@ from torch.nn import functional as F
 
 import minigpt
 from minigpt.data.dataset import BatchOrder
+from minigpt.evaluation import evaluate
 from minigpt.training.cli import MiniGPTCLI
 
 
@@ -188,3 +192,48 @@ def test_the_parts_serve_a_trainer_of_ones_own(folder):
     assert minigpt.load("mine.ckpt").generate("Un ", 10).startswith("Un ")
     trainer = Trainer(max_steps=2, max_epochs=-1, accelerator="cpu", enable_progress_bar=False, logger=False)
     trainer.fit(minigpt.LitLanguageModel(vocab_size=data.vocab_size, block_size=32), data.train_dataloader())
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "word", "bpe"])
+@pytest.mark.parametrize("in_memory_mb", ["16", "0"])
+def test_bits_per_character_compare_whatever_the_tokens(folder, tokenizer, in_memory_mb):
+    cli = fit("--trainer.max_steps", "20", "--data.tokenizer", tokenizer, "--data.in_memory_mb", in_memory_mb)
+    data, metrics = cli.datamodule, cli.trainer.callback_metrics
+    targets = data.val_ids[1:]
+    text = data.tokenizer.decode(data.val_ids[:])
+    nats = F.cross_entropy(cli.model.model(data.val_ids[:-1]), targets, reduction="sum").item()
+    characters = len(text) - len(data.tokenizer.decode(data.val_ids[:1]))
+    assert metrics["val/bits_per_char"].item() == pytest.approx(nats / math.log(2) / characters, rel=1e-4)
+    scores = evaluate(cli.model.model, data.val_ids, data.tokenizer.lengths)
+    assert scores["bits_per_char"] == pytest.approx(metrics["val/bits_per_char"].item(), rel=1e-5)
+    assert scores["characters"] == characters
+    step, bits = curves(cli.run_dir)["train/bits_per_char"][-1]
+    loss = dict(curves(cli.run_dir)["train/loss"])[step]
+    assert bits / loss == pytest.approx(len(data.train_ids) / math.log(2) / (data.tokens.n_characters * 0.9), rel=0.25)
+    assert data.floors["bigram"] < data.floors["uniform"]
+
+
+def test_a_text_too_short_for_the_recipe_is_trained_with_less(train, folder):
+    (folder / "poem.txt").write_text("un matin, il fit beau.\nle soir, il plut.", encoding="utf-8")
+    result = train("--data.path", "poem.txt", "--trainer.max_steps", "3")
+    assert result.status == 0, result.err
+    assert "data.block_size is 15 in place of 64" in result.err
+    assert "data.val_fraction is 0.22 in place of 0.1" in result.err
+    assert minigpt.load().model.block_size == 15
+    again = train("--data.path", "poem.txt", "--trainer.max_steps", "5", "--ckpt_path", "last")
+    assert again.status == 0, again.err
+
+
+def test_a_model_far_too_large_for_its_text_is_told_what_would_suit(call, folder):
+    (folder / "poem.txt").write_text("un matin, il fit beau.\nle soir, il plut.\n" * 50, encoding="utf-8")
+    nano = [TINY.replace("tiny", "gpt_nano"), *QUICK, "--trainer.max_steps", "2", "--model.warmup_steps", "0"]
+    result = call("train", "--config", *nano, "--data.path", "poem.txt")
+    assert "1,845 characters" in result.err
+    assert "it will recite" in result.err
+    advice = re.search(r"--model.n_embd (\d+) and --model.dropout 0.2 would suit", result.err)
+    result = call(
+        "train", "--config", *nano, "--data.path", "poem.txt", *advice[0].split()[:2], *advice[0].split()[3:5]
+    )
+    assert result.status == 0
+    assert "it will recite" not in result.err
+    assert "it will recite" not in call("train", "--config", *nano).err

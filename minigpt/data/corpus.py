@@ -1,11 +1,19 @@
-"""Finding and reading a corpus, and the cleaning that the article applies to it."""
+"""Finding a corpus, and the cleaning that the article applies to it."""
 
+import codecs
+import glob
 import os
+import sys
+import tempfile
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import file_digest, sha256
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
+from minigpt.data import reading
 from minigpt.errors import MiniGPTError, did_you_mean
 
 EMBEDDED = "exemple"
@@ -34,35 +42,170 @@ DOWNLOADS = {
     ),
 }
 NAMES = (EMBEDDED, *DOWNLOADS)
+WHAT = f"a text file, a folder of them, or one of {', '.join(NAMES)}"
 
 
-def locate(path: str) -> Path:
-    """The file behind a corpus name or path.
+class Corpus:
+    """A text, wherever it lies, which can be read as often as needed, in pieces.
 
     Args:
-        path: `exemple`, the French corpus inside the package; `tinyshakespeare` or `tinymoliere`, which are downloaded
-            once into the user's cache folder; or the path of a text file.
+        path: A corpus's name; a file: text, .jsonl with a text under `text` in each line, or .gz, .zst, .zip of such; a
+            folder, of which all .txt and .md files are read, in the order of their names; a pattern such as
+            `notes/*.txt`; or `-`, standard input, of which (as of a pipe) a copy is kept in the cache folder. An empty
+            line is put between two texts.
+        encoding: The texts' encoding; None for UTF-8, or what they look like where they are not.
+        lower: Make every letter small.
+        strip: Drop white space at both ends.
+        nfc: Compose Unicode, so that « é » is one character however it was typed.
+        cache_dir: Where a copy of standard input is kept; None for the user's cache folder.
 
     Raises:
-        MiniGPTError: There is no such file, it is a folder, or it cannot be downloaded.
+        MiniGPTError: There is nothing at the path, or no such encoding.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        encoding: str | None = None,
+        lower: bool = False,
+        strip: bool = False,
+        nfc: bool = True,
+        cache_dir: str | None = None,
+    ):
+        self.path = str(path)
+        self.encoding = encoding and _known(encoding)
+        self.lower = lower
+        self.strip = strip
+        self.nfc = nfc
+        self.cache_dir = cache_dir
+        self._found: dict[str, str] = {}
+        if self.path == "-" or Path(self.path).is_fifo():
+            self.path = str(_keep_a_copy(self.path, cache_folder(cache_dir)))
+        self.files = locate(self.path)
+
+    def place(self, start: str) -> str:
+        """The corpus's name, or its path relative to the folder `start`."""
+        if self.path in NAMES:
+            return self.path
+        return Path(os.path.relpath(Path(os.path.expanduser(self.path)).absolute(), Path(start).resolve())).as_posix()
+
+    def pieces(self) -> Iterator[str]:
+        """The clean text in pieces, each a few words or more, which no token straddles.
+
+        Raises:
+            MiniGPTError: A file is unreadable, or is no text, or there is nothing but white space.
+        """
+        empty = True
+        for n, piece in enumerate(reading.cut(self._texts())):
+            piece = clean(piece, self.lower, nfc=self.nfc)
+            if self.strip:  # all but the last end in a character that is not white space
+                piece = piece.rstrip() if n else piece.strip()
+            if piece:
+                empty = empty and piece.isspace()
+                yield piece
+        if empty:
+            raise MiniGPTError(f"The corpus '{self.path}' is empty. Give --data.path {WHAT}.")
+
+    def _texts(self) -> Iterator[str]:
+        for n, file in enumerate(self.files):
+            if n:
+                yield reading.SEPARATOR
+            yield from reading.read(file, self.encoding, self._found)
+
+    def sha256_of_files(self) -> str:
+        """A hash of the raw bytes of all files, and of where one ends and the next begins."""
+        whole = sha256()
+        for file in self.files:
+            with reading.readable(str(file)), file.open("rb") as stream:
+                whole.update(file_digest(stream, "sha256").digest())
+        return whole.hexdigest()
+
+
+def cache_folder(cache_dir: str | None = None) -> Path:
+    """The folder for what can be made again; it need not exist."""
+    import pooch  # here, because few runs need it
+
+    return Path(os.path.expanduser(cache_dir)) if cache_dir else Path(pooch.os_cache("minigpt"))
+
+
+def locate(path: str) -> list[Path]:
+    """The files behind a corpus's name or path, in the order in which they are read; see `Corpus`.
+
+    Raises:
+        MiniGPTError: There is no such thing, a folder or pattern without texts, or a corpus that cannot be downloaded.
     """
     if path == EMBEDDED:
-        return Path(str(files("minigpt"))) / "corpora" / "exemple.txt"
+        return [Path(str(files("minigpt"))) / "corpora" / "exemple.txt"]
     if path in DOWNLOADS:
-        return _download(path)
+        return [_download(path)]
     file = Path(os.path.expanduser(path))
     if file.is_dir():
-        raise MiniGPTError(f"The corpus '{path}' is a folder. Give --data.path one text file.")
-    if not file.exists():
-        hint = did_you_mean(path, NAMES) or f" Give --data.path a text file, or one of {', '.join(NAMES)}."
-        raise MiniGPTError(f"The corpus '{path}' does not exist.{hint}")
-    return file
+        found = (f for f in file.rglob("*") if f.suffix.lower() in reading.TEXTS and f.is_file())
+        texts = sorted(f for f in found if not any(part.startswith(".") for part in f.relative_to(file).parts))
+        if not texts:
+            raise MiniGPTError(f"The folder '{path}' holds no .txt or .md file. Give --data.path {WHAT}.")
+        return texts
+    if file.exists():
+        return [file]
+    if glob.has_magic(path):
+        texts = sorted(f for f in map(Path, glob.glob(str(file), recursive=True)) if f.is_file())
+        if not texts:
+            raise MiniGPTError(f"No file matches '{path}'. Give --data.path {WHAT}.")
+        return texts
+    hint = did_you_mean(path, NAMES) or f" Give --data.path {WHAT}."
+    raise MiniGPTError(f"The corpus '{path}' does not exist.{hint}")
+
+
+def _keep_a_copy(path: str, cache: Path) -> Path:
+    """A copy of what can be read but once, named by its hash, so that a run can be resumed and evaluated."""
+    if path == "-" and sys.stdin is None:
+        raise MiniGPTError("There is no standard input to read. Give --data.path a file.")
+    folder, whole = cache / "stdin", sha256()
+    with writable(folder):
+        handle, name = tempfile.mkstemp(dir=folder)
+        try:
+            with open(path, "rb") if path != "-" else sys.stdin.buffer as pipe, os.fdopen(handle, "wb") as copy:
+                while block := pipe.read(reading.BLOCK):
+                    whole.update(block)
+                    copy.write(block)
+            return Path(name).replace(folder / f"{whole.hexdigest()[:32]}.txt")
+        except BaseException:
+            Path(name).unlink()
+            raise
+
+
+@contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    """Make a folder, and say so plainly if nothing can be written there.
+
+    Raises:
+        MiniGPTError: The file system refuses.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise MiniGPTError(
+            f"The folder '{folder}' cannot be written to: {error.strerror}. Name another with --data.cache_dir."
+        ) from error
+
+
+def _known(encoding: str) -> str:
+    try:
+        found = codecs.lookup(encoding)
+        "".encode(encoding)  # refuses what is no encoding of text, such as base64
+    except LookupError as error:
+        hint = did_you_mean(encoding, ("utf-8", "utf-16", "latin-1", *reading.LEGACY))
+        raise MiniGPTError(
+            f"data.encoding is '{encoding}', which is no encoding of text.{hint or ' Take utf-8 or cp1252, say.'}"
+        ) from error
+    return found.name
 
 
 def _download(name: str) -> Path:
     import pooch  # here, because nothing else needs it
 
-    corpus, cache = DOWNLOADS[name], Path(pooch.os_cache("minigpt"))
+    corpus, cache = DOWNLOADS[name], cache_folder()
     file = cache / f"{name}.txt"
     pooch.get_logger().setLevel("ERROR")
     try:
@@ -81,38 +224,13 @@ def _download(name: str) -> Path:
     return file
 
 
-def read_text(path: str) -> str:
-    """The text of a corpus, as UTF-8 without its byte-order mark, its lines ended by newlines alone.
-
-    Raises:
-        MiniGPTError: The corpus is missing, unreadable, empty, or not UTF-8 text (the first bad byte is named).
-    """
-    file = locate(path)
-    try:
-        raw = file.read_bytes()
-    except OSError as error:
-        raise MiniGPTError(f"The corpus '{path}' cannot be read: {error.strerror}.") from error
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise MiniGPTError(
-            f"The corpus '{path}' is not UTF-8 text (byte {error.start} is 0x{raw[error.start]:02x}). "
-            "Save it as UTF-8 and try again."
-        ) from error
-    if "\0" in text:
-        raise MiniGPTError(f"The corpus '{path}' is not text: it holds zero bytes. Give --data.path a text file.")
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    if not text.strip():
-        raise MiniGPTError(f"The corpus '{path}' is empty. Give --data.path a file with some text in it.")
-    return text
-
-
-def clean(text: str, lower: bool = False, strip: bool = False) -> str:
+def clean(text: str, lower: bool = False, strip: bool = False, nfc: bool = True) -> str:
     """The article's cleaning: `strip` drops white space at both ends, `lower` makes every letter small.
 
-    Before either, Unicode is composed (NFC), so that « é » is one character however it was typed.
+    Before either, Unicode is composed (`nfc`), so that « é » is one character however it was typed.
     """
-    text = unicodedata.normalize("NFC", text)
+    if nfc:
+        text = unicodedata.normalize("NFC", text)
     if strip:
         text = text.strip()
     return text.lower() if lower else text

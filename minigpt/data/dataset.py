@@ -4,8 +4,10 @@
 """
 
 import itertools
+import math
 import operator
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset, Sampler
@@ -13,23 +15,23 @@ from torch.utils.data import Dataset, Sampler
 from minigpt.errors import MiniGPTError
 from minigpt.seeds import derive_seed
 
+SHORTEST = 8  # tokens in the shortest window that a text is trained with
+
 
 class CharDataset(Dataset):
     """Every window of `block_size` ids with the same window one step later, as in the article.
 
     Args:
-        data: `(N,)` ids.
+        data: `(N,)` ids, in memory or in a file.
         block_size: `T`, the length of a window.
 
     `dataset[i]` is `x = data[i : i + T]` and `y = data[i + 1 : i + 1 + T]`. With a `(B,)` tensor of starts in place
-    of `i`, none below 0, the whole batch `(B, T)` is gathered by one tensor index, with no loop over its samples.
+    of `i`, none below 0, the whole batch `(B, T)` is gathered at once, with no loop over its samples.
     """
 
-    def __init__(self, data: torch.Tensor, block_size: int):
+    def __init__(self, data: "torch.Tensor | MappedIds", block_size: int):
         self.data = data
         self.block_size = block_size
-        window = torch.arange(block_size)
-        self._offsets = torch.stack([window, window + 1])[:, None, :]  # (2, 1, T): of x, and of y one step later
 
     def __len__(self) -> int:
         return max(0, len(self.data) - self.block_size)
@@ -40,16 +42,57 @@ class CharDataset(Dataset):
             if not -len(self) <= index < len(self):
                 raise IndexError(f"window {index} of a dataset of {len(self)}")
             start = index % len(self)
-            stop = start + self.block_size
-            return self.data[start:stop], self.data[start + 1 : stop + 1]
-        x, y = self.data[index[:, None] + self._offsets]
+            window = self.data[start : start + self.block_size + 1]
+            return window[:-1], window[1:]
+        windows = self.data.unfold(0, self.block_size, 1)
+        x, y = (windows.index_select(0, starts).long() for starts in (index, index + 1))
         return x, y
 
 
-def split(data: torch.Tensor, val_fraction: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first part of the ids to train on, the last `val_fraction` of them to validate on."""
-    boundary = int(len(data) * (1 - val_fraction))
-    return data[:boundary], data[boundary:]
+class MappedIds:
+    """Ids in a file, read through a memory map: of them only what is looked at comes into memory.
+
+    The system counts the pages that were looked at as this process's memory until the map is given up, so that a long
+    training would seem to grow to the size of the file. The map is therefore made anew every few batches.
+
+    Args:
+        file: The ids, one after the other.
+        dtype: Their type.
+        start: The first one that belongs here.
+        stop: The one after the last.
+    """
+
+    _RENEWED = 8  # batches from one map; each window looked at maps up to 64 kB
+
+    def __init__(self, file: Path, dtype: torch.dtype, start: int, stop: int):
+        self.file = file
+        self.dtype = dtype
+        self.start = start
+        self.stop = stop
+        self._map: torch.Tensor | None = None
+        self._uses = 0
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, index: slice) -> torch.Tensor:
+        """A copy of the ids in a slice, as int64."""
+        return self._open()[index].long()
+
+    def unfold(self, dimension: int, size: int, step: int) -> torch.Tensor:
+        """All windows of `size` ids, as `torch.Tensor.unfold` gives them; to be used at once."""
+        if self._map is None or self._uses % self._RENEWED == 0:
+            self._map = self._open()
+        self._uses += 1
+        return self._map.unfold(dimension, size, step)
+
+    def _open(self) -> torch.Tensor:
+        return torch.from_file(str(self.file), size=self.stop, dtype=self.dtype)[self.start :]
+
+
+def split_at(n_characters: int, val_fraction: float) -> int:
+    """Where the validation text begins: at the last `val_fraction`, with a shortest window's room on both sides."""
+    return max(min(int(n_characters * (1 - val_fraction)), n_characters - SHORTEST - 1), SHORTEST + 1)
 
 
 class BatchOrder(Sampler):
@@ -127,23 +170,36 @@ class EvalWindows(Dataset):
     is a batch of its own. The windows do not overlap: more context would buy a better figure with more compute.
 
     Args:
-        data: `(N,)` ids, at least 2.
+        data: `(N,)` ids, at least 2, in memory or in a file.
         block_size: `T`, the length of a window.
         batch_size: Windows in a batch; the result of an evaluation does not depend on it.
+        max_tokens: Score the first so many tokens only; None for all of them.
+
+    Raises:
+        MiniGPTError: There are fewer than two tokens.
     """
 
-    def __init__(self, data: torch.Tensor, block_size: int, batch_size: int):
+    def __init__(
+        self, data: "torch.Tensor | MappedIds", block_size: int, batch_size: int, max_tokens: int | None = None
+    ):
         if len(data) < 2:
             raise MiniGPTError(f"A text of {len(data)} tokens cannot be evaluated. Give one of 2 tokens or more.")
-        n_whole = (len(data) - 1) // block_size
-        whole = [data[shift : shift + n_whole * block_size].view(n_whole, block_size) for shift in (0, 1)]
-        self.batches = list(zip(*(part.split(batch_size) for part in whole), strict=True)) if n_whole else []
-        if (len(data) - 1) % block_size:
-            tail = data[n_whole * block_size :]
-            self.batches.append((tail[None, :-1], tail[None, 1:]))
+        self.data = data
+        self.block_size = block_size
+        self.batch_size = batch_size
+        self.n_targets = min(len(data) - 1, max_tokens or len(data))
 
     def __len__(self) -> int:
-        return len(self.batches)
+        n_whole, tail = divmod(self.n_targets, self.block_size)
+        return math.ceil(n_whole / self.batch_size) + (tail > 0)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.batches[index]
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        n_whole = self.n_targets // self.block_size
+        first = min(index * self.batch_size, n_whole)  # for the batch after the last whole one, the tail
+        rows = min(self.batch_size, n_whole - first) or 1
+        start = first * self.block_size
+        length = min(rows * self.block_size, self.n_targets - start)
+        ids = self.data[start : start + length + 1]
+        return ids[:-1].view(rows, -1), ids[1:].view(rows, -1)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
-from minigpt.data.tokenizers import CharTokenizer
+from minigpt.data.tokenizers import Decoder, Tokenizer
 from minigpt.errors import MiniGPTError
 from minigpt.generation.engine import generate_ids
 from minigpt.generation.sampling import check_controls
@@ -21,7 +21,7 @@ class LanguageModel:
         tokenizer: Text to ids and back.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: CharTokenizer):
+    def __init__(self, model: nn.Module, tokenizer: Tokenizer):
         self.model = model
         self.tokenizer = tokenizer
 
@@ -92,11 +92,11 @@ class LanguageModel:
         ids = [self.tokenizer.encode(self.prepare(prompt, unknown)) or [self._opening_id()] for prompt in prompts]
         generators = seed if seed is None else [self._generator(seed, first + n) for n in range(len(prompts))]
         drawn = generate_ids(self.model, ids, max_new_tokens, *controls, generators)
-        return self._pieces(drawn, [Until(stop) for _ in prompts])
+        return self._pieces(drawn, [Until(stop, self.tokenizer.decoder()) for _ in prompts])
 
     def _pieces(self, drawn: Iterator[torch.Tensor], texts: list["Until"]) -> Iterator[list[str]]:
         for ids in drawn:
-            yield [text.add(self.tokenizer.decode([i])) for text, i in zip(texts, ids.tolist(), strict=True)]
+            yield [text.add(i) for text, i in zip(texts, ids.tolist(), strict=True)]
             if all(text.ended for text in texts):
                 drawn.close()
                 return
@@ -134,15 +134,23 @@ class LanguageModel:
 class Until:
     """Hands a text on piece by piece, up to the text `stop`, and holds back what may turn out to be its beginning."""
 
-    def __init__(self, stop: str | None):
+    def __init__(self, stop: str | None, decoder: Decoder):
         self.stop = stop
+        self.decoder = decoder
         self.held = ""
         self.ended = False
 
-    def add(self, piece: str) -> str:
-        """The part of the text up to `piece` that can be handed on, and was not yet."""
-        if self.stop is None or self.ended:
-            return "" if self.ended else piece
+    def add(self, token: int) -> str:
+        """The part of the text up to this token that can be handed on, and was not yet."""
+        return "" if self.ended else self._next(self.decoder.add(token))
+
+    def rest(self) -> str:
+        """What was held back, once no more tokens come."""
+        return "" if self.ended else self._next(self.decoder.rest()) + self.held * (not self.ended)
+
+    def _next(self, piece: str) -> str:
+        if self.stop is None:
+            return piece
         self.held += piece
         if self.stop in self.held:
             self.ended = True
@@ -152,14 +160,10 @@ class Until:
         ready, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
         return ready
 
-    def rest(self) -> str:
-        """What was held back, once no more pieces come."""
-        return "" if self.ended else self.held
-
 
 def generate(
     model: nn.Module,
-    tokenizer: CharTokenizer,
+    tokenizer: Tokenizer,
     prompt: str,
     max_new_tokens: int = 100,
     temperature: float = 1.0,

@@ -41,3 +41,9 @@ def build_model(name: str, **settings: Any) -> nn.Module:
 def device_of(model: nn.Module) -> torch.device:
     """Where a model's weights are; the CPU for a model without any."""
     return next(chain(model.parameters(), model.buffers()), torch.empty(0)).device
+
+
+def n_parameters(architecture: dict[str, Any]) -> int:
+    """How many parameters `build_model(**architecture)` would have; nothing is allocated."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_model(**architecture).parameters())

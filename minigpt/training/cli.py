@@ -17,7 +17,11 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from minigpt import runs
-from minigpt.errors import MiniGPTError, did_you_mean
+from minigpt.data.corpus import locate
+from minigpt.data.tokenizers import difference
+from minigpt.data.tokenizers import from_dict as tokenizer_from_dict
+from minigpt.errors import MiniGPTError, did_you_mean, note
+from minigpt.models import n_parameters
 from minigpt.training.callbacks import Progress, Samples
 from minigpt.training.checkpointing import Checkpoints, WholeFileCheckpointIO
 from minigpt.training.datamodule import TextDataModule
@@ -31,6 +35,8 @@ WITHOUT = {
     "limit_predict_batches", "num_sanity_val_steps", "enable_checkpointing", "reload_dataloaders_every_n_epochs",
     "use_distributed_sampler", "enable_model_summary", "model_registry",
 }  # fmt: skip
+
+RECITES = 20  # parameters for a character of text; half as many, with dropout, still learn (configs/shakespeare.yaml)
 
 _PLAIN_TYPES = {
     int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list such as [a, b]",
@@ -228,7 +234,11 @@ class MiniGPTCLI(LightningCLI):
         own = ["--config", str(run / "config.yaml")]
         parser.check_names(own)
         corpus = runs.corpus_of(file, runs.read_checkpoint(file)["minigpt"]["data"])
-        return [*own, "--data.path", corpus] if Path(corpus).exists() else own
+        try:
+            locate(corpus)
+        except MiniGPTError:  # not where it was from the run; it may be where the settings say
+            return own
+        return [*own, "--data.path", corpus]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer, in optimizer steps and with the whole-file checkpoints."""
@@ -287,10 +297,30 @@ class MiniGPTCLI(LightningCLI):
             self.run_dir = _new_run(root / self.name)
             (self.run_dir / "config.yaml").write_text(self._recipe(), encoding="utf-8")
         if self.run_dir and not self.finished:
-            if self.datamodule.max_val_tokens is not None:
-                note(f"Validation scores {self.datamodule.max_val_tokens} tokens at most; evaluate.py scores them all.")
+            self._tell_of_reciting()
+            most, n = self.datamodule.max_val_tokens, len(self.datamodule.val_ids) - 1
+            if most and most < n:
+                note(f"Validation scores {most:,} of {n:,} tokens; evaluate.py scores them all.")
             save_dir, name, version = self.run_dir.parent.parent, self.run_dir.parent.name, self.run_dir.name
             self.trainer.logger = TensorBoardLogger(save_dir, name, version, default_hp_metric=False, purge_step=start)
+
+    def _tell_of_reciting(self) -> None:
+        """Say so if the model could hold its text by heart many times over, and what would suit the text."""
+        architecture, tokens = self.model.architecture, self.datamodule.tokens
+        most = RECITES * round(tokens.n_characters * (1 - tokens.val_fraction))
+        size = n_parameters(architecture)
+        if size <= most:
+            return
+        width, heads = architecture["n_embd"], architecture.get("n_head", 1)
+        while n_parameters(architecture | {"n_embd": width}) > most / 4 and width % (4 * heads) == 0 and width > 8:
+            width //= 2
+        advice = [f"--model.n_embd {width}"] if width < architecture["n_embd"] else []
+        if architecture.get("dropout", 1) < 0.2:  # TinyGPT has none
+            advice.append("--model.dropout 0.2")
+        note(
+            f"The model has {size:,} parameters for {most // RECITES:,} characters: it will recite the text rather "
+            f"than learn from it. {' and '.join(advice) or 'A longer text'} would suit."
+        )
 
     def _recipe(self) -> str:
         """The settings as YAML: all but where they came from and what this start continues."""
@@ -316,7 +346,11 @@ class MiniGPTCLI(LightningCLI):
         about = checkpoint["minigpt"]
         now = {"data": self.datamodule.describe("."), "model": self.model.architecture}
         fixed = {
-            **{f"data.{key}": (about["data"][key], now["data"][key]) for key in ("val_fraction", "lower", "strip")},
+            "data.tokenizer": (about["data"]["tokenizer"]["kind"], now["data"]["tokenizer"]["kind"]),
+            **{
+                f"data.{key}": (about["data"][key], now["data"][key])
+                for key in ("max_vocab_size", "byte_fallback", "val_fraction", "lower", "strip", "nfc")
+            },
             "data.path (SHA-256 of the text)": (about["data"]["sha256"], now["data"]["sha256"]),
             "data.block_size": (about["model"]["block_size"], now["model"]["block_size"]),
             **{
@@ -338,6 +372,10 @@ class MiniGPTCLI(LightningCLI):
                     f"{key} is {given} here and {then} in {self.checkpoint}, which a resume cannot change. "
                     "Give the checkpoint's value, leave --config out to take all of them, or start a new run."
                 )
+        if unlike := difference(self.datamodule.tokenizer, tokenizer_from_dict(about["data"]["tokenizer"])):
+            raise MiniGPTError(
+                f"The tokenizer that the text gives here is not that of {self.checkpoint}: {unlike}. Start a new run."
+            )
 
     def _run_to_continue(self, step: int) -> Path | None:
         """The run folder that the checkpoint is the head of; None, with a note, if a new one has to be made."""
@@ -374,11 +412,6 @@ def _new_run(parent: Path) -> Path:
             return folder.absolute()
         except FileExistsError:
             version += 1
-
-
-def note(text: str) -> None:
-    """Tell the person something, on stderr."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def _quiet() -> None:

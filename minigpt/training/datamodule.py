@@ -1,33 +1,43 @@
 """TextDataModule: a corpus in, loaders of windows out."""
 
-import os
 from functools import cached_property
-from hashlib import sha256
-from pathlib import Path
 
-import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from minigpt.data import corpus
-from minigpt.data.dataset import BatchOrder, CharDataset, split
-from minigpt.data.tokenizers import CharTokenizer
-from minigpt.errors import MiniGPTError
-from minigpt.evaluation import eval_windows, floors
+from minigpt.data.corpus import Corpus
+from minigpt.data.dataset import SHORTEST, BatchOrder, CharDataset, MappedIds
+from minigpt.data.tokenizers import Tokenizer
+from minigpt.data.tokens import Tokens, tokenize
+from minigpt.errors import MiniGPTError, note
+from minigpt.evaluation import Ids, eval_windows, floors
+
+MAPPED_VAL_TOKENS = 1 << 20  # scored at most at a validation, where the text is too large for memory
 
 
 class TextDataModule(LightningDataModule):
-    """Reads a text, builds its vocabulary, and cuts it into batches of windows to train and to validate on.
+    """Reads a text, builds its tokenizer, and cuts it into batches of windows to train and to validate on.
 
     Args:
         path: The corpus: `exemple`, the French one inside the package; `tinyshakespeare` or `tinymoliere`, which are
-            downloaded once; or the path of a UTF-8 text file.
-        block_size: Tokens in a window: the context that the model is trained with.
+            downloaded once; a text file, or a .jsonl file with a text under `text` in each line, packed as .gz, .zst or
+            .zip or not; a folder, of which all .txt and .md files are read in the order of their names; a pattern such
+            as 'notes/*.txt'; or `-`, standard input. Between two texts an empty line is put.
+        tokenizer: `char`, `word` (words, spaces and signs; rare words are spelled in characters) or `bpe` (byte pairs).
+        max_vocab_size: The most words or byte pairs; null for 4,096.
+        byte_fallback: Spell characters that the text lacks in bytes, which takes 256 more tokens; for char alone.
+        block_size: Tokens in a window: the context that the model is trained with; smaller where the text is too short.
         batch_size: Windows in a batch.
         val_fraction: The share of the text, taken from its end, that is kept for validation.
-        max_val_tokens: At most so many tokens are scored at each validation while training; null for all of them.
+        max_val_tokens: At most so many tokens are scored at each validation while training; null for all of them, or
+            for 2 ** 20 of a text that is too large for memory.
         lower: Put the text in lower case.
         strip: Drop white space at both ends of the text.
+        nfc: Compose Unicode, so that an accented letter is one character however it was typed.
+        encoding: The encoding of the text, such as cp1252; null for UTF-8, or a guess where it is not.
+        in_memory_mb: A text of more megabytes is tokenised once, into a file, and read from there.
+        cache_dir: The folder for such files; null for the user's cache folder.
         overfit_batches: Train on the first so many batches over and over, to see whether a model can learn them by
             heart; null for all of the text.
         seed: Where the order of the batches comes from; always the same as seed_everything.
@@ -39,12 +49,19 @@ class TextDataModule(LightningDataModule):
     def __init__(
         self,
         path: str = corpus.EMBEDDED,
+        tokenizer: str = "char",
+        max_vocab_size: int | None = None,
+        byte_fallback: bool = False,
         block_size: int = 64,
         batch_size: int = 4,
         val_fraction: float = 0.1,
         max_val_tokens: int | None = None,
         lower: bool = False,
         strip: bool = False,
+        nfc: bool = True,
+        encoding: str | None = None,
+        in_memory_mb: float = 16.0,
+        cache_dir: str | None = None,
         overfit_batches: int | None = None,
         seed: int = 1337,
     ):
@@ -57,50 +74,82 @@ class TextDataModule(LightningDataModule):
                 raise MiniGPTError(f"data.{key} is {limit}. Give it 1 or more, or null for no limit.")
         if not 0 < val_fraction < 1:
             raise MiniGPTError(f"data.val_fraction is {val_fraction}. Give it a share between 0 and 1, such as 0.1.")
-        self.path = str(path)
-        self.block_size = block_size
+        if not in_memory_mb >= 0:
+            raise MiniGPTError(f"data.in_memory_mb is {in_memory_mb}. Give it a number of 0 or more.")
         self.batch_size = batch_size
         self.val_fraction = val_fraction
-        self.max_val_tokens = max_val_tokens
-        self.lower = lower
-        self.strip = strip
         self.overfit_batches = overfit_batches
         self.seed = seed
-        self._tokenizer: CharTokenizer | None = None
+        self._block_size = block_size
+        self._max_val_tokens = max_val_tokens
+        self._cleaning = {"encoding": encoding, "lower": lower, "strip": strip, "nfc": nfc}
+        self._tokens = {"kind": tokenizer, "max_vocab_size": max_vocab_size, "byte_fallback": byte_fallback}
+        self._path, self._in_memory_mb, self._cache_dir = path, in_memory_mb, cache_dir
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The text, found but not yet read."""
+        return Corpus(self._path, **self._cleaning, cache_dir=self._cache_dir)
+
+    @cached_property
+    def tokens(self) -> Tokens:
+        """The text in ids, with its tokenizer; it is read when this is first asked for."""
+        tokens = tokenize(
+            self.corpus, **self._tokens, val_fraction=self.val_fraction, in_memory_mb=self._in_memory_mb,
+            cache_dir=self._cache_dir,
+        )  # fmt: skip
+        n = len(tokens.train)
+        if self.batch_size > n:
+            raise MiniGPTError(
+                f"data.batch_size is {self.batch_size}, but the text has {n} tokens to train on. Lower it."
+            )
+        if abs(tokens.val_fraction - self.val_fraction) * tokens.n_characters > 1:
+            note(
+                f"The text has {tokens.n_characters:,} characters: data.val_fraction is {tokens.val_fraction:.2g} in "
+                f"place of {self.val_fraction}, so that both parts hold a window."
+            )
+        return tokens
 
     def setup(self, stage: str | None = None) -> None:
-        """Read, clean, encode and split the text; a second call does nothing."""
-        if self._tokenizer is not None:
-            return
-        text = corpus.clean(corpus.read_text(self.path), self.lower, self.strip)
-        self.sha256 = sha256(text.encode()).hexdigest()
-        tokenizer = CharTokenizer.from_text(text, lower=self.lower)
-        ids = torch.tensor(tokenizer.encode(text), dtype=torch.long)
-        self.chars_per_token = len(text) / len(ids)
-        self.train_ids, self.val_ids = split(ids, self.val_fraction)
-        if len(self.train_ids) <= self.block_size or len(self.val_ids) < 2:
-            raise MiniGPTError(
-                f"The corpus '{self.path}' is too short: it has {len(ids)} tokens, and windows of {self.block_size} "
-                f"with a validation share of {self.val_fraction} need more. "
-                "Give a longer text, or a smaller --data.block_size."
-            )
-        if self.batch_size > len(self.train_ids):
-            raise MiniGPTError(
-                f"data.batch_size is {self.batch_size}, but the text has {len(self.train_ids)} tokens. Lower it."
-            )
-        self._tokenizer = tokenizer
+        """Read the text now rather than when something is first asked of it."""
+        self.tokens  # noqa: B018
+
+    @property
+    def train_ids(self) -> Ids:
+        """The ids to train on."""
+        return self.tokens.train
+
+    @property
+    def val_ids(self) -> Ids:
+        """The ids to validate on."""
+        return self.tokens.val
+
+    @cached_property
+    def block_size(self) -> int:
+        """The length of a window, which is smaller than the settings' where the text is too short for that."""
+        n = len(self.train_ids)
+        if n > self._block_size:
+            return self._block_size
+        size = max(SHORTEST, n // 2)
+        note(f"The text has {n} tokens to train on: data.block_size is {size} in place of {self._block_size}.")
+        return size
+
+    @cached_property
+    def max_val_tokens(self) -> int | None:
+        """How many tokens a validation scores at most; None for all."""
+        if self._max_val_tokens is None and isinstance(self.val_ids, MappedIds):
+            return MAPPED_VAL_TOKENS
+        return self._max_val_tokens
 
     @cached_property
     def floors(self) -> dict[str, float]:
         """What simple models make of the validation text, in bits per character."""
-        train, val = (self.tokenizer.decode(ids) for ids in (self.train_ids, self.val_ids))
-        return floors(self.train_ids, self.val_ids, self.vocab_size, train, val)
+        return floors(self.train_ids, self.val_ids, self.tokenizer)
 
     @property
-    def tokenizer(self) -> CharTokenizer:
-        """The tokenizer of the corpus, which is read when first asked for."""
-        self.setup()
-        return self._tokenizer
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the corpus."""
+        return self.tokens.tokenizer
 
     @property
     def vocab_size(self) -> int:
@@ -109,7 +158,6 @@ class TextDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Endless batches of `(B, T)` ids and their targets, from the step on that training stands at."""
-        self.setup()
         dataset = CharDataset(self.train_ids, self.block_size)
         start = self.trainer.global_step * self.trainer.accumulate_grad_batches if self.trainer else 0
         order = BatchOrder(len(dataset), self.batch_size, self.seed, start, self.overfit_batches)
@@ -117,9 +165,8 @@ class TextDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """The validation text as windows that follow each other."""
-        self.setup()
-        last = None if self.max_val_tokens is None else self.max_val_tokens + 1
-        return DataLoader(eval_windows(self.val_ids[:last], self.block_size), batch_size=None, collate_fn=_as_it_is)
+        windows = eval_windows(self.val_ids, self.block_size, self.vocab_size, self.max_val_tokens)
+        return DataLoader(windows, batch_size=None, collate_fn=_as_it_is)
 
     def describe(self, run_dir: str) -> dict:
         """What a checkpoint keeps of the data, in plain values: enough to sample, to evaluate and to check a resume.
@@ -127,16 +174,12 @@ class TextDataModule(LightningDataModule):
         Args:
             run_dir: The run folder; the corpus is named relative to it, so that both can be moved together.
         """
-        if self.path in corpus.NAMES:
-            path = self.path
-        else:
-            path = Path(os.path.relpath(corpus.locate(self.path).resolve(), Path(run_dir).resolve())).as_posix()
         return {
-            "path": path,
-            "sha256": self.sha256,
-            "lower": self.lower,
-            "strip": self.strip,
+            "path": self.corpus.place(run_dir),
+            "sha256": self.tokens.sha256,
             "val_fraction": self.val_fraction,
+            **self._cleaning,
+            **{key: value for key, value in self._tokens.items() if key != "kind"},
             "tokenizer": self.tokenizer.to_dict(),
         }
 

@@ -113,7 +113,7 @@ class LitLanguageModel(LightningModule):
             dropout=dropout, tie_weights=tie_weights, softcap=softcap, zero_init=zero_init,
         )  # fmt: skip
         self.architecture = {"name": name, **self.model.config}
-        self.val_metrics = TextMetrics(vocab_size)
+        self.val_metrics = TextMetrics(torch.ones(vocab_size, dtype=torch.long))
         self._losses: list[torch.Tensor] = []
         self.last_record: dict = {}  # the last training metrics written, and their step
         self._floors: dict[str, float] = {}
@@ -143,10 +143,10 @@ class LitLanguageModel(LightningModule):
         return MuonAdamW(groups, betas=betas) if rates.optimizer == "muon" else AdamW(groups, betas=betas, fused=True)
 
     def on_fit_start(self) -> None:
-        """Learn from the data how many characters a token stands for, and what the floors are."""
+        """Learn from the data how many characters each token stands for, and what the floors are."""
         datamodule = self.trainer.datamodule
-        self.val_metrics.chars_per_token = getattr(datamodule, "chars_per_token", 1.0)
         if isinstance(datamodule, TextDataModule):
+            self.val_metrics.lengths.copy_(datamodule.tokenizer.lengths)
             self._floors = {f"floors/{name}": bits for name, bits in datamodule.floors.items()}
 
     def on_train_start(self) -> None:
@@ -189,15 +189,15 @@ class LitLanguageModel(LightningModule):
                 group["lr"] = group["base_lr"] * factor
         # Logging costs as much as a step of a small model: it is done on the steps that are written, on no other.
         if step == 1 or (trainer.log_every_n_steps and step % trainer.log_every_n_steps == 0):
-            self._losses.append(loss.detach())
+            self._losses.append(torch.stack([loss.detach(), self.val_metrics.lengths[y].float().mean()]))
             if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-                self._record_train(torch.stack(self._losses).mean(), step)
+                self._record_train(*torch.stack(self._losses).mean(0), step)
                 self._losses.clear()
         return loss
 
-    def _record_train(self, loss: torch.Tensor, step: int) -> None:
+    def _record_train(self, loss: torch.Tensor, chars_per_token: torch.Tensor, step: int) -> None:
         self.log("train/loss", loss, prog_bar=True, logger=False)
-        bits = loss.item() / math.log(2) / self.val_metrics.chars_per_token
+        bits = loss.item() / math.log(2) / chars_per_token.item()
         metrics = {"train/loss": loss.item(), "train/perplexity": loss.exp().item(), "train/bits_per_char": bits}
         metrics["train/learning_rate"] = self.trainer.optimizers[0].param_groups[-1]["lr"]
         self.last_record = {"step": step, "metrics": metrics}

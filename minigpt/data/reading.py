@@ -1,0 +1,244 @@
+"""Bytes to text: what a file unpacks to, in whatever encoding, as pieces that no token can straddle."""
+
+import codecs
+import gzip
+import io
+import json
+import re
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from backports import zstd
+
+from minigpt.errors import MiniGPTError, note
+
+BLOCK = 1 << 20  # bytes read at once
+SEPARATOR = "\n\n"  # between two texts of a folder, an archive or a .jsonl file: an empty line
+TEXTS = (".txt", ".md")  # what is read of a folder or an archive
+MARKS = {  # UTF-32's first: its mark begins with UTF-16's
+    codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}  # fmt: skip
+
+# What to tell apart where a text is not UTF-8: the encodings that browsers know, and those of DOS and old Macs.
+LEGACY = [
+    "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp1258", "iso8859_2", "iso8859_5",
+    "iso8859_7", "koi8_r", "koi8_u", "mac_roman", "mac_cyrillic", "cp437", "cp850", "cp866", "cp874", "cp932", "cp949",
+    "euc_jp", "euc_kr", "gb18030", "big5",
+]  # fmt: skip
+
+# A line break or a space after something that is neither begins a new word for every tokenizer, and neither case nor
+# composed characters (NFC) look across it. So a text may be cut there, and be the same text in the same tokens.
+_UP_TO_A_CUT = re.compile(r".*\S(?=[ \n])", re.DOTALL)
+
+
+def cut(texts: Iterable[str]) -> Iterator[str]:
+    """The same text in pieces that no token straddles; a text without spaces or line breaks stays whole."""
+    held: list[str] = []
+    for text in filter(None, texts):
+        if match := _UP_TO_A_CUT.match(text):
+            yield "".join(held) + match[0]
+            held = [text[match.end() :]]
+        elif held and text[0] in " \n" and not held[-1][-1:].isspace():
+            yield "".join(held)
+            held = [text]
+        else:
+            held.append(text)
+    if held:
+        yield "".join(held)
+
+
+def read(file: Path, encoding: str | None, found: dict[str, str]) -> Iterator[str]:
+    """The text of a file, or the texts of an archive with `SEPARATOR` between them, in parts of any size.
+
+    Args:
+        file: A text, packed or not (.gz, .zst, .zip); where the name ends in .jsonl, each line is a JSON object with a
+            text under the key `text`.
+        encoding: The encoding, if the person named one.
+        found: The encodings found so far, by the text's name; what is found now is added, and said once.
+
+    Raises:
+        MiniGPTError: The file cannot be read or unpacked, or is no text.
+    """
+    for n, (name, stream) in enumerate(_unpack(file)):
+        if n:
+            yield SEPARATOR
+        with readable(name):
+            texts = _decode(stream, name, encoding, found)
+            yield from _records(texts, name) if name.lower().endswith(".jsonl") else texts
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Say plainly what is wrong with a file that cannot be read or unpacked.
+
+    Raises:
+        MiniGPTError: The file is missing, locked, damaged or cut off.
+    """
+    try:
+        yield
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, zstd.ZstdError) as error:
+        why = getattr(error, "strerror", None) or " ".join(str(error).split()) or "it ends too soon"
+        raise MiniGPTError(f"The corpus '{name}' cannot be read: {why}.") from error
+    except (RuntimeError, NotImplementedError) as error:  # zipfile's words for a password and for rare methods
+        raise MiniGPTError(
+            f"The corpus '{name}' cannot be unpacked: {error}. Unpack it, and name the folder."
+        ) from error
+
+
+def _unpack(file: Path) -> Iterator[tuple[str, BinaryIO]]:
+    """The streams of bytes in a file, each with its name."""
+    with readable(str(file)):
+        suffix = file.suffix.lower()
+        if suffix == ".zip":
+            with zipfile.ZipFile(file) as archive:
+                names = sorted(name for name in archive.namelist() if name.lower().endswith((*TEXTS, ".jsonl")))
+                if not names:
+                    raise MiniGPTError(f"The archive '{file}' holds no .txt, .md or .jsonl file. Name another one.")
+                for name in names:
+                    with readable(f"{file}/{name}"), archive.open(name) as stream:
+                        yield f"{file}/{name}", stream
+        elif suffix == ".gz":
+            with gzip.open(file) as stream:
+                yield str(file.with_suffix("")), stream
+        elif suffix == ".zst":
+            with zstd.open(file) as stream:
+                yield str(file.with_suffix("")), stream
+        else:
+            with file.open("rb") as stream:
+                yield str(file), stream
+
+
+def _records(texts: Iterator[str], name: str) -> Iterator[str]:
+    """The texts in the lines of a .jsonl file."""
+    number, first = 0, True
+    for line in _lines(texts):
+        number += 1
+        if not line.strip():
+            continue
+        try:
+            text = json.loads(line)["text"]
+            text = whole(text.replace("\r\n", "\n").replace("\r", "\n"))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise MiniGPTError(
+                f"Line {number} of '{name}' is no JSON object with a text under the key \"text\". Mend it there."
+            ) from error
+        yield text if first else SEPARATOR + text
+        first = False
+
+
+def whole(text: str) -> str:
+    """The text with U+FFFD in the place of halves of characters (surrogates), which no encoding has."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def _lines(texts: Iterator[str]) -> Iterator[str]:
+    held = ""
+    for text in texts:
+        *lines, held = (held + text).split("\n")
+        yield from lines
+    yield held
+
+
+def _decode(stream: BinaryIO, name: str, encoding: str | None, found: dict[str, str]) -> Iterator[str]:
+    """The text of a stream without its byte-order mark, its lines ended by newlines alone.
+
+    It is UTF-8, unless it is said or looks otherwise. Where the first byte that is not ASCII is not UTF-8 either, the
+    encoding is guessed from there on; after other such bytes it is damage.
+    """
+    newlines = io.IncrementalNewlineDecoder(None, translate=True)
+    start, block = 0, stream.read(BLOCK)
+    known = encoding or found.get(name) or _by_look(block, name, found)
+    decoder = codecs.getincrementaldecoder(known or "utf-8")()
+    only_ascii, first = True, True
+    while True:
+        if b"\0" in block and not (known and known.startswith(("utf-16", "utf-32"))):
+            raise _no_text(name, start + block.index(b"\0"), 0)
+        try:
+            text = decoder.decode(block, not block)
+        except UnicodeDecodeError as error:
+            start += len(block) - len(error.object)  # the decoder had kept some bytes of the block before
+            place, bad = start + error.start, error.object[error.start]
+            if known or not only_ascii or _is_utf8(error.object, error.start):
+                raise MiniGPTError(
+                    f"The corpus '{name}' is not whole {known or 'UTF-8'}: byte {place} is 0x{bad:02x}, after text "
+                    "that is. Mend it there, or name its encoding with --data.encoding."
+                ) from error
+            guess = _guess(error.object[max(0, error.start - 4096) : error.start + (1 << 16)])
+            if guess is None:
+                raise _no_text(name, place, bad) from error
+            known = _tell(name, guess, found)
+            decoder, block = codecs.getincrementaldecoder(known)(), error.object
+            continue
+        except UnicodeError as error:  # UTF-16 or UTF-32 that was named, without the mark that says which kind
+            raise MiniGPTError(
+                f"The corpus '{name}' is not {known}: {error}. Name another with --data.encoding, such as {known}-le."
+            ) from error
+        only_ascii = only_ascii and text.isascii()
+        if first and text:
+            text, first = text.removeprefix("\ufeff"), False
+        if text := newlines.decode(text, not block):
+            yield text
+        if not block:
+            return
+        start += len(block)
+        block = stream.read(BLOCK)
+
+
+def _by_look(head: bytes, name: str, found: dict[str, str]) -> str | None:
+    """UTF-16 or UTF-32, by the mark at the beginning, or by the zeros that every other byte of Western text is."""
+    for mark, encoding in MARKS.items():
+        if head.startswith(mark):
+            return encoding
+    if len(head) < 32:
+        return None
+    zeros = [head[n::2].count(0) * 2 / max(1, len(head)) for n in (0, 1)]
+    if max(zeros) > 0.4 and min(zeros) < 0.02:
+        return _tell(name, "utf-16-le" if zeros[1] > zeros[0] else "utf-16-be", found)
+    return None
+
+
+def _is_utf8(block: bytes, bad: int) -> bool:
+    """Whether a block in which one byte is not UTF-8 is UTF-8 with some damage.
+
+    It is if any sign before it is one of UTF-8's longer ones. Only where most bytes are outside ASCII, in Chinese say,
+    can a few of another encoding's look like that by chance.
+    """
+    signs = sum(character > "\x7f" for character in block[:bad].decode())
+    around = block[max(0, bad - 256) : bad + 256]
+    return signs >= 8 or (signs > 0 and sum(byte > 127 for byte in around) < len(around) / 2)
+
+
+def _guess(sample: bytes) -> str | None:
+    """The likeliest encoding of a text that is not UTF-8; None if it is no text."""
+    from charset_normalizer import from_bytes
+
+    if sum(byte > 127 for byte in sample) < 20:  # too few to tell: the commonest, if they are letters in it
+        try:
+            if all(character.isprintable() for character in sample.decode("cp1252") if character > "\x7f"):
+                return "cp1252"
+        except UnicodeDecodeError:
+            pass
+    best = from_bytes(sample, cp_isolation=LEGACY).best()
+    return best.encoding if best else None
+
+
+def _tell(name: str, encoding: str, found: dict[str, str]) -> str:
+    found[name] = encoding
+    note(f"'{name}' is not UTF-8; it is read as {encoding}. If that is wrong, name another with --data.encoding.")
+    return encoding
+
+
+def _no_text(name: str, place: int, bad: int) -> MiniGPTError:
+    return MiniGPTError(
+        f"The corpus '{name}' is not text: byte {place} is 0x{bad:02x}. Give --data.path a text, or name its encoding "
+        "with --data.encoding."
+    )
