@@ -19,7 +19,7 @@ from minigpt.data.tokenizers import Tokenizer
 from minigpt.models import device_of
 
 Ids = torch.Tensor | MappedIds
-LOGITS = 1 << 26  # of them at once, 256 MB in float32
+LOGITS = 1 << 24  # of them at once, 64 MB in float32
 PIECE = 20  # characters; as long as two or three words, so that few are common by chance
 
 
@@ -119,8 +119,8 @@ def evaluate(model: nn.Module, data: Ids, lengths: torch.Tensor) -> dict[str, fl
 def floors(train: Ids, val: Ids, tokenizer: Tokenizer) -> dict[str, float]:
     """What simple models make of the validation text, in bits per character: a scale for every other figure.
 
-    Of a large text the parts next to the split are taken: the last 2 ** 24 tokens to count and the first 2 ** 20 to
-    score, and for xz the last 2 ** 20 and the first 2 ** 18.
+    Of a large text the parts next to the split are taken: the last 2 ** 22 tokens to count and the first 2 ** 20 to
+    score, and for xz the last 2 ** 20 characters and the first 2 ** 18.
 
     Args:
         train: `(N,)` ids to count.
@@ -134,7 +134,7 @@ def floors(train: Ids, val: Ids, tokenizer: Tokenizer) -> dict[str, float]:
         text.
     """
     vocab_size = tokenizer.vocab_size
-    train, val = train[max(0, len(train) - 2**24) :], val[: 2**20]
+    train, val = train[max(0, len(train) - 2**22) :], val[: 2**20]
     targets, before = val[1:], val[:-1]
     tokens_per_char = len(targets) / max(1, int(tokenizer.lengths[targets].sum()))
     counts = torch.bincount(train, minlength=vocab_size).double() + 1
@@ -144,14 +144,16 @@ def floors(train: Ids, val: Ids, tokenizer: Tokenizer) -> dict[str, float]:
     seen = torch.where(pairs[place] == before * vocab_size + targets, which[place], 0)
     after = torch.bincount(train[:-1], minlength=vocab_size)[before]
     bigram = (seen + unigram[targets]) / (after + 1)
-    known, new = (tokenizer.decode(ids).encode() for ids in (train[max(0, len(train) - 2**20) :], val[: 2**18]))
+    known = tokenizer.decode(train[max(0, len(train) - 2**20) :])[-(2**20) :].encode()
+    text = tokenizer.decode(val[: 2**18])[: 2**18]
+    new = text.encode()
     with ThreadPoolExecutor() as threads:  # xz lets go of the interpreter while it works
         alone, both = threads.map(lambda text: len(lzma.compress(text)), (known, known + new))
     return {
         "uniform": math.log2(vocab_size) * tokens_per_char,
         "unigram": -unigram[targets].log2().mean().item() * tokens_per_char,
         "bigram": -bigram.log2().mean().item() * tokens_per_char,
-        "xz": (both - alone) * 8 / len(new.decode()),
+        "xz": (both - alone) * 8 / len(text),
     }
 
 

@@ -189,6 +189,22 @@ def test_a_run_goes_on_with_what_its_text_was_made_of(call, folder, monkeypatch,
     assert call("evaluate", "--ckpt_path", run).status == 0
 
 
+def test_another_tokenizer_than_the_checkpoints_is_refused(call, folder):
+    args = ["train", "--config", TINY, *QUICK, "--data.tokenizer", "bpe", "--data.max_vocab_size", "300"]
+    assert call(*args, "--trainer.max_steps", "2").status == 0
+    last = folder / "lightning_logs/tiny/version_0/checkpoints/last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    merges = checkpoint["minigpt"]["data"]["tokenizer"]["merges"]
+    merges[3], merges[4] = merges[4], merges[3]  # as another version of the library might order them
+    torch.save(checkpoint, last)
+    result = call(*args, "--trainer.max_steps", "4", "--ckpt_path", "last")
+    assert result.status == 2
+    assert "token 259 is" in result.err
+    result = call("evaluate", "--ckpt_path", str(last))
+    assert result.status == 2
+    assert "token 259 is" in result.err
+
+
 def test_a_finished_run_is_left_alone(train, folder):
     train("--trainer.max_steps", "10")
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
