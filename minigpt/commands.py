@@ -24,9 +24,9 @@ def run(command: Callable[[list[str]], int]) -> int:
 
     0 means done, 2 a mistake (one or two sentences on stderr), 130 Ctrl-C, 143 SIGTERM.
     """
-    for stream in (sys.stdout, sys.stderr):
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "replace")):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors="replace")  # whatever the locale says
+            stream.reconfigure(encoding="utf-8", errors=errors)  # whatever the locale says
     try:
         return command(sys.argv[1:])
     except MiniGPTError as error:
@@ -165,6 +165,8 @@ def evaluate(args: list[str]) -> int:
     asked = parser.parse_args(args)
     if asked.memorisation is not None and asked.memorisation < 1:
         raise MiniGPTError(f"memorisation is {asked.memorisation}. Give the number of texts to draw, 1 or more.")
+    if asked.encoding and asked.path is None:
+        raise MiniGPTError("--data.encoding is for a text that --data.path names. Name one, or leave it out.")
 
     import torch
 
@@ -189,7 +191,7 @@ def evaluate(args: list[str]) -> int:
     else:
         cleaning = {key: about[key] for key in ("lower", "strip", "nfc")}
         pieces = Corpus(asked.path, asked.encoding, **cleaning, cache_dir=asked.cache_dir).pieces()
-        val = torch.cat([torch.from_numpy(lm.tokenizer.encode_array(piece, asked.unknown)) for piece in pieces]).long()
+        val = torch.cat([torch.from_numpy(lm.tokenizer.encode_array(piece, asked.unknown)) for piece in pieces])
     scores = {name: round(value, 6) for name, value in score(lm.model, val, lm.tokenizer.lengths).items()}
     scores["floors"] = None
     if own:
@@ -249,7 +251,7 @@ def train(args: list[str]) -> int:
         if stop.code in (130, 143):
             note(
                 f"Stopped after step {cli.trainer.global_step}. "
-                f"Go on with: {_bin()}python scripts/train.py {_again(args, cli.run_dir)}"
+                f"Go on with: {_bin()}python scripts/train.py {_again(args, cli.run_dir, cli.datamodule.corpus.path)}"
             )
         raise
     if "val/loss" in cli.trainer.callback_metrics:
@@ -278,8 +280,9 @@ def _summary(cli, seconds: float) -> None:
     )
 
 
-def _again(args: list[str], run_dir: Path) -> str:
-    """The command line that goes on with a run: the one it was started with, and where it is."""
+def _again(args: list[str], run_dir: Path, corpus: str) -> str:
+    """The command line that goes on with a run: the one it was started with, and where it and a pipe's copy are."""
+    args = [corpus if arg == "-" else f"--data.path={corpus}" if arg == "--data.path=-" else arg for arg in args]
     kept = [arg for arg in args if not arg.startswith("--ckpt_path")]
     if "--ckpt_path" in args:
         kept = args[: args.index("--ckpt_path")] + args[args.index("--ckpt_path") + 2 :]

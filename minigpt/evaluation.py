@@ -16,6 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from minigpt.data.dataset import EvalWindows, MappedIds
 from minigpt.data.tokenizers import Tokenizer
+from minigpt.errors import MiniGPTError
 from minigpt.models import device_of
 
 Ids = torch.Tensor | MappedIds
@@ -101,7 +102,7 @@ def evaluate(model: nn.Module, data: Ids, lengths: torch.Tensor) -> dict[str, fl
         `loss`, `bits_per_char`, `perplexity`, `accuracy`, and `tokens` and `characters`, how many were scored.
 
     Raises:
-        MiniGPTError: The text is shorter than two tokens.
+        MiniGPTError: The text is shorter than two tokens, or than a character.
     """
     device = device_of(model)
     metrics = TextMetrics(lengths).to(device)
@@ -112,6 +113,8 @@ def evaluate(model: nn.Module, data: Ids, lengths: torch.Tensor) -> dict[str, fl
         metrics.update(model(x.to(device)), y.to(device))
         characters += int(lengths[y].sum())
     model.train(was_training)
+    if not characters:
+        raise MiniGPTError("The text has not one whole character to score. Give a longer one.")
     scores = {name: value.item() for name, value in metrics.compute().items()}
     return {**scores, "tokens": len(data) - 1, "characters": characters}
 
@@ -134,7 +137,7 @@ def floors(train: Ids, val: Ids, tokenizer: Tokenizer) -> dict[str, float]:
         text.
     """
     vocab_size = tokenizer.vocab_size
-    train, val = train[max(0, len(train) - 2**22) :], val[: 2**20]
+    train, val = train[max(0, len(train) - 2**22) :].long(), val[: 2**20].long()
     targets, before = val[1:], val[:-1]
     tokens_per_char = len(targets) / max(1, int(tokenizer.lengths[targets].sum()))
     counts = torch.bincount(train, minlength=vocab_size).double() + 1

@@ -30,9 +30,12 @@ def export(checkpoint: dict[str, Any], lm: LanguageModel, out: str | Path, form:
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise MiniGPTError(f"'{out}' is there already and not empty. Give --out a new folder.")
     files = FORMATS[form](checkpoint, lm)
-    out.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        (out / name).write_bytes(content)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (out / name).write_bytes(content)
+    except OSError as error:
+        raise MiniGPTError(f"'{out}' cannot be written: {error.strerror}. Give --out another folder.") from error
 
 
 def _hf(checkpoint: dict[str, Any], lm: LanguageModel) -> dict[str, bytes]:

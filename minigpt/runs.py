@@ -3,6 +3,7 @@
 A run is a folder such as `lightning_logs/tiny/version_0`, with `checkpoints/last.ckpt` and `checkpoints/best.ckpt`.
 """
 
+import glob
 import json
 import os
 from pathlib import Path
@@ -21,7 +22,10 @@ from minigpt.models.gpt import Linear
 
 ROOT = "lightning_logs"
 EXPORTED = "minigpt.json"  # beside model.safetensors, in a folder that scripts/export.py wrote
+LARGEST_BLOCK = 1 << 20  # positions that a checkpoint is believed to have, where its weights do not say
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16}
+# What was not yet written down while there were characters in UTF-8 alone.
+BEFORE_TOKENIZERS = {"encoding": None, "nfc": True, "max_vocab_size": None, "byte_fallback": False}
 NEEDS_EXPORT = "This needs libraries that are not installed: pip install 'minigpt-lightning[export]'."
 
 
@@ -86,6 +90,8 @@ def read_checkpoint(file: Path) -> dict:
         made_by = Version(checkpoint["minigpt"]["version"])
     except (KeyError, TypeError, InvalidVersion) as error:
         raise MiniGPTError(f"'{file}' is not a checkpoint of minigpt. Name one that scripts/train.py wrote.") from error
+    if "data" in checkpoint["minigpt"]:
+        checkpoint["minigpt"]["data"] = BEFORE_TOKENIZERS | checkpoint["minigpt"]["data"]
     if made_by > Version(minigpt.__version__):
         raise MiniGPTError(
             f"'{file}' was made by minigpt {made_by}, and this is {minigpt.__version__}. Bring minigpt up to date."
@@ -123,16 +129,37 @@ def language_model(checkpoint: dict, device: str | torch.device = "cpu", precisi
     """The model and the tokenizer of a checkpoint, in eval mode on `device`; arguments as in `load`."""
     if precision not in PRECISIONS:
         raise MiniGPTError(f"precision is '{precision}'. It takes {' or '.join(PRECISIONS)}.")
-    about = checkpoint["minigpt"]
-    model = build_model(**about["model"])
-    prefix = "model."
-    weights = {key.removeprefix(prefix): value for key, value in checkpoint["state_dict"].items()}
-    model.load_state_dict(weights)
+    try:
+        architecture = checkpoint["minigpt"]["model"]
+        weights = {key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items()}
+        tokenizer = tokenizers.from_dict(checkpoint["minigpt"]["data"]["tokenizer"])
+        _check_sizes(architecture, weights, tokenizer.vocab_size)
+        model = build_model(**architecture)
+        model.load_state_dict(weights)
+    except MiniGPTError:
+        raise
+    except Exception as error:  # what was altered can be wrong in any way
+        raise MiniGPTError("The checkpoint is damaged: what it says does not fit together. Name another.") from error
     model.to(device, PRECISIONS[precision]).eval()
     for layer in model.modules():
         if isinstance(layer, Linear):
             layer.lay_out()
-    return LanguageModel(model, tokenizers.from_dict(about["data"]["tokenizer"]))
+    return LanguageModel(model, tokenizer)
+
+
+def _check_sizes(architecture: dict, weights: dict[str, torch.Tensor], vocab_size: int) -> None:
+    """Hold what a checkpoint says of its model to the weights in it, before anything of that size is made.
+
+    Raises:
+        MiniGPTError: A layer, a shape or the vocabulary is not what it says.
+    """
+    said = architecture["vocab_size"], architecture["block_size"], architecture.get("n_layer", 0)
+    if said[0] != vocab_size or said[1] > LARGEST_BLOCK or said[2] > len(weights):
+        raise MiniGPTError(f"The checkpoint is damaged: a model of {architecture} has other weights. Name another.")
+    with torch.device("meta"):
+        expected = {name: weight.shape for name, weight in build_model(**architecture).state_dict().items()}
+    if expected != {name: weight.shape for name, weight in weights.items()}:
+        raise MiniGPTError(f"The checkpoint is damaged: a model of {architecture} has other weights. Name another.")
 
 
 def load(ckpt_path: str | Path = "last", device: str | torch.device = "cpu", precision: str = "32") -> LanguageModel:
@@ -157,8 +184,13 @@ def corpus_of(file: Path, about: dict) -> str:
         file: The checkpoint.
         about: What the checkpoint says of its data.
     """
-    run = run_of(file.absolute()) or file.absolute().parent
-    return about["path"] if about["path"] in NAMES else str((run / about["path"]).resolve())
+    if about["path"] in NAMES:
+        return about["path"]
+    run = (run_of(file.absolute()) or file.absolute().parent).resolve()
+    place = os.path.normpath(run / about["path"])  # not resolved: a link's own name says how it is read
+    if glob.has_magic(about["path"]) and not os.path.exists(place):
+        return os.path.normpath(os.path.join(glob.escape(str(run)), about["path"]))
+    return place
 
 
 def tokens_of(file: Path, about: dict, cache_dir: str | None = None) -> Tokens:

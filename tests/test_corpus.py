@@ -29,6 +29,8 @@ def test_the_embedded_corpus_is_long_varied_french():
 def test_cleaning_is_the_articles():
     assert clean("  Été\n", lower=True, strip=True) == "été"
     assert clean("  Été\n") == "  Été\n"
+    caron = clean("J\u030c", lower=True)  # a small letter that composes where the capital does not
+    assert clean(caron, lower=True) == caron
 
 
 def test_a_byte_order_mark_is_no_character(folder):
@@ -53,11 +55,19 @@ def test_a_folder_is_read_in_the_order_of_its_names_with_an_empty_line_between(f
     assert read("notes") == "un\n\ndeux\n\ntrois"
     assert read("notes/*.txt") == "deux"
     assert read("notes/**/*.md") == "un"
+    (folder / "notes" / "c.txt").write_text("")  # an empty text gets no empty line
+    assert read("notes/*.txt") == "deux"
     (folder / "notes[1].txt").write_text("un nom de fichier", encoding="utf-8")
     assert read("notes[1].txt") == "un nom de fichier"
 
 
-@pytest.mark.parametrize(("path", "words"), [("empty", "holds no .txt or .md"), ("empty/*.txt", "No file matches")])
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("empty", "holds no .txt or .md"), ("empty/*.txt", "No file matches"), ("", "The corpus '' does not exist"),
+        ("a" * 5000, "does not exist"), ("a\0", "does not exist"), ("a\udcff.txt", "does not exist"),
+    ],
+)  # fmt: skip
 def test_a_folder_without_texts_is_named(folder, path, words):
     (folder / "empty").mkdir()
     with pytest.raises(MiniGPTError, match=words):

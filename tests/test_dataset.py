@@ -82,6 +82,11 @@ def test_a_few_batches_come_round_again():
     assert torch.equal(drawn, order.batches(0, 3)[[2, 0, 1, 2, 0, 1, 2]])
 
 
+def test_more_batches_to_repeat_than_fit_into_memory_are_fine():
+    order = iter(BatchOrder(1000, batch_size=4, seed=0, start=10**11 + 5, cycle=10**11))
+    assert torch.equal(next(order), BatchOrder(1000, 4, seed=0).batches(5, 1)[0])
+
+
 def test_an_order_looks_shuffled():
     order = BatchOrder(10_000, batch_size=10_000, seed=1).batches(0, 1)[0].double()
     neighbours = torch.corrcoef(torch.stack([order[:-1], order[1:]]))[0, 1]

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 import minigpt
-from minigpt import TinyGPT
+from minigpt import MiniGPTError, TinyGPT
 from minigpt.evaluation import BitsPerCharacter, TextMetrics, copied, evaluate, floors
 
 
@@ -49,6 +49,11 @@ def test_a_reset_forgets():
     metrics.reset()
     metrics.update(torch.zeros(1, 4, 5), torch.zeros(1, 4, dtype=torch.long))
     assert metrics.compute()["loss"].item() == pytest.approx(math.log(5))
+
+
+def test_half_a_character_is_nothing_to_score(model):
+    with pytest.raises(MiniGPTError, match="not one whole character"):
+        evaluate(model, torch.tensor([1, 2]), torch.tensor([1, 1, 0] + [1] * 27))
 
 
 def test_the_mode_of_the_model_is_given_back(model):

@@ -157,6 +157,7 @@ MISTAKES = [
     (["generate", "--ckpt_path", "truncated.ckpt"], ["truncated.ckpt", "damaged"]),
     (["generate", "--ckpt_path", "no_run"], ["no_run", "holds no checkpoint"]),
     (["generate", "--prompt", "a@b£"], ["'@', '£'", "--unknown skip"]),
+    (["evaluate", "--data.encoding", "cp1252"], ["--data.encoding is for a text that --data.path names"]),
     (["generate", "--temperature", "-1"], ["temperature is -1"]),
     (["generate", "--temperature", "nan"], ["temperature is nan"]),
     (["generate", "--temperature", "hot"], ["--temperature", "hot"]),

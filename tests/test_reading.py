@@ -107,8 +107,9 @@ def test_what_is_not_text_is_named_with_the_place_of_the_first_bad_byte(
 def test_an_unknown_encoding_is_answered_with_the_nearest():
     with pytest.raises(MiniGPTError, match=r"data.encoding is 'latin1-1', .* Did you mean 'latin-1'"):
         read("exemple", encoding="latin1-1")
-    with pytest.raises(MiniGPTError, match="no encoding of text"):
-        read("exemple", encoding="base64")
+    for other in ("base64", "idna", "utf-7", "undefined", "unicode_escape", "a\0"):
+        with pytest.raises(MiniGPTError, match="no encoding of text"):
+            read("exemple", encoding=other)
 
 
 PACKERS = {".gz": gzip.compress, ".zst": zstd.compress, "": lambda raw: raw}
@@ -125,7 +126,7 @@ def test_the_texts_of_json_lines_are_joined_by_an_empty_line(folder, suffix):
     records = [{"text": "un\r\nmatin"}, {"id": 3, "text": "été \u2028\ud83d"}, {"text": ""}]
     lines = "\n".join([json.dumps(records[0]), "", json.dumps(records[1]), json.dumps(records[2], indent=None)])
     (folder / f"a.jsonl{suffix}").write_bytes(PACKERS[suffix](lines.encode()))
-    assert read(f"a.jsonl{suffix}") == "un\nmatin\n\nété \u2028\ufffd\n\n"
+    assert read(f"a.jsonl{suffix}") == "un\nmatin\n\nété \u2028\ufffd"
 
 
 @pytest.mark.parametrize("line", ['{"txt": "a"}', '["a"]', '{"text": 3}', '{"text": "a"', "a", "null"])
@@ -141,7 +142,23 @@ def test_the_texts_of_an_archive_are_read_in_the_order_of_their_names(folder):
         archive.writestr("a/un.txt", "un")
         archive.writestr("c.jsonl", '{"text": "trois"}')
         archive.writestr("d.png", b"\x89PNG")
+        archive.writestr("__MACOSX/a/._un.txt", b"\0\1")
+        archive.writestr(".caché/e.txt", "non")
     assert read("a.zip") == "un\n\ndeux\n\ntrois"
+
+
+def test_two_of_one_name_in_an_archive_are_both_read(folder):
+    with zipfile.ZipFile("a.zip", "w") as archive:
+        archive.writestr("a.txt", "un")
+        with pytest.warns(UserWarning, match="Duplicate"):
+            archive.writestr("a.txt", "deux")
+    assert read("a.zip") == "un\n\ndeux"
+
+
+def test_a_packed_text_and_its_neighbour_have_encodings_of_their_own(folder):
+    (folder / "a.txt").write_bytes(LATIN[:2000].encode("cp1252"))
+    (folder / "a.txt.gz").write_bytes(gzip.compress(LATIN[:2000].encode()))
+    assert read("a.*") == LATIN[:2000] + "\n\n" + LATIN[:2000]
 
 
 def test_what_cannot_be_unpacked_is_named(folder):

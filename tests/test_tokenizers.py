@@ -68,6 +68,14 @@ def test_frequent_words_come_first_and_the_size_is_kept():
     assert small.vocab_size < 4096, "no more pairs than the text has"
 
 
+def test_a_genome_is_not_one_word():
+    genome = "".join("ACGT"[ord(c) % 4] for c in FRENCH) * 3
+    tokenizer = BPETokenizer.from_text(genome, 300)
+    ids = tokenizer.encode(genome)
+    assert tokenizer.decode(ids) == genome
+    assert ids[: len(tokenizer.encode(genome[:512]))] == tokenizer.encode(genome[:512]), "cut there"
+
+
 def test_byte_pairs_come_out_the_same_every_time():
     assert BPETokenizer.from_text(FRENCH, 600).merges == BPE.merges
 

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -111,13 +112,17 @@ def test_a_damaged_cache_is_made_anew_with_a_note(folder, capfd):
         lambda: about.write_text("{}"),
         lambda: about.write_text("[]"),
         lambda: about.write_text("[{}, 3]"),
-        lambda: about.write_text(described.replace("uint8", "uint16")),
+        lambda: about.write_text(described.replace("uint8", "uint9")),
+        lambda: about.write_bytes(b"\xff"),
+        lambda: [shutil.rmtree(made.parent), made.parent.write_text("no folder")],
     ):
         capfd.readouterr()
         damage()
         assert torch.equal(in_file().train[:], ids)
         assert "altered" in capfd.readouterr().err
         assert made.read_bytes() == good
+    (known,) = (folder / "cache" / "tokens").glob("*.sha256")
+    known.write_bytes(b"\xff" * 64)
     made.write_bytes(good)  # written again as it was: another date, the same checksum
     capfd.readouterr()
     in_file()
@@ -166,6 +171,34 @@ def test_a_full_disk_says_what_is_needed_and_keeps_nothing(folder):
 def test_a_cache_folder_that_cannot_be_made_is_named():
     with pytest.raises(MiniGPTError, match=r"a.txt/tokens' cannot be written to.*--data.cache_dir"):
         tokenize(Corpus("a.txt"), in_memory_mb=0.01, cache_dir="a.txt")
+
+
+def test_a_cache_that_can_only_be_read_will_do(folder, monkeypatch):
+    first = in_file()
+    monkeypatch.setattr(tokens, "FileLock", None)  # as for one who may not write there
+    assert in_file().sha256 == first.sha256
+
+
+def test_the_same_bytes_read_in_another_way_are_another_text(folder):
+    for name in ("a.txt", "a.jsonl"):
+        (folder / name).write_text('{"text": "un matin, il fit beau."}\n' * 99)
+    assert "{" in in_file("a.txt").tokenizer.characters
+    assert "{" not in in_file("a.jsonl").tokenizer.characters
+
+
+@pytest.mark.parametrize("text", ["abcde", "a" * 500, "un matin, il fit beau, non ?"])
+def test_a_text_too_short_for_its_tokenizer_is_refused_in_a_file_too(folder, text):
+    (folder / "b.txt").write_text(text)
+    with pytest.raises(MiniGPTError, match=f"too short .* {len(text)} characters"):
+        tokenize(Corpus("b.txt"), "bpe", in_memory_mb=0, cache_dir="cache")
+    assert kept(folder) == []
+
+
+def test_ids_that_vanish_under_a_training_are_named(folder):
+    dataset = CharDataset(in_file().train, 8)
+    shutil.rmtree("cache")
+    with pytest.raises(MiniGPTError, match="are gone"):
+        dataset[torch.arange(3)]
 
 
 def test_a_text_that_changes_while_it_is_read_is_refused(folder, monkeypatch):
@@ -258,6 +291,7 @@ def test_of_a_long_text_every_so_many_th_part_is_learned_from(folder, monkeypatc
     monkeypatch.setattr(tokens, "LEARNED_FROM", 20_000)
     made = in_file(kind="word")
     assert "one piece in 3" in capfd.readouterr().err
+    assert made.tokenizer.to_dict() == tokenize(Corpus("a.txt"), "word").tokenizer.to_dict()
     assert made.tokenizer.decode(made.train[:]) == FRENCH[:54_000]
 
 

@@ -79,7 +79,7 @@ class Corpus:
         self.nfc = nfc
         self.cache_dir = cache_dir
         self._found: dict[str, str] = {}
-        if self.path == "-" or Path(self.path).is_fifo():
+        if self.path == "-" or Path(os.path.expanduser(self.path)).is_fifo():
             self.path = str(_keep_a_copy(self.path, cache_folder(cache_dir)))
         self.files = locate(self.path)
 
@@ -107,15 +107,13 @@ class Corpus:
             raise MiniGPTError(f"The corpus '{self.path}' is empty. Give --data.path {WHAT}.")
 
     def _texts(self) -> Iterator[str]:
-        for n, file in enumerate(self.files):
-            if n:
-                yield reading.SEPARATOR
-            yield from reading.read(file, self.encoding, self._found)
+        return reading.join(reading.read(file, self.encoding, self._found) for file in self.files)
 
     def sha256_of_files(self) -> str:
-        """A hash of the raw bytes of all files, and of where one ends and the next begins."""
+        """A hash of the raw bytes of all files, of where one ends and the next begins, and of how they are packed."""
         whole = sha256()
         for file in self.files:
+            whole.update(repr(reading.packing(file)).encode())
             with reading.readable(str(file)), file.open("rb") as stream:
                 whole.update(file_digest(stream, "sha256").digest())
         return whole.hexdigest()
@@ -139,13 +137,18 @@ def locate(path: str) -> list[Path]:
     if path in DOWNLOADS:
         return [_download(path)]
     file = Path(os.path.expanduser(path))
-    if file.is_dir():
+    try:
+        path.encode()  # what cannot be written down in a run's config.yaml cannot be gone on with
+        is_dir, exists = file.is_dir(), bool(path) and file.exists()
+    except (OSError, ValueError):  # a name too long, or with characters that no name has
+        is_dir = exists = False
+    if is_dir and path:
         found = (f for f in file.rglob("*") if f.suffix.lower() in reading.TEXTS and f.is_file())
-        texts = sorted(f for f in found if not any(part.startswith(".") for part in f.relative_to(file).parts))
+        texts = sorted(f for f in found if not reading.is_hidden(f.relative_to(file)))
         if not texts:
             raise MiniGPTError(f"The folder '{path}' holds no .txt or .md file. Give --data.path {WHAT}.")
         return texts
-    if file.exists():
+    if exists:
         return [file]
     if glob.has_magic(path):
         texts = sorted(f for f in map(Path, glob.glob(str(file), recursive=True)) if f.is_file())
@@ -164,7 +167,8 @@ def _keep_a_copy(path: str, cache: Path) -> Path:
     with writable(folder):
         handle, name = tempfile.mkstemp(dir=folder)
         try:
-            with open(path, "rb") if path != "-" else sys.stdin.buffer as pipe, os.fdopen(handle, "wb") as copy:
+            source = sys.stdin.buffer if path == "-" else open(os.path.expanduser(path), "rb")  # noqa: SIM115
+            with source as pipe, os.fdopen(handle, "wb") as copy:
                 while block := pipe.read(reading.BLOCK):
                     whole.update(block)
                     copy.write(block)
@@ -193,8 +197,10 @@ def writable(folder: Path) -> Iterator[None]:
 def _known(encoding: str) -> str:
     try:
         found = codecs.lookup(encoding)
+        if found.name in ("idna", "punycode", "utf-7", "unicode-escape", "raw-unicode-escape", "undefined"):
+            raise LookupError("not of whole texts")
         "".encode(encoding)  # refuses what is no encoding of text, such as base64
-    except LookupError as error:
+    except (LookupError, ValueError) as error:
         hint = did_you_mean(encoding, ("utf-8", "utf-16", "latin-1", *reading.LEGACY))
         raise MiniGPTError(
             f"data.encoding is '{encoding}', which is no encoding of text.{hint or ' Take utf-8 or cp1252, say.'}"
@@ -233,4 +239,7 @@ def clean(text: str, lower: bool = False, strip: bool = False, nfc: bool = True)
         text = unicodedata.normalize("NFC", text)
     if strip:
         text = text.strip()
-    return text.lower() if lower else text
+    if lower:
+        text = text.lower()
+        return unicodedata.normalize("NFC", text) if nfc else text  # a small letter may compose where a capital did not
+    return text

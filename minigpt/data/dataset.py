@@ -3,7 +3,6 @@
 `N` is the number of ids, `T` the block size, `B` the batch size.
 """
 
-import itertools
 import math
 import operator
 from collections.abc import Iterator
@@ -87,7 +86,10 @@ class MappedIds:
         return self._map.unfold(dimension, size, step)
 
     def _open(self) -> torch.Tensor:
-        return torch.from_file(str(self.file), size=self.stop, dtype=self.dtype)[self.start :]
+        try:
+            return torch.from_file(str(self.file), size=self.stop, dtype=self.dtype)[self.start :]
+        except RuntimeError as error:
+            raise MiniGPTError(f"The ids in '{self.file}' are gone. The same command makes them again.") from error
 
 
 def split_at(n_characters: int, val_fraction: float) -> int:
@@ -134,12 +136,11 @@ class BatchOrder(Sampler):
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         batch, ahead = self.start, max(1, self._AHEAD // self.batch_size)
-        if self.cycle:
-            few = self.batches(0, self.cycle)
-            yield from (few[t % self.cycle] for t in itertools.count(self.start))
         while True:
-            yield from self.batches(batch, ahead).unbind()
-            batch += ahead
+            first = batch % self.cycle if self.cycle else batch
+            count = min(ahead, self.cycle - first) if self.cycle else ahead
+            yield from self.batches(first, count).unbind()
+            batch += count
 
 
 def _permute(index: torch.Tensor, n: int, keys: list[int]) -> torch.Tensor:
@@ -202,4 +203,4 @@ class EvalWindows(Dataset):
         start = first * self.block_size
         length = min(rows * self.block_size, self.n_targets - start)
         ids = self.data[start : start + length + 1]
-        return ids[:-1].view(rows, -1), ids[1:].view(rows, -1)
+        return ids[:-1].view(rows, -1).long(), ids[1:].view(rows, -1).long()

@@ -52,6 +52,17 @@ def cut(texts: Iterable[str]) -> Iterator[str]:
         yield "".join(held)
 
 
+def join(texts: Iterable[Iterable[str]]) -> Iterator[str]:
+    """Texts, each in parts, with `SEPARATOR` between those that are not empty."""
+    begun = False
+    for parts in texts:
+        for n, part in enumerate(filter(None, parts)):
+            if begun and n == 0:
+                yield SEPARATOR
+            begun = True
+            yield part
+
+
 def read(file: Path, encoding: str | None, found: dict[str, str]) -> Iterator[str]:
     """The text of a file, or the texts of an archive with `SEPARATOR` between them, in parts of any size.
 
@@ -64,12 +75,18 @@ def read(file: Path, encoding: str | None, found: dict[str, str]) -> Iterator[st
     Raises:
         MiniGPTError: The file cannot be read or unpacked, or is no text.
     """
-    for n, (name, stream) in enumerate(_unpack(file)):
-        if n:
-            yield SEPARATOR
-        with readable(name):
-            texts = _decode(stream, name, encoding, found)
-            yield from _records(texts, name) if name.lower().endswith(".jsonl") else texts
+    return join(_read_one(name, stream, encoding, found) for name, stream in _unpack(file))
+
+
+def packing(file: Path) -> list[str]:
+    """The ends of a file's name that say how it is read."""
+    return [suffix for suffix in map(str.lower, file.suffixes[-2:]) if suffix in (".gz", ".zst", ".zip", ".jsonl")]
+
+
+def _read_one(name: str, stream: BinaryIO, encoding: str | None, found: dict[str, str]) -> Iterator[str]:
+    with readable(name):
+        text = _decode(stream, name, encoding, found)
+        yield from join(_records(text, name)) if ".jsonl" in packing(Path(name)) else text
 
 
 @contextmanager
@@ -96,28 +113,32 @@ def _unpack(file: Path) -> Iterator[tuple[str, BinaryIO]]:
         suffix = file.suffix.lower()
         if suffix == ".zip":
             with zipfile.ZipFile(file) as archive:
-                names = sorted(name for name in archive.namelist() if name.lower().endswith((*TEXTS, ".jsonl")))
-                if not names:
+                members = [m for m in archive.infolist() if m.filename.lower().endswith((*TEXTS, ".jsonl"))]
+                members = [m for m in members if not is_hidden(Path(m.filename))]
+                if not members:
                     raise MiniGPTError(f"The archive '{file}' holds no .txt, .md or .jsonl file. Name another one.")
-                for name in names:
-                    with readable(f"{file}/{name}"), archive.open(name) as stream:
-                        yield f"{file}/{name}", stream
+                for member in sorted(members, key=lambda member: member.filename):
+                    with readable(f"{file}/{member.filename}"), archive.open(member) as stream:
+                        yield f"{file}/{member.filename}", stream
         elif suffix == ".gz":
             with gzip.open(file) as stream:
-                yield str(file.with_suffix("")), stream
+                yield str(file), stream
         elif suffix == ".zst":
             with zstd.open(file) as stream:
-                yield str(file.with_suffix("")), stream
+                yield str(file), stream
         else:
             with file.open("rb") as stream:
                 yield str(file), stream
 
 
-def _records(texts: Iterator[str], name: str) -> Iterator[str]:
+def is_hidden(file: Path) -> bool:
+    """Whether a file or a folder above it is hidden, or is what a Mac adds to an archive."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in file.parts)
+
+
+def _records(texts: Iterator[str], name: str) -> Iterator[list[str]]:
     """The texts in the lines of a .jsonl file."""
-    number, first = 0, True
-    for line in _lines(texts):
-        number += 1
+    for number, line in enumerate(_lines(texts), start=1):
         if not line.strip():
             continue
         try:
@@ -127,8 +148,7 @@ def _records(texts: Iterator[str], name: str) -> Iterator[str]:
             raise MiniGPTError(
                 f"Line {number} of '{name}' is no JSON object with a text under the key \"text\". Mend it there."
             ) from error
-        yield text if first else SEPARATOR + text
-        first = False
+        yield [text]
 
 
 def whole(text: str) -> str:
@@ -169,8 +189,8 @@ def _decode(stream: BinaryIO, name: str, encoding: str | None, found: dict[str, 
             place, bad = start + error.start, error.object[error.start]
             if known or not only_ascii or _is_utf8(error.object, error.start):
                 raise MiniGPTError(
-                    f"The corpus '{name}' is not whole {known or 'UTF-8'}: byte {place} is 0x{bad:02x}, after text "
-                    "that is. Mend it there, or name its encoding with --data.encoding."
+                    f"The corpus '{name}' is not whole {known or 'UTF-8'}: byte {place} is 0x{bad:02x}"
+                    f"{', after text that is' * (place > 0)}. Mend it there, or name its encoding with --data.encoding."
                 ) from error
             guess = _guess(error.object[max(0, error.start - 4096) : error.start + (1 << 16)])
             if guess is None:

@@ -336,14 +336,16 @@ class BPETokenizer(_Words):
     @cached_property
     def backend(self):
         """The same tokenizer in the `tokenizers` library."""
+        from tokenizers import Regex, decoders, models, pre_tokenizers
         from tokenizers import Tokenizer as Backend
-        from tokenizers import decoders, models, pre_tokenizers
 
         letters = _letters()
         names = ["".join(letters[byte] for byte in token) for token in self.tokens]
         merges = [(names[left], names[right]) for left, right in self.merges]
         backend = Backend(models.BPE({name: i for i, name in enumerate(names)}, merges))
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        # A word is cut after so many bytes: merging takes the square of its length, and a genome is one word.
+        pieces = [pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.Split(Regex(".{1,512}"), "isolated")]
+        backend.pre_tokenizer = pre_tokenizers.Sequence(pieces)
         backend.decoder = decoders.ByteLevel()
         return backend
 

@@ -3,11 +3,13 @@
 import errno
 import json
 import os
+import re
 import shutil
 import sys
 import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
@@ -59,7 +61,7 @@ def tokenize(
         max_vocab_size: The most words or byte pairs; None for 4,096.
         byte_fallback: Give characters never seen a spelling in bytes; words and byte pairs have one anyway.
         val_fraction: The share of the text, from its end, that is for validation.
-        in_memory_mb: A text of more megabytes than this is encoded into a file.
+        in_memory_mb: A text of more millions of characters than this is encoded into a file.
         cache_dir: The folder for such files; None for the user's cache folder.
 
     Raises:
@@ -81,9 +83,9 @@ def tokenize(
         train = (piece for piece, is_val in _parts(pieces(), boundary) if not is_val)
         return KINDS[kind].fit(_spread(train, boundary), max_vocab_size, **options)
 
-    text = _read_small(corpus, int(in_memory_mb * 1e6))
-    if text is not None:
-        return _in_memory(corpus, text, fit, val_fraction)
+    pieces = _read_small(corpus, in_memory_mb * 1e6)
+    if pieces is not None:
+        return _in_memory(corpus, pieces, fit, val_fraction)
     settings = [kind, max_vocab_size, byte_fallback, val_fraction]
     return _in_file(corpus, settings, fit, val_fraction, cache_folder(cache_dir) / "tokens")
 
@@ -114,28 +116,32 @@ def survey(pieces: Iterable[str]) -> Survey:
 Fit = Callable[[Callable[[], Iterable[str]], Survey, int], Tokenizer]
 
 
-def _read_small(corpus: Corpus, most: int) -> str | None:
+def _read_small(corpus: Corpus, most: float) -> list[str] | None:
     pieces, length = [], 0
     for piece in corpus.pieces():
         pieces.append(piece)
         length += len(piece)
         if length > most:
             return None
-    return "".join(pieces)
+    return pieces
 
 
-def _in_memory(corpus: Corpus, text: str, fit: Fit, val_fraction: float) -> Tokens:
-    about = survey([text])
+def _in_memory(corpus: Corpus, pieces: list[str], fit: Fit, val_fraction: float) -> Tokens:
+    about, text = survey(pieces), "".join(pieces)
     for boundary in _boundaries(len(text), val_fraction):
-        tokenizer = fit(lambda: [text], about, boundary)
+        tokenizer = fit(lambda: pieces, about, boundary)
         parts = [torch.from_numpy(tokenizer.encode_array(part)).long() for part in (text[:boundary], text[boundary:])]
         if min(map(len, parts)) > SHORTEST:
             return Tokens(tokenizer, *parts, about.sha256, len(text), 1 - boundary / len(text))
         if sum(map(len, parts)) < 2 * (SHORTEST + 1):
             break
-    raise MiniGPTError(
-        f"The corpus '{corpus.path}' is too short to train on: it has {len(text)} characters, and 18 tokens are the "
-        "least, 9 to train on and 9 to validate on. Give a longer text."
+    raise _too_short(corpus, len(text))
+
+
+def _too_short(corpus: Corpus, n_characters: int) -> MiniGPTError:
+    return MiniGPTError(
+        f"The corpus '{corpus.path}' is too short to train on: it has {n_characters} characters, and 18 tokens are the "
+        "least, 9 to train on and 9 to validate on. Give a longer text, or leave data.tokenizer at char."
     )
 
 
@@ -150,15 +156,18 @@ def _boundaries(n_characters: int, val_fraction: float) -> Iterator[int]:
 
 def _in_file(corpus: Corpus, settings: list, fit: Fit, val_fraction: float, cache: Path) -> Tokens:
     cleaning = [corpus.encoding, corpus.lower, corpus.strip, corpus.nfc]
-    with writable(cache):
-        files = _known_sha256(corpus, cache)
+    files = _known_sha256(corpus, cache)
     key = sha256(json.dumps([FORMAT, files, cleaning, settings]).encode()).hexdigest()[:32]
-    folder, lock = cache / key, FileLock(cache / f"{key}.lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        note(f"Another process is tokenising '{corpus.path}': waiting for it.")
-        lock.acquire()
+    folder = cache / key
+    if tokens := _open(folder):  # without the lock, so that a cache that is only to be read will do
+        return tokens
+    lock = FileLock(cache / f"{key}.lock")
+    with writable(cache):
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            note(f"Another process is tokenising '{corpus.path}': waiting for it.")
+            lock.acquire()
     try:
         return _open(folder) or _build(corpus, fit, val_fraction, folder)
     finally:
@@ -175,28 +184,27 @@ def _known_sha256(corpus: Corpus, cache: Path) -> str:
     """The hash of the raw files, which is looked up where they have not changed since they were last hashed."""
     states = [[str(file.absolute()), *_state(file)] for file in corpus.files]
     known = cache / f"{sha256(json.dumps(states).encode()).hexdigest()[:32]}.sha256"
-    if known.is_file() and len(found := known.read_text(encoding="utf-8")) == 64:
-        return found
+    with suppress(OSError):
+        if re.fullmatch(rb"[0-9a-f]{64}", found := known.read_bytes()):
+            return found.decode()
     found = corpus.sha256_of_files()
-    known.write_text(found, encoding="utf-8")
+    with suppress(OSError):  # it is only a shortcut
+        known.parent.mkdir(parents=True, exist_ok=True)
+        known.write_text(found, encoding="utf-8")
     return found
 
 
 def _open(folder: Path) -> Tokens | None:
     """What lies in the cache; None if nothing does, or what lies there is not what was put there."""
     about, ids = folder / "tokens.json", folder / "ids.bin"
-    if not folder.exists():
-        return None
     try:
         found, check = json.loads(about.read_text(encoding="utf-8"))
-        whole = check == _check(found) and (found["state"] == _state(ids) or found["crc32"] == _crc32(ids))
-        tokenizer = from_dict(found["tokenizer"])
-        dtype, boundary, n = getattr(torch, found["dtype"]), found["n_train"], found["n_tokens"]
+        if check != _check(found) or (found["state"] != _state(ids) and found["crc32"] != _crc32(ids)):
+            return None
     except (OSError, ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        note(f"The ids in {folder} have been altered since they were written: they are made anew.")
         return None
+    dtype, boundary, n = getattr(torch, found["dtype"]), found["n_train"], found["n_tokens"]
+    tokenizer = from_dict(found["tokenizer"])
     train, val = MappedIds(ids, dtype, 0, boundary), MappedIds(ids, dtype, boundary, n)
     return Tokens(tokenizer, train, val, found["sha256"], found["n_characters"], found["val_fraction"])
 
@@ -216,11 +224,15 @@ def _crc32(file: Path) -> int:
 def _build(corpus: Corpus, fit: Fit, val_fraction: float, folder: Path) -> Tokens:
     """Encode a text into a folder, which appears under its name when all of it is written."""
     partial = folder.with_suffix(".partial")  # the lock is ours: what a killed process left under this name is no one's
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        note(f"The ids in {folder} have been altered since they were written: they are made anew.")
+    _remove(partial)
+    _remove(folder)
     before = [_state(file) for file in corpus.files]
     note(f"'{corpus.path}' is large: it is tokenised once, into {folder.parent}.")
     about = survey(_shown(corpus.pieces(), "reading"))
+    if about.n_characters < 2 * (SHORTEST + 1):
+        raise _too_short(corpus, about.n_characters)
     boundary = split_at(about.n_characters, val_fraction)
     tokenizer = fit(lambda: _shown(corpus.pieces(), "learning tokens", about.n_characters), about, boundary)
     dtype = next(kind for kind in (np.uint8, np.uint16, np.uint32) if tokenizer.vocab_size - 1 <= np.iinfo(kind).max)
@@ -236,6 +248,8 @@ def _build(corpus: Corpus, fit: Fit, val_fraction: float, folder: Path) -> Token
                 characters += len(piece)
             file.flush()
             os.fsync(file.fileno())
+        if min(counts) <= SHORTEST:
+            raise _too_short(corpus, about.n_characters)
         if [_state(file) for file in corpus.files] != before:
             raise MiniGPTError(f"The corpus '{corpus.path}' changed while it was read. Start again when it is at rest.")
         found = {
@@ -250,17 +264,24 @@ def _build(corpus: Corpus, fit: Fit, val_fraction: float, folder: Path) -> Token
             os.fsync(file.fileno())
         partial.replace(folder)
     except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
         if not isinstance(error, OSError):
             raise
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         tokens = sum(counts) / max(1, characters) * about.n_characters or about.n_characters
         needed, free = tokens * np.dtype(dtype).itemsize / 1e6, shutil.disk_usage(folder.parent).free / 1e6
-        why = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else error.strerror
         raise MiniGPTError(
-            f"The ids of '{corpus.path}' could not be written ({why}): they need about {needed:,.0f} MB, and "
-            f"{folder.parent} has {free:,.0f} MB free. Make room, or name another folder with --data.cache_dir."
+            f"The ids of '{corpus.path}' could not be written ({'the disk is full' if full else error.strerror}): they "
+            f"need about {needed:,.0f} MB, and {folder.parent} has {free:,.0f} MB free. "
+            f"{'Make room, or name' if full else 'Name'} another folder with --data.cache_dir."
         ) from error
     return _open(folder)
+
+
+def _remove(path: Path) -> None:
+    if path.is_file():
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _parts(pieces: Iterable[str], boundary: int) -> Iterator[tuple[str, bool]]:

@@ -89,6 +89,7 @@ class LanguageModel:
             raise MiniGPTError(f"max_new_tokens is {max_new_tokens}. Give a whole number of 0 or more.")
         if stop == "":
             raise MiniGPTError("The stop string is empty. Give it some text, or leave it out.")
+        stop = stop and self.tokenizer.clean(stop)
         ids = [self.tokenizer.encode(self.prepare(prompt, unknown)) or [self._opening_id()] for prompt in prompts]
         generators = seed if seed is None else [self._generator(seed, first + n) for n in range(len(prompts))]
         drawn = generate_ids(self.model, ids, max_new_tokens, *controls, generators)

@@ -6,6 +6,7 @@ import re
 import sys
 import types
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -22,6 +23,7 @@ from minigpt.data.tokenizers import difference
 from minigpt.data.tokenizers import from_dict as tokenizer_from_dict
 from minigpt.errors import MiniGPTError, did_you_mean, note
 from minigpt.models import n_parameters
+from minigpt.training import trust
 from minigpt.training.callbacks import Progress, Samples
 from minigpt.training.checkpointing import Checkpoints, WholeFileCheckpointIO
 from minigpt.training.datamodule import TextDataModule
@@ -61,6 +63,8 @@ class TrainParser(LightningArgumentParser):
         Raises:
             MiniGPTError: It names the thing, and the nearest right one.
         """
+        trusted = [after for flag, after in pairwise(args) if flag == "--allow_code"]
+        trusted += [arg.partition("=")[2] for arg in args if arg.startswith("--allow_code=")]
         for position, arg in enumerate(args):
             if not re.match(r"--\w|-[a-z]$", arg):  # a value; it may be a negative number or begin with a dash
                 continue
@@ -68,9 +72,9 @@ class TrainParser(LightningArgumentParser):
             if flag not in self._option_string_actions and not self._is_known(flag.removeprefix("--").rstrip("+")):
                 raise MiniGPTError(f"There is no option '{flag}'.{did_you_mean(flag, self._option_string_actions)}")
             if flag in ("-c", "--config") and (value or args[position + 1 :]):
-                self._check_file(value or args[position + 1])
+                self._check_file(value or args[position + 1], trusted)
 
-    def _check_file(self, path: str) -> None:
+    def _check_file(self, path: str, trusted: list[str]) -> None:
         try:
             recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
@@ -81,6 +85,9 @@ class TrainParser(LightningArgumentParser):
             raise MiniGPTError(f"The config file '{path}' is broken YAML{where}. Mend it there.") from error
         if not isinstance(recipe, dict):
             raise MiniGPTError(f"The config file '{path}' holds no settings. Start from a copy of configs/tiny.yaml.")
+        if recipe.get("allow_code") is not None:
+            raise MiniGPTError(f"The config file '{path}' sets allow_code, which only the command line can. Drop it.")
+        trust.check_names(recipe, path, trusted)
         for key, value in flatten(recipe).items():
             if key in self._groups() and not isinstance(value, dict):
                 raise MiniGPTError(f"The config file '{path}' has no settings under '{key}'. Write them, one a line.")
@@ -184,12 +191,17 @@ class MiniGPTCLI(LightningCLI):
             help="What to continue: `last` (the newest run of this config, or a new one where there is none), a run "
             "folder, or a checkpoint file. Without --config the run's own settings are used.",
         )
+        parser.add_argument(
+            "--allow_code",
+            type=str | None,
+            default=None,
+            metavar="MODULE",
+            help="Let config files name classes and functions of this module; give it again for another.",
+        )
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The groups of a recipe."""
-        parser.add_class_arguments(
-            Trainer, "trainer", skip=WITHOUT, instantiate=False, fail_untyped=False, sub_configs=True
-        )
+        parser.add_class_arguments(Trainer, "trainer", skip=WITHOUT, instantiate=False, fail_untyped=False)
         parser.add_lightning_class_args(LitLanguageModel, "model")
         parser.add_lightning_class_args(TextDataModule, "data")
 
@@ -217,7 +229,8 @@ class MiniGPTCLI(LightningCLI):
         early.add_argument("--ckpt_path", nargs="?")
         asked, _ = early.parse_known_args(args)
         if not asked.config and asked.ckpt_path is not None:
-            args = [*self._own_settings(parser, asked.ckpt_path), *args]
+            args = [*self._own_settings(asked.ckpt_path), *args]
+            parser.check_names(args)
         self.config = parser.parse_args(args)
         if not self.config.config:
             raise MiniGPTError("Name a recipe with --config, such as --config configs/tiny.yaml.")
@@ -225,14 +238,15 @@ class MiniGPTCLI(LightningCLI):
             raise MiniGPTError(f"seed_everything is {self.config.seed_everything}. Give it 0 or more, below 2 ** 32.")
         self.name = config_name(str(self.config.config[0]))
 
-    def _own_settings(self, parser: TrainParser, ckpt_path: str) -> list[str]:
+    def _own_settings(self, ckpt_path: str) -> list[str]:
         """The flags that stand for the settings that a run began with, its corpus found from where the run is now."""
         file = runs.find_checkpoint(ckpt_path, prefer=("last",))
         run = runs.run_of(file)
         if not (run and (run / "config.yaml").is_file()):
             return []
-        own = ["--config", str(run / "config.yaml")]
-        parser.check_names(own)
+        logs = run.absolute().parent.parent
+        place = logs.parent if logs.name == runs.ROOT else Path.cwd()  # never where a stranger's settings say
+        own = ["--config", str(run / "config.yaml"), "--trainer.default_root_dir", str(place)]
         corpus = runs.corpus_of(file, runs.read_checkpoint(file)["minigpt"]["data"])
         try:
             locate(corpus)
@@ -327,6 +341,7 @@ class MiniGPTCLI(LightningCLI):
         recipe = self.config.clone()
         recipe.pop("config")
         recipe.pop("ckpt_path")
+        recipe.pop("allow_code")
         return self.parser.dump(recipe, skip_none=False, skip_link_targets=True)
 
     def _find_checkpoint(self, root: Path) -> Path | None:
@@ -392,7 +407,7 @@ class MiniGPTCLI(LightningCLI):
         first = flatten(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) or {})
         now = flatten(yaml.safe_load(self._recipe()))
         for key in sorted(first.keys() | now.keys()):
-            if first.get(key) != now.get(key):
+            if first.get(key) != now.get(key) and key != "trainer.default_root_dir":
                 note(f"{key}: {first.get(key)} when the run began, {now.get(key)} from here on.")
         return run.absolute()
 

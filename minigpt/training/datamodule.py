@@ -22,8 +22,8 @@ class TextDataModule(LightningDataModule):
     Args:
         path: The corpus: `exemple`, the French one inside the package; `tinyshakespeare` or `tinymoliere`, which are
             downloaded once; a text file, or a .jsonl file with a text under `text` in each line, packed as .gz, .zst or
-            .zip or not; a folder, of which all .txt and .md files are read in the order of their names; a pattern such
-            as 'notes/*.txt'; or `-`, standard input. Between two texts an empty line is put.
+            .zip or not; a folder, of which all .txt and .md files are read that are not hidden, in the order of their
+            names; a pattern such as 'notes/*.txt'; or `-`, standard input. Between two texts an empty line is put.
         tokenizer: `char`, `word` (words, spaces and signs; rare words are spelled in characters) or `bpe` (byte pairs).
         max_vocab_size: The most words or byte pairs; null for 4,096.
         byte_fallback: Spell characters that the text lacks in bytes, which takes 256 more tokens; for char alone.
@@ -36,7 +36,7 @@ class TextDataModule(LightningDataModule):
         strip: Drop white space at both ends of the text.
         nfc: Compose Unicode, so that an accented letter is one character however it was typed.
         encoding: The encoding of the text, such as cp1252; null for UTF-8, or a guess where it is not.
-        in_memory_mb: A text of more megabytes is tokenised once, into a file, and read from there.
+        in_memory_mb: A text of more millions of characters is tokenised once, into a file, and read from there.
         cache_dir: The folder for such files; null for the user's cache folder.
         overfit_batches: Train on the first so many batches over and over, to see whether a model can learn them by
             heart; null for all of the text.
