@@ -126,14 +126,19 @@ def last_of(folder: Path) -> Path | None:
     return run and run / "checkpoints" / "last.ckpt"
 
 
-def same(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor):
-        return isinstance(other, torch.Tensor) and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
-    return one == other
+def differences(one: Any, other: Any, name: str = "") -> list[str]:
+    """Where two ends of a run differ."""
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        one, other = dict(enumerate(one)), dict(enumerate(other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return [
+            place
+            for key in one.keys() | other.keys()
+            for place in differences(one.get(key), other.get(key), f"{name}/{key}")
+        ]
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return [] if torch.equal(one, other) else [name]
+    return [] if one == other else [f"{name}: {one} in place of {other}"]
 
 
 def bits(folder: Path) -> dict[str, Any]:
@@ -200,7 +205,9 @@ def torment(recipe: str, whole: dict[str, Any], kills: int, chance: random.Rando
                     raise SystemExit(1)
             check(folder, life, gentle=status in (143, 130), counts=counts)
         counts["runs"] += 1
-        counts["differing runs"] += not same(bits(folder), whole)
+        if places := sorted(differences(bits(folder), whole)):
+            counts["differing runs"] += 1
+            print(f"{recipe} differs in {len(places)} places: {places[:5]}", file=sys.stderr)
 
 
 def main() -> None:

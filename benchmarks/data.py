@@ -219,7 +219,8 @@ def main() -> None:
         for name, table in tables.items():
             print(f"\n| {title}: {name} | {unit} (min to max) | ratio |\n|---|---|---|")
             for who, run in table.items():
-                print(f"| {who} | {run['median']:,.0f} ({run['min']:,.0f} to {run['max']:,.0f}) | {run['ratio']:.2f} |")
+                median, least, most = (f"{run[key]:,.{run[key] < 100:d}f}" for key in ("median", "min", "max"))
+                print(f"| {who} | {median} ({least} to {most}) | {run['ratio']:.2f} |")
     print("\n| start | seconds to the first step | highest memory, MB |\n|---|---|---|")
     for name, run in results["starts"].items():
         print(f"| {name} | {run['seconds']:.1f} | {run['MB']:,.0f} |")

@@ -248,6 +248,8 @@ def train(args: list[str]) -> int:
     try:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
     except SystemExit as stop:
+        if stop.code == 1:  # so Lightning leaves on a Ctrl-C that comes before our handler is there, or after
+            raise KeyboardInterrupt from None
         if stop.code in (130, 143):
             note(
                 f"Stopped after step {cli.trainer.global_step}. "

@@ -54,17 +54,22 @@ class TextMetrics(nn.Module):
 
     def __init__(self, lengths: torch.Tensor):
         super().__init__()
-        self.register_buffer("lengths", lengths, persistent=False)
+        self.lengths = lengths  # no buffer: weight averaging swaps those
         self.loss = MeanMetric()
         self.bits_per_char = BitsPerCharacter()
         self.accuracy = MulticlassAccuracy(len(lengths), average="micro", validate_args=False)
+
+    def characters(self, targets: torch.Tensor) -> torch.Tensor:
+        """How many characters these tokens stand for."""
+        self.lengths = self.lengths.to(targets.device)
+        return self.lengths[targets].sum()
 
     def update(self, logits: torch.Tensor, targets: torch.Tensor) -> None:
         """Add a batch of `(B, T, V)` logits and its `(B, T)` targets."""
         logits, targets = logits.flatten(0, 1).float(), targets.flatten()
         loss = F.cross_entropy(logits, targets)
         self.loss.update(loss, weight=targets.numel())
-        self.bits_per_char.update(loss * targets.numel(), self.lengths[targets].sum())
+        self.bits_per_char.update(loss * targets.numel(), self.characters(targets))
         self.accuracy.update(logits, targets)
 
     def compute(self) -> dict[str, torch.Tensor]:

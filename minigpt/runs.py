@@ -6,6 +6,7 @@ A run is a folder such as `lightning_logs/tiny/version_0`, with `checkpoints/las
 import glob
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import torch
@@ -90,7 +91,7 @@ def read_checkpoint(file: Path) -> dict:
         made_by = Version(checkpoint["minigpt"]["version"])
     except (KeyError, TypeError, InvalidVersion) as error:
         raise MiniGPTError(f"'{file}' is not a checkpoint of minigpt. Name one that scripts/train.py wrote.") from error
-    if "data" in checkpoint["minigpt"]:
+    if isinstance(checkpoint["minigpt"].get("data"), dict):
         checkpoint["minigpt"]["data"] = BEFORE_TOKENIZERS | checkpoint["minigpt"]["data"]
     if made_by > Version(minigpt.__version__):
         raise MiniGPTError(
@@ -101,6 +102,9 @@ def read_checkpoint(file: Path) -> dict:
 
 def _read_own(file: Path) -> dict:
     try:
+        with zipfile.ZipFile(file) as archive:  # torch does not look at the checksums that it writes
+            if archive.testzip() or any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise ValueError("a checksum that differs, or a member that torch.save would not have written")
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has a different exception for each way a file can be broken
         raise MiniGPTError(

@@ -35,7 +35,10 @@ MODERN = [
 ]  # fmt: skip
 
 
-MAPPED = ["--data.in_memory_mb", "0", "--data.tokenizer", "bpe", "--data.max_vocab_size", "400"]
+MAPPED = [
+    "--data.in_memory_mb", "0", "--data.tokenizer", "bpe", "--data.max_vocab_size", "400",
+    "--trainer.callbacks+", "lightning.pytorch.callbacks.EMAWeightAveraging",
+]  # fmt: skip
 
 
 class Interrupt(Callback):

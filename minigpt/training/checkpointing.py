@@ -74,7 +74,7 @@ class Checkpoints(Checkpoint):
         self._lock: FileLock | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the run folder, hold it for this process alone, and take over Ctrl-C.
+        """Find the run folder, hold it for this process alone, and take over Ctrl-C and SIGTERM.
 
         Raises:
             MiniGPTError: Another process is training this run.
@@ -89,7 +89,8 @@ class Checkpoints(Checkpoint):
             raise MiniGPTError(
                 f"Another process is training {os.path.relpath(run_dir)}. Wait for its end, or start a new run."
             ) from error
-        self._previous_handlers[signal.SIGINT] = signal.signal(signal.SIGINT, self._note_signal)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous_handlers[number] = signal.signal(number, self._note_signal)
 
     def state_dict(self) -> dict[str, Any]:
         """The loss to beat."""
@@ -101,8 +102,10 @@ class Checkpoints(Checkpoint):
             self.best_loss = state_dict["best_loss"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over SIGTERM, which Lightning has taken; after a resume, run the validation that `last` preceded."""
-        self._previous_handlers[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._note_signal)
+        """Take SIGTERM back from Lightning; after a resume, run the validation that `last` preceded."""
+        if self.signal:  # it came since `setup`: nothing has been done that could be saved
+            raise SystemExit(128 + self.signal)
+        signal.signal(signal.SIGTERM, self._note_signal)
         self._step = trainer.global_step
         if self._step and validation_due(trainer):
             trainer.validating = True

@@ -74,17 +74,29 @@ class TrainParser(LightningArgumentParser):
             if flag in ("-c", "--config") and (value or args[position + 1 :]):
                 self._check_file(value or args[position + 1], trusted)
 
-    def _check_file(self, path: str, trusted: list[str]) -> None:
+    @staticmethod
+    def read_recipe(path: str) -> dict:
+        """The settings in a config file, as plain values.
+
+        Raises:
+            MiniGPTError: It cannot be read, is no YAML, or holds no settings.
+        """
         try:
-            recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise MiniGPTError(f"The config file '{path}' cannot be read. {_nearest_config(path)}") from error
-        except yaml.YAMLError as error:
+        try:
+            recipe = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2024-99-99 is a ValueError
             mark = getattr(error, "problem_mark", None)
             where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
             raise MiniGPTError(f"The config file '{path}' is broken YAML{where}. Mend it there.") from error
         if not isinstance(recipe, dict):
             raise MiniGPTError(f"The config file '{path}' holds no settings. Start from a copy of configs/tiny.yaml.")
+        return recipe
+
+    def _check_file(self, path: str, trusted: list[str]) -> None:
+        recipe = self.read_recipe(path)
         if recipe.get("allow_code") is not None:
             raise MiniGPTError(f"The config file '{path}' sets allow_code, which only the command line can. Drop it.")
         trust.check_names(recipe, path, trusted)

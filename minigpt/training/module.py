@@ -146,7 +146,7 @@ class LitLanguageModel(LightningModule):
         """Learn from the data how many characters each token stands for, and what the floors are."""
         datamodule = self.trainer.datamodule
         if isinstance(datamodule, TextDataModule):
-            self.val_metrics.lengths.copy_(datamodule.tokenizer.lengths)
+            self.val_metrics.lengths = datamodule.tokenizer.lengths
             self._floors = {f"floors/{name}": bits for name, bits in datamodule.floors.items()}
 
     def on_train_start(self) -> None:
@@ -189,7 +189,7 @@ class LitLanguageModel(LightningModule):
                 group["lr"] = group["base_lr"] * factor
         # Logging costs as much as a step of a small model: it is done on the steps that are written, on no other.
         if step == 1 or (trainer.log_every_n_steps and step % trainer.log_every_n_steps == 0):
-            self._losses.append(torch.stack([loss.detach(), self.val_metrics.lengths[y].float().mean()]))
+            self._losses.append(torch.stack([loss.detach(), self.val_metrics.characters(y) / y.numel()]))
             if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
                 self._record_train(*torch.stack(self._losses).mean(0), step)
                 self._losses.clear()
