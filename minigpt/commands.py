@@ -256,6 +256,8 @@ def train(args: list[str]) -> int:
                 f"Go on with: {_bin()}python scripts/train.py {_again(args, cli.run_dir, cli.datamodule.corpus.path)}"
             )
         raise
+    if not cli.trainer.is_global_zero:
+        return 0
     if "val/loss" in cli.trainer.callback_metrics:
         _summary(cli, time.monotonic() - started)
     else:

@@ -4,6 +4,7 @@ An error's message is what the person reads: one or two plain sentences that nam
 `commands.py` is the only place that catches it, prints it and exits with status 2.
 """
 
+import os
 import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -14,8 +15,9 @@ class MiniGPTError(Exception):
 
 
 def note(text: str) -> None:
-    """Tell the person something that is no mistake, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """Tell the person something that is no mistake, on stderr; of several processes of a training the first does."""
+    if all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+        print(text, file=sys.stderr, flush=True)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

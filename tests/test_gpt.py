@@ -164,3 +164,15 @@ def test_llama_gives_hugging_faces_logits(seed, n_kv_head, n_layer, n_head, n_em
 def test_what_does_not_fit_is_refused_by_name(settings, words):
     with pytest.raises(MiniGPTError, match=words):
         GPT(10, 8, **settings)
+
+
+def test_weight_averaging_leaves_the_tables_of_positions_alone():
+    model = GPT(30, block_size=64, n_layer=1, n_head=2, n_embd=16, preset="modern")
+    averaged = torch.optim.swa_utils.AveragedModel(
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.999), use_buffers=True
+    )
+    for _ in range(50):
+        averaged.update_parameters(model)
+    assert torch.equal(averaged.module.cos, model.cos)
+    assert torch.equal(averaged.module.sin, model.sin)
+    assert model.to(torch.bfloat16).cos.dtype == torch.bfloat16, "they go where the weights go"

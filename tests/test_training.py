@@ -26,7 +26,7 @@ def fit(*args: str) -> MiniGPTCLI:
 def curves(run_dir) -> dict[str, list[tuple[int, float | str]]]:
     """What TensorBoard shows of a run: tag to (step, value), in files' order, a step back hiding what it repeats."""
     shown: dict[str, list] = {}
-    for file in sorted(run_dir.glob("events.*"), key=lambda file: int(file.suffix[1:])):  # a count within a process
+    for file in sorted(run_dir.glob("events.*"), key=lambda file: (file.name.split(".")[3], int(file.suffix[1:]))):
         for event in EventFileLoader(str(file)).Load():
             purge = event.step if event.HasField("session_log") else None
             shows = ("scalars", "text")  # the layout of combined charts is no curve

@@ -111,16 +111,26 @@ class BatchOrder(Sampler):
         seed: The key of the permutations.
         start: The first batch that iteration yields.
         cycle: Draw the first so many batches over and over; None for all.
+        rows: The part of each batch that iteration yields.
     """
 
     _AHEAD = 8192  # starts computed in one go while iterating; for a few alone, the operations cost as much
 
-    def __init__(self, n_windows: int, batch_size: int, seed: int, start: int = 0, cycle: int | None = None):
+    def __init__(
+        self,
+        n_windows: int,
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        cycle: int | None = None,
+        rows: slice = slice(None),
+    ):
         self.n_windows = n_windows
         self.batch_size = batch_size
         self.seed = seed
         self.start = start
         self.cycle = cycle
+        self.rows = rows
 
     def batches(self, first: int, count: int) -> torch.Tensor:
         """The `(count, B)` window starts of batches `first`, `first + 1`, ..."""
@@ -139,7 +149,7 @@ class BatchOrder(Sampler):
         while True:
             first = batch % self.cycle if self.cycle else batch
             count = min(ahead, self.cycle - first) if self.cycle else ahead
-            yield from self.batches(first, count).unbind()
+            yield from self.batches(first, count)[:, self.rows].unbind()
             batch += count
 
 

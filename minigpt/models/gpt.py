@@ -4,6 +4,7 @@ Shapes: `B` batch, `T` tokens, `C` width (n_embd), `H` heads, `D` head size (C /
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -136,9 +137,7 @@ class GPT(nn.Module):
         self.embed = nn.Embedding(vocab_size, n_embd)
         learned = settings["position"] == "learned"
         self.position = nn.Embedding(block_size, n_embd) if learned else None
-        if not learned:
-            for name, table in zip(("cos", "sin"), rope_tables(block_size, n_embd // n_head), strict=True):
-                self.register_buffer(name, table, persistent=False)
+        self.cos, self.sin = (None, None) if learned else rope_tables(block_size, n_embd // n_head)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Block(n, n_embd, n_head, n_kv_head, dropout, settings) for n in range(n_layer))
         self.norm = make_norm(n_embd, settings)
@@ -146,6 +145,12 @@ class GPT(nn.Module):
         self._initialise()
         if settings["tie_weights"]:
             self.lm_head.weight = self.embed.weight
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "GPT":
+        # The tables go where the weights go, but are no buffers: weight averaging would average those, and round.
+        if self.cos is not None:
+            self.cos, self.sin = fn(self.cos), fn(self.sin)
+        return super()._apply(fn, recurse)
 
     def _initialise(self) -> None:
         """GPT-2's: normal of 0.02, the layers that write to the residual stream divided by the root of their number."""

@@ -102,12 +102,18 @@ class Progress(ProgressBar):
             raise MiniGPTError(f"progress.every_n_steps is {every_n_steps}. Give it a whole number of 1 or more.")
         self.every_n_steps = every_n_steps
         self._bar: tqdm | None = None
+        self._silent = False
+
+    def disable(self) -> None:
+        """Write nothing: of several processes the first writes."""
+        self._silent = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar at the step that training stands at."""
         total = trainer.max_steps if trainer.max_steps > 0 else None
         self._bar = tqdm(
-            total=total, initial=trainer.global_step, unit="step", file=sys.stderr, disable=not sys.stderr.isatty(),
+            total=total, initial=trainer.global_step, unit="step", file=sys.stderr,
+            disable=self._silent or not sys.stderr.isatty(),
             dynamic_ncols=True, leave=False,
         )  # fmt: skip
         self._step, self._mark = trainer.global_step, (trainer.global_step, time.monotonic())
@@ -137,6 +143,8 @@ class Progress(ProgressBar):
             self._bar.close()
 
     def _line(self, trainer: Trainer, pl_module: LightningModule, validation: str = "") -> None:
+        if self._silent:
+            return
         (from_step, then), now = self._mark, time.monotonic()
         speed = (self._step - from_step) / (now - then)
         self._mark = (self._step, now)

@@ -81,14 +81,15 @@ class Checkpoints(Checkpoint):
         """
         run_dir = Path(trainer.log_dir).absolute()
         self.folder = run_dir / "checkpoints"
-        run_dir.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(run_dir / ".lock")  # the system lets go of it when the process ends, however it ends
-        try:
-            self._lock.acquire(blocking=False)
-        except Timeout as error:
-            raise MiniGPTError(
-                f"Another process is training {os.path.relpath(run_dir)}. Wait for its end, or start a new run."
-            ) from error
+        if trainer.is_global_zero:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(run_dir / ".lock")  # the system lets go of it when the process ends, however it ends
+            try:
+                self._lock.acquire(blocking=False)
+            except Timeout as error:
+                raise MiniGPTError(
+                    f"Another process is training {os.path.relpath(run_dir)}. Wait for its end, or start a new run."
+                ) from error
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous_handlers[number] = signal.signal(number, self._note_signal)
 
@@ -103,8 +104,8 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take SIGTERM back from Lightning; after a resume, run the validation that `last` preceded."""
-        if self.signal:  # it came since `setup`: nothing has been done that could be saved
-            raise SystemExit(128 + self.signal)
+        if number := self._agreed_signal(trainer):  # it came since `setup`: nothing has been done that could be saved
+            raise SystemExit(128 + number)
         signal.signal(signal.SIGTERM, self._note_signal)
         self._step = trainer.global_step
         if self._step and validation_due(trainer):
@@ -128,16 +129,25 @@ class Checkpoints(Checkpoint):
         if step == self._step:  # in the middle of gradient accumulation: not a state to save
             return
         self._step = step
+        number = self._agreed_signal(trainer)
         final = step == trainer.max_steps
-        due = final or self.signal or step % self.every_n_steps == 0 or validation_due(trainer)
+        due = final or number or step % self.every_n_steps == 0 or validation_due(trainer)
         if due or pl_module.last_record.get("step") == step:
             self._check_numbers(trainer, pl_module, outputs["loss"])
         if final:
             trainer.should_stop = True  # makes Lightning validate now, whatever the interval
         elif due:
             self._save(trainer, "last.ckpt")
-        if self.signal:
-            raise SystemExit(128 + self.signal)
+        if number:
+            raise SystemExit(128 + number)
+
+    def _agreed_signal(self, trainer: Trainer) -> int | None:
+        """The signal to leave by; one that one of several processes got stops all of them, at the same step."""
+        if trainer.world_size == 1:
+            return self.signal
+        number = torch.tensor(self.signal or 0, device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
+        return int(number)
 
     def _check_numbers(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
         if loss.isfinite() and all(parameter.isfinite().all() for parameter in pl_module.parameters()):
@@ -151,12 +161,14 @@ class Checkpoints(Checkpoint):
         )
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Leave in mid-validation if a signal came; there is nothing new to save."""
-        if self.signal:
+        """Leave in mid-validation if a signal came; there is nothing new to save. Several processes leave after it."""
+        if self.signal and trainer.world_size == 1:
             raise SystemExit(128 + self.signal)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write `best` if the validation loss is the lowest so far, and the final `last`."""
+        if number := self._agreed_signal(trainer):
+            raise SystemExit(128 + number)
         loss = trainer.callback_metrics["val/loss"].item()
         if loss < self.best_loss:
             self.best_loss = loss

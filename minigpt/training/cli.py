@@ -14,7 +14,7 @@ import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from minigpt import runs
@@ -292,16 +292,20 @@ class MiniGPTCLI(LightningCLI):
                 enable_model_summary=False,
                 val_check_interval=every_n_steps * trainer.accumulate_grad_batches or sys.maxsize,
                 check_val_every_n_epoch=None,
+                use_distributed_sampler=False,  # the batches are shared out already
                 plugins=[*(plugins if isinstance(plugins, list) else [plugins]), WholeFileCheckpointIO()],
             )
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             raise MiniGPTError(f"Lightning's Trainer refuses its settings: {' '.join(str(error).split())}") from error
-        if not isinstance(trainer.strategy, SingleDeviceStrategy):
-            raise MiniGPTError("minigpt trains on one device for now. Set --trainer.devices 1 and no strategy.")
+        if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+            raise MiniGPTError(
+                "minigpt trains on one device, or on several with --trainer.strategy ddp. Set one of them."
+            )
         return trainer
 
     def after_instantiate_classes(self) -> None:
         """Settle which run this is: a new one, or the one that a checkpoint continues."""
+        self.datamodule.check_processes(self.trainer.world_size)
         root = Path(self.trainer.default_root_dir) / runs.ROOT
         self.run_dir: Path | None = None
         self.finished = False
@@ -319,6 +323,9 @@ class MiniGPTCLI(LightningCLI):
             self.finished = 0 < self.trainer.max_steps <= start
             self.run_dir = self._run_to_continue(start)
         self.model.set_schedule(horizon or self.trainer.max_steps)
+        if not self.trainer.is_global_zero:
+            self.run_dir = self.run_dir or root  # the first process makes the folder; Lightning tells the others
+            return
         if self.run_dir is None and not self.finished:
             self.run_dir = _new_run(root / self.name)
             (self.run_dir / "config.yaml").write_text(self._recipe(), encoding="utf-8")

@@ -28,7 +28,7 @@ class TextDataModule(LightningDataModule):
         max_vocab_size: The most words or byte pairs; null for 4,096.
         byte_fallback: Spell characters that the text lacks in bytes, which takes 256 more tokens; for char alone.
         block_size: Tokens in a window: the context that the model is trained with; smaller where the text is too short.
-        batch_size: Windows in a batch.
+        batch_size: Windows in a batch, of all processes together.
         val_fraction: The share of the text, taken from its end, that is kept for validation.
         max_val_tokens: At most so many tokens are scored at each validation while training; null for all of them, or
             for 2 ** 20 of a text that is too large for memory.
@@ -157,16 +157,47 @@ class TextDataModule(LightningDataModule):
         return self.tokenizer.vocab_size
 
     def train_dataloader(self) -> DataLoader:
-        """Endless batches of `(B, T)` ids and their targets, from the step on that training stands at."""
+        """Endless batches of `(B, T)` ids and their targets, from the step on that training stands at.
+
+        Of several processes each takes its rows of the same batch, `(B / world size, T)`.
+        """
         dataset = CharDataset(self.train_ids, self.block_size)
         start = self.trainer.global_step * self.trainer.accumulate_grad_batches if self.trainer else 0
-        order = BatchOrder(len(dataset), self.batch_size, self.seed, start, self.overfit_batches)
+        rank, world_size = self._processes()
+        order = BatchOrder(
+            len(dataset), self.batch_size, self.seed, start, self.overfit_batches, slice(rank, None, world_size)
+        )
         return DataLoader(dataset, batch_size=None, sampler=order, collate_fn=_as_it_is)
 
     def val_dataloader(self) -> DataLoader:
         """The validation text as windows that follow each other."""
         windows = eval_windows(self.val_ids, self.block_size, self.vocab_size, self.max_val_tokens)
-        return DataLoader(windows, batch_size=None, collate_fn=_as_it_is)
+        rank, world_size = self._processes()
+        if len(windows) < world_size:
+            windows.batch_size = 1
+        mine = range(rank, len(windows), world_size)
+        return DataLoader(windows, batch_size=None, sampler=mine, collate_fn=_as_it_is)
+
+    def check_processes(self, world_size: int) -> None:
+        """Make sure that each of so many processes gets something to train and to validate on.
+
+        Raises:
+            MiniGPTError: They cannot share a batch evenly, or the validation text.
+        """
+        if self.batch_size % world_size:
+            raise MiniGPTError(
+                f"data.batch_size is {self.batch_size}, which {world_size} processes cannot share evenly. Make it "
+                f"{self.batch_size + -self.batch_size % world_size}, or change trainer.devices."
+            )
+        if (len(self.val_ids) - 1) // self.block_size < world_size > 1:
+            raise MiniGPTError(
+                f"The validation text has {len(self.val_ids)} tokens, too few windows of {self.block_size} for "
+                f"{world_size} processes. Lower trainer.devices, or raise data.val_fraction."
+            )
+
+    def _processes(self) -> tuple[int, int]:
+        """Which process of how many this is."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def describe(self, run_dir: str) -> dict:
         """What a checkpoint keeps of the data, in plain values: enough to sample, to evaluate and to check a resume.

@@ -178,7 +178,9 @@ class LitLanguageModel(LightningModule):
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
         """The mean cross-entropy of a batch of windows."""
         # The randomness of a step is a function of (seed, step) as its batch is, so a resume has nothing to restore.
-        _seed_generators(self.device, derive_seed(self.hparams.seed, "step", self.trainer.fit_loop.total_batch_idx))
+        rank = [self.trainer.global_rank] * (self.trainer.world_size > 1)
+        place = ("step", self.trainer.fit_loop.total_batch_idx, *rank)
+        _seed_generators(self.device, derive_seed(self.hparams.seed, *place))
         x, y = batch
         loss = F.cross_entropy(self.model(x).flatten(0, 1), y.flatten())
         trainer = self.trainer
@@ -191,7 +193,8 @@ class LitLanguageModel(LightningModule):
         if step == 1 or (trainer.log_every_n_steps and step % trainer.log_every_n_steps == 0):
             self._losses.append(torch.stack([loss.detach(), self.val_metrics.characters(y) / y.numel()]))
             if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-                self._record_train(*torch.stack(self._losses).mean(0), step)
+                means = torch.stack(self._losses).mean(0)
+                self._record_train(*trainer.strategy.reduce(means, reduce_op="mean"), step)
                 self._losses.clear()
         return loss
 

@@ -1,0 +1,86 @@
+"""Two processes train as one does, and what stops them leaves no trace either."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, TINY
+from test_resume import same, state
+from test_training import curves
+
+pytestmark = pytest.mark.slow
+
+MODEL = [
+    "--model.name", "gpt", "--model.preset", "modern", "--model.n_layer", "1", "--model.n_head", "2",
+    "--model.n_embd", "16", "--data.block_size", "32", "--data.batch_size", "8", "--trainer.accelerator", "cpu",
+    "--validation.every_n_steps", "50", "--checkpoint.every_n_steps", "20", "--samples.every_n_steps", "0",
+    "--trainer.log_every_n_steps", "10",
+]  # fmt: skip
+TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+EXACT = [
+    *MODEL, *TWO, "--trainer.max_steps", "120", "--model.dropout", "0.2", "--model.optimizer", "muon",
+    "--trainer.accumulate_grad_batches", "2", "--progress.every_n_steps", "10",
+    "--trainer.callbacks+", "lightning.pytorch.callbacks.EMAWeightAveraging",
+]  # fmt: skip
+
+
+def start(*flags: str, launcher: tuple[str, ...] = (sys.executable,)) -> subprocess.Popen:
+    command = [*launcher, str(ROOT / "scripts" / "train.py"), "--config", TINY, *flags]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=one_thread, start_new_session=True
+    )
+
+
+def finish(process: subprocess.Popen) -> Path:
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert out.count("validation loss") == 1, "the first process speaks for all"
+    assert err.count("parameters, on cpu") == 1
+    return max(Path("lightning_logs/tiny").iterdir())
+
+
+def test_two_processes_see_the_same_batches_and_give_the_same_losses():
+    flags = [*MODEL, "--trainer.max_steps", "200"]
+    one, two = (curves(finish(start(*flags, *more))) for more in ([], TWO))
+    assert one.keys() == two.keys()
+    for tag in ("train/loss", "val/loss", "val/bits_per_char", "val/accuracy"):
+        assert len(one[tag]) == len(two[tag]) > 3
+        for (step, value), (other_step, other) in zip(one[tag], two[tag], strict=True):
+            assert step == other_step
+            assert value == pytest.approx(other, abs=1e-5), (tag, step)
+
+
+def test_torchrun_starts_it_too():
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517")
+    run = finish(start(*MODEL, *TWO, "--trainer.max_steps", "10", launcher=torchrun))
+    assert state(run)["global_step"] == 10
+    assert len(list(run.parent.iterdir())) == 1
+
+
+def test_two_processes_that_are_stopped_end_with_the_same_bits():
+    whole = finish(start(*EXACT))
+    line = [*EXACT, "--ckpt_path", "last", "--trainer.default_root_dir", "stopped"]
+    for number, step in ((signal.SIGTERM, 30), (signal.SIGINT, 50), (signal.SIGKILL, 90)):
+        process = start(*line)
+        for text in process.stderr:
+            if text.startswith(f"step {step}/"):
+                os.killpg(process.pid, number) if number != signal.SIGTERM else process.send_signal(number)
+                break
+        rest = process.communicate(timeout=60)[1]
+        assert process.returncode == {signal.SIGKILL: -9}.get(number, 128 + number), rest
+        if number != signal.SIGKILL:
+            assert "Traceback" not in rest
+            assert rest.count("Go on with:") == 1
+    process = start(*line)
+    assert process.communicate(timeout=120) is not None
+    assert process.returncode == 0
+    (run,) = Path("stopped/lightning_logs/tiny").iterdir()
+    assert same(state(run), state(whole))
+    assert curves(run) == curves(whole)
+    best = [torch.load(r / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"] for r in (run, whole)]
+    assert same(*best)
