@@ -1,6 +1,7 @@
 """The ladder's rungs are comparable, and its page holds what was run. (Speed is measured, never tested.)"""
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -49,3 +50,13 @@ def test_a_rung_is_trained_and_put_on_the_page(folder, monkeypatch):
     pytest.importorskip("matplotlib")
     ladder.plot(runs, folder / "ladder" / "exemple", "title")
     assert {path.suffix for path in (folder / "ladder").iterdir()} == {".json", ".png", ".svg"}
+
+
+@pytest.mark.slow
+def test_a_few_kills_leave_no_trace():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "chaos.py"), "--kills", "6"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "kills: 6" in done.stdout
+    assert "differing runs: 0" in done.stdout

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -211,6 +212,36 @@ def test_another_tokenizer_than_the_checkpoints_is_refused(call, folder):
     result = call("evaluate", "--ckpt_path", str(last))
     assert result.status == 2
     assert "token 259 is" in result.err
+
+
+def test_what_keeps_the_bits_from_being_the_same_is_said(train, monkeypatch):
+    assert "last bits" not in train("--trainer.max_steps", "4").err
+    assert "last bits" not in train("--trainer.max_steps", "5", "--ckpt_path", "last").err
+    result = train("--trainer.max_steps", "6", "--ckpt_path", "last", "--trainer.precision", "bf16-mixed")
+    assert "last bits will not be those of an undisturbed run: precision bf16-mixed in place of 32" in result.err
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
+    result = train("--trainer.max_steps", "7", "--ckpt_path", "last")
+    assert "threads 99 in place of" in result.err
+
+
+@pytest.mark.parametrize("step", [47, 48, 49])
+def test_a_stop_at_the_end_of_a_pass_over_the_text_leaves_no_trace(folder, undisturbed, step):
+    (folder / "short.txt").write_text("un matin, il fit beau; le soir, il plut. " * 7, encoding="utf-8")
+    few = [*SHORT, "--data.path", str(folder / "short.txt")]
+    whole = fit(*few, "--trainer.default_root_dir", "whole").run_dir
+    fit(*few, "--ckpt_path", "last", stop=Interrupt(step))
+    again = fit(*few, "--ckpt_path", "last")
+    windows = len(again.datamodule.train_ids) - 64
+    assert windows // 4 == 48, "a pass ends in batch 48"
+    assert same(state(again.run_dir), state(whole))
+
+
+def test_runs_that_start_at_the_same_time_take_folders_of_their_own(folder):
+    from minigpt.training.cli import _new_run
+
+    with ThreadPoolExecutor(8) as threads:
+        made = list(threads.map(lambda _: _new_run(folder / "tiny"), range(40)))
+    assert sorted(int(path.name.removeprefix("version_")) for path in made) == list(range(40))
 
 
 def test_a_finished_run_is_left_alone(train, folder):

@@ -43,6 +43,17 @@ class WholeFileCheckpointIO(TorchCheckpointIO):
             raise
 
 
+def made_with(trainer: Trainer) -> dict[str, str]:
+    """What the bits of a training depend on besides its settings."""
+    device = trainer.strategy.root_device
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {
+        "torch": str(torch.__version__), "device": gpu, "processor's instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()), "processes": str(trainer.world_size),
+        "precision": str(trainer.precision),
+    }  # fmt: skip
+
+
 def validation_due(trainer: Trainer) -> bool:
     """Whether a validation follows the optimizer step just done: on the interval, and once at the end."""
     if trainer.should_stop or trainer.global_step == trainer.max_steps:

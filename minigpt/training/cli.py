@@ -25,7 +25,7 @@ from minigpt.errors import MiniGPTError, did_you_mean, note
 from minigpt.models import n_parameters
 from minigpt.training import trust
 from minigpt.training.callbacks import Progress, Samples
-from minigpt.training.checkpointing import Checkpoints, WholeFileCheckpointIO
+from minigpt.training.checkpointing import Checkpoints, WholeFileCheckpointIO, made_with
 from minigpt.training.datamodule import TextDataModule
 from minigpt.training.module import LitLanguageModel
 
@@ -319,6 +319,9 @@ class MiniGPTCLI(LightningCLI):
                     f"'{self.checkpoint}' is an export, which cannot be trained on. Name its run instead."
                 )
             self._check_same(checkpoint)
+            then, now = checkpoint["minigpt"].get("made_with", {}), made_with(self.trainer)
+            if others := [f"{key} {now[key]} in place of {then[key]}" for key in then if then[key] != now.get(key)]:
+                note(f"The last bits will not be those of an undisturbed run: {', '.join(others)}.")
             start, horizon = checkpoint["global_step"], checkpoint["minigpt"]["horizon"]
             self.finished = 0 < self.trainer.max_steps <= start
             self.run_dir = self._run_to_continue(start)

@@ -14,6 +14,7 @@ from minigpt.errors import MiniGPTError
 from minigpt.evaluation import TextMetrics
 from minigpt.models import build_model
 from minigpt.seeds import derive_seed
+from minigpt.training.checkpointing import made_with
 from minigpt.training.datamodule import TextDataModule
 from minigpt.training.optim import MuonAdamW, parameter_groups, schedule
 
@@ -240,6 +241,7 @@ class LitLanguageModel(LightningModule):
             "data": datamodule.describe(self.trainer.log_dir),
             "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
             "horizon": self.horizon,
+            "made_with": made_with(self.trainer),
             "last_record": self.last_record,
         }
 
