@@ -48,7 +48,7 @@ def made_with(trainer: Trainer) -> dict[str, str]:
     device = trainer.strategy.root_device
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
-        "torch": str(torch.__version__), "device": gpu, "processor's instructions": torch.backends.cpu.get_cpu_capability(),
+        "torch": str(torch.__version__), "device": gpu, "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()), "processes": str(trainer.world_size),
         "precision": str(trainer.precision),
     }  # fmt: skip
