@@ -250,11 +250,12 @@ def train(args: list[str]) -> int:
     except SystemExit as stop:
         if stop.code == 1:  # so Lightning leaves on a Ctrl-C that comes before our handler is there, or after
             raise KeyboardInterrupt from None
-        if stop.code in (130, 143):
+        if stop.code > 128:
             note(
                 f"Stopped after step {cli.trainer.global_step}. "
                 f"Go on with: {_bin()}python scripts/train.py {_again(args, cli.run_dir, cli.datamodule.corpus.path)}"
             )
+        gc.freeze()
         raise
     if not cli.trainer.is_global_zero:
         return 0

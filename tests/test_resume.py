@@ -405,3 +405,38 @@ def test_a_second_signal_stops_at_once(folder):
     assert done.stdout == "still here\n"
     assert done.returncode == -signal.SIGINT
     assert time.monotonic() - start < 25
+
+
+@pytest.mark.slow
+def test_slurms_requeue_signal_ends_the_step_and_queues_the_job_again(folder, undisturbed):
+    scontrol = folder / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" > {folder}/requeued\n')
+    scontrol.chmod(0o755)
+    slurm = {
+        "NTASKS": "1",
+        "NTASKS_PER_NODE": "1",
+        "JOB_NAME": "train",
+        "JOB_ID": "4321",
+        "PROCID": "0",
+        "LOCALID": "0",
+    }
+    there = {f"SLURM_{key}": value for key, value in slurm.items()} | {"SLURM_NODEID": "0", "SLURM_NODELIST": "here"}
+    environment = os.environ | there | {"PATH": f"{scontrol.parent}:{os.environ['PATH']}"}
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), "--config", TINY, *SHORT]
+    command += ["--trainer.max_steps", "4000", "--progress.every_n_steps", "10", "--ckpt_path", "last"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment)
+    for line in process.stderr:
+        if line.startswith("step 50/"):
+            process.send_signal(signal.SIGUSR1)
+            break
+    rest = process.stderr.read()
+    assert process.wait() == 128 + signal.SIGUSR1, rest
+    assert (folder / "requeued").read_text() == "requeue 4321\n"
+    run_dir = folder / "lightning_logs" / "tiny" / "version_0"
+    reached = state(run_dir)["global_step"]
+    assert 50 <= reached < 4000
+    assert not list(folder.rglob("hpc_ckpt*")), "Lightning's own would be written in the middle of a step"
+    target = ["--trainer.max_steps", str(reached + 17)]
+    fit(*SHORT, *target, "--ckpt_path", "last")
+    assert same(state(run_dir), state(fit(*SHORT, *target).run_dir))

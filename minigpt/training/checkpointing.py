@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from minigpt.errors import MiniGPTError
+from minigpt.errors import MiniGPTError, note
 
 
 class WholeFileCheckpointIO(TorchCheckpointIO):
@@ -69,6 +71,7 @@ class Checkpoints(Checkpoint):
     final step comes after its validation, so that a checkpoint at max_steps means a run with nothing left to do.
     Ctrl-C or SIGTERM ends the step, writes `last` and leaves with status 130 or 143; a second one stops at once. In the
     final step and its validation the first leaves `last` as it was: a resume repeats the steps since, to the same bits.
+    Under SLURM the requeue signal does the same, and has the job queued again.
 
     Args:
         every_n_steps: Optimizer steps between two writes of last.ckpt; it is also written at each validation.
@@ -83,6 +86,7 @@ class Checkpoints(Checkpoint):
         self._step = 0
         self._previous_handlers: dict[int, Any] = {}
         self._lock: FileLock | None = None
+        self._requeue_signal: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the run folder, hold it for this process alone, and take over Ctrl-C and SIGTERM.
@@ -101,7 +105,10 @@ class Checkpoints(Checkpoint):
                 raise MiniGPTError(
                     f"Another process is training {os.path.relpath(run_dir)}. Wait for its end, or start a new run."
                 ) from error
-        for number in (signal.SIGINT, signal.SIGTERM):
+        environment = trainer._accelerator_connector.cluster_environment
+        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+            self._requeue_signal = environment.requeue_signal
+        for number in filter(None, (signal.SIGINT, signal.SIGTERM, self._requeue_signal)):
             self._previous_handlers[number] = signal.signal(number, self._note_signal)
 
     def state_dict(self) -> dict[str, Any]:
@@ -116,7 +123,7 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take SIGTERM back from Lightning; after a resume, run the validation that `last` preceded."""
         if number := self._agreed_signal(trainer):  # it came since `setup`: nothing has been done that could be saved
-            raise SystemExit(128 + number)
+            self._leave(trainer, number)
         signal.signal(signal.SIGTERM, self._note_signal)
         self._step = trainer.global_step
         if self._step and validation_due(trainer):
@@ -150,7 +157,7 @@ class Checkpoints(Checkpoint):
         elif due:
             self._save(trainer, "last.ckpt")
         if number:
-            raise SystemExit(128 + number)
+            self._leave(trainer, number)
 
     def _agreed_signal(self, trainer: Trainer) -> int | None:
         """The signal to leave by; one that one of several processes got stops all of them, at the same step."""
@@ -159,6 +166,18 @@ class Checkpoints(Checkpoint):
         number = torch.tensor(self.signal or 0, device=trainer.strategy.root_device)
         torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
         return int(number)
+
+    def _leave(self, trainer: Trainer, number: int) -> None:
+        """End the process; on SLURM's requeue signal, have the job queued again first, as Lightning's plugin would."""
+        if number == self._requeue_signal and trainer.is_global_zero:
+            job, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+            try:
+                subprocess.run(
+                    ["scontrol", "requeue", f"{job}_{task}" if job else os.environ["SLURM_JOB_ID"]], check=True
+                )
+            except (OSError, subprocess.CalledProcessError) as error:
+                note(f"The job could not be queued again: {error}.")
+        raise SystemExit(128 + number)
 
     def _check_numbers(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
         if loss.isfinite() and all(parameter.isfinite().all() for parameter in pl_module.parameters()):
@@ -174,12 +193,12 @@ class Checkpoints(Checkpoint):
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Leave in mid-validation if a signal came; there is nothing new to save. Several processes leave after it."""
         if self.signal and trainer.world_size == 1:
-            raise SystemExit(128 + self.signal)
+            self._leave(trainer, self.signal)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write `best` if the validation loss is the lowest so far, and the final `last`."""
         if number := self._agreed_signal(trainer):
-            raise SystemExit(128 + number)
+            self._leave(trainer, number)
         loss = trainer.callback_metrics["val/loss"].item()
         if loss < self.best_loss:
             self.best_loss = loss
