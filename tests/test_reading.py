@@ -89,7 +89,7 @@ def test_an_encoding_is_found_far_into_a_text_too(folder, monkeypatch, capfd):
         ("été ".encode() * 900 + b"\xc3", None, "byte 5400 is 0xc3"),
         ("été".encode("cp1252") * 900 + b"\x81", "cp1252", "not whole cp1252: byte 2700 is 0x81"),
         ("été".encode("utf-16") + b"\x00", None, "not whole utf-16: byte 8"),
-        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(range(256)) * 9, None, "not text: byte 0 is 0x89|byte 8 is 0x00"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(range(256)) * 9, None, "not text: byte 0 is 0x89"),
         (b"text, then " * 200 + b"\0", None, "not text: byte 2200 is 0x00"),
     ],
 )

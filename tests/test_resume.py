@@ -345,6 +345,21 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
     assert last.read_bytes() == good or all(w.isfinite().all() for w in weights)
 
 
+def test_a_fault_writes_nothing_and_names_the_last_good_checkpoint(folder, capfd):
+    class Fault(Callback):
+        def on_before_optimizer_step(self, trainer, *_):
+            if trainer.global_step == 14:
+                raise RuntimeError("a fault")
+
+    cli = MiniGPTCLI(["--config", TINY, *SHORT])
+    cli.trainer.callbacks.insert(0, Fault())
+    with pytest.raises(RuntimeError, match="a fault"):
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    last = "lightning_logs/tiny/version_0/checkpoints/last.ckpt"
+    assert f"The training broke in step 15; the last good checkpoint is {last}." in capfd.readouterr().err
+    assert state(cli.run_dir)["global_step"] == 10
+
+
 def test_a_write_that_fails_leaves_the_old_checkpoint(folder, monkeypatch):
     from minigpt import MiniGPTError
     from minigpt.training.checkpointing import WholeFileCheckpointIO

@@ -181,7 +181,9 @@ def _decode(stream: BinaryIO, name: str, encoding: str | None, found: dict[str, 
     only_ascii, first = True, True
     while True:
         if b"\0" in block and not (known and known.startswith(("utf-16", "utf-32"))):
-            raise _no_text(name, start + block.index(b"\0"), 0)
+            zero = block.index(b"\0")
+            bad = zero if start or known else _first_bad(block[:zero])
+            raise _no_text(name, start + bad, block[bad])
         try:
             text = decoder.decode(block, not block)
         except UnicodeDecodeError as error:
@@ -224,6 +226,15 @@ def _by_look(head: bytes, name: str, found: dict[str, str]) -> str | None:
     if max(zeros) > 0.4 and min(zeros) < 0.02:
         return _tell(name, "utf-16-le" if zeros[1] > zeros[0] else "utf-16-be", found)
     return None
+
+
+def _first_bad(block: bytes) -> int:
+    """The place of the first byte that is not UTF-8, or the end."""
+    try:
+        block.decode()
+        return len(block)
+    except UnicodeDecodeError as error:
+        return error.start
 
 
 def _is_utf8(block: bytes, bad: int) -> bool:

@@ -170,11 +170,10 @@ class Checkpoints(Checkpoint):
     def _leave(self, trainer: Trainer, number: int) -> None:
         """End the process; on SLURM's requeue signal, have the job queued again first, as Lightning's plugin would."""
         if number == self._requeue_signal and trainer.is_global_zero:
-            job, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+            array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+            job = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
             try:
-                subprocess.run(
-                    ["scontrol", "requeue", f"{job}_{task}" if job else os.environ["SLURM_JOB_ID"]], check=True
-                )
+                subprocess.run(["scontrol", "requeue", job], check=True)
             except (OSError, subprocess.CalledProcessError) as error:
                 note(f"The job could not be queued again: {error}.")
         raise SystemExit(128 + number)
@@ -182,13 +181,15 @@ class Checkpoints(Checkpoint):
     def _check_numbers(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
         if loss.isfinite() and all(parameter.isfinite().all() for parameter in pl_module.parameters()):
             return
-        last = self.folder / "last.ckpt"
-        good = f"the last good checkpoint is {os.path.relpath(last)}" if last.exists() else "there is no checkpoint yet"
         rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         raise MiniGPTError(
             f"The training broke at step {self._step}, at learning rate {rate:.4g}: the loss ({loss.item():.4g}) or a "
-            f"weight is no number. Lower the learning rates or set trainer.gradient_clip_val; {good}."
+            f"weight is no number. Lower the learning rates or set trainer.gradient_clip_val; {self._last_good()}."
         )
+
+    def _last_good(self) -> str:
+        last = self.folder / "last.ckpt"
+        return f"the last good checkpoint is {os.path.relpath(last)}" if last.exists() else "there is no checkpoint yet"
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Leave in mid-validation if a signal came; there is nothing new to save. Several processes leave after it."""
@@ -220,5 +221,7 @@ class Checkpoints(Checkpoint):
             self._lock.release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give them back; Lightning calls no other hook after an exception."""
+        """Give them back, since Lightning calls no other hook now; after a fault, say where the run can go on from."""
+        if isinstance(exception, Exception) and not isinstance(exception, MiniGPTError):
+            note(f"The training broke in step {self._step + 1}; {self._last_good()}.")
         self.teardown(trainer, pl_module, "fit")
