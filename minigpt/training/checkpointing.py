@@ -83,6 +83,7 @@ class Checkpoints(Checkpoint):
         self.every_n_steps = every_n_steps
         self.best_loss = math.inf
         self.signal: int | None = None
+        self.folder: Path | None = None
         self._step = 0
         self._previous_handlers: dict[int, Any] = {}
         self._lock: FileLock | None = None
@@ -222,6 +223,6 @@ class Checkpoints(Checkpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give them back, since Lightning calls no other hook now; after a fault, say where the run can go on from."""
-        if isinstance(exception, Exception) and not isinstance(exception, MiniGPTError):
+        if self.folder and isinstance(exception, Exception) and not isinstance(exception, MiniGPTError):
             note(f"The training broke in step {self._step + 1}; {self._last_good()}.")
         self.teardown(trainer, pl_module, "fit")

@@ -297,7 +297,10 @@ class MiniGPTCLI(LightningCLI):
             )
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             raise MiniGPTError(f"Lightning's Trainer refuses its settings: {' '.join(str(error).split())}") from error
-        if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+        strategy = trainer.strategy
+        if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)) or (
+            isinstance(strategy, DDPStrategy) and strategy._start_method != "popen"  # spawned ones cannot be pickled
+        ):
             raise MiniGPTError(
                 "minigpt trains on one device, or on several with --trainer.strategy ddp. Set one of them."
             )
