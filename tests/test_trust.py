@@ -108,6 +108,17 @@ def test_a_run_of_a_strangers_is_held_to_the_list_and_stays_where_it_is(call, st
     assert not (stranger / "outside").exists()
 
 
+def test_checkpoints_that_a_link_would_lead_elsewhere_are_not_written(call, folder, trained_run):
+    shutil.copytree(trained_run, folder / RUN)
+    shutil.move(folder / RUN / "checkpoints", folder / "outside")
+    (folder / RUN / "checkpoints").symlink_to(folder / "outside")
+    before = {file.name: file.read_bytes() for file in (folder / "outside").iterdir()}
+    result = call("train", "--ckpt_path", RUN, "--trainer.max_steps", "62")
+    assert result.status == 2
+    assert "leads out of its run folder" in result.err
+    assert {file.name: file.read_bytes() for file in (folder / "outside").iterdir()} == before
+
+
 class Evil:
     def __reduce__(self):
         return (open, ("acted", "w"))

@@ -93,10 +93,12 @@ class Checkpoints(Checkpoint):
         """Find the run folder, hold it for this process alone, and take over Ctrl-C and SIGTERM.
 
         Raises:
-            MiniGPTError: Another process is training this run.
+            MiniGPTError: Another process is training this run, or its checkpoints would be written elsewhere.
         """
         run_dir = Path(trainer.log_dir).absolute()
         self.folder = run_dir / "checkpoints"
+        if self.folder.resolve() != run_dir.resolve() / "checkpoints":
+            raise MiniGPTError(f"'{self.folder}' leads out of its run folder. Put a real folder in its place.")
         if trainer.is_global_zero:
             run_dir.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(run_dir / ".lock")  # the system lets go of it when the process ends, however it ends

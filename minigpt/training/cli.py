@@ -259,6 +259,7 @@ class MiniGPTCLI(LightningCLI):
         logs = run.absolute().parent.parent
         place = logs.parent if logs.name == runs.ROOT else Path.cwd()  # never where a stranger's settings say
         own = ["--config", str(run / "config.yaml"), "--trainer.default_root_dir", str(place)]
+        own += ["--data.cache_dir", "null"]
         corpus = runs.corpus_of(file, runs.read_checkpoint(file)["minigpt"]["data"])
         try:
             locate(corpus)
