@@ -47,6 +47,9 @@ EVIL = [
     "strategy: {class_path: stranger.Callback}",
     "profiler: stranger.Callback",
     "callbacks: other.yaml",
+    "callbacks: '[{class_path: stranger.Callback}]'",
+    "callbacks: ['{class_path: stranger.Callback}']",
+    'callbacks: "stranger.Callback\\n# a comment"',
 ]
 
 
@@ -68,6 +71,29 @@ def test_a_class_path_anywhere_is_refused(call, stranger, text):
     (stranger / "evil.yaml").write_text(text)
     assert call("train", "--config", TINY, "--config", "evil.yaml", *QUICK).status == 2
     assert not (stranger / "imported").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "flags"),
+    [
+        ("config: whole.yaml", []),
+        ("trainer: ./part.yaml", []),
+        ("trainer:\n  callbacks: ./other.yaml", []),
+        (f"trainer:\n  callbacks: [{{class_path: {EMA}, dict_kwargs: {{avg_fn: stranger}}}}]", []),
+        ("seed_everything: 1", ["--trainer", "./part.yaml"]),
+        ("trainer: &a {callbacks: *a}", []),
+    ],
+)
+def test_no_way_round_the_list(call, stranger, text, flags):
+    (stranger / "other.yaml").write_text("class_path: stranger.Callback\n")
+    (stranger / "part.yaml").write_text("callbacks: stranger.Callback\n")
+    (stranger / "whole.yaml").write_text("trainer:\n  callbacks: stranger.Callback\n")
+    (stranger / "evil.yaml").write_text(f"{text}\n")
+    result = call("train", "--config", TINY, "--config", "evil.yaml", *QUICK, "--trainer.max_steps", "1", *flags)
+    assert result.status == 2
+    assert "Traceback" not in result.err
+    assert not (stranger / "imported").exists()
+    assert not (stranger / "lightning_logs").exists()
 
 
 def test_what_is_on_the_list_or_allowed_or_typed_runs(call, stranger):

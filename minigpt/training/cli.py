@@ -1,12 +1,12 @@
 """MiniGPTCLI: LightningCLI with the project's links, defaults and rules of resume."""
 
 import argparse
+import json
 import logging
 import re
 import sys
 import types
 import warnings
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -63,8 +63,7 @@ class TrainParser(LightningArgumentParser):
         Raises:
             MiniGPTError: It names the thing, and the nearest right one.
         """
-        trusted = [after for flag, after in pairwise(args) if flag == "--allow_code"]
-        trusted += [arg.partition("=")[2] for arg in args if arg.startswith("--allow_code=")]
+        trusted = trust.trusted_modules(args)
         for position, arg in enumerate(args):
             if not re.match(r"--\w|-[a-z]$", arg):  # a value; it may be a negative number or begin with a dash
                 continue
@@ -87,7 +86,8 @@ class TrainParser(LightningArgumentParser):
             raise MiniGPTError(f"The config file '{path}' cannot be read. {_nearest_config(path)}") from error
         try:
             recipe = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2024-99-99 is a ValueError
+            json.dumps(recipe, default=str)  # an anchor inside itself is a ValueError, so is a date such as 2024-99-99
+        except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
             mark = getattr(error, "problem_mark", None)
             where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
             raise MiniGPTError(f"The config file '{path}' is broken YAML{where}. Mend it there.") from error
@@ -97,8 +97,9 @@ class TrainParser(LightningArgumentParser):
 
     def _check_file(self, path: str, trusted: list[str]) -> None:
         recipe = self.read_recipe(path)
-        if recipe.get("allow_code") is not None:
-            raise MiniGPTError(f"The config file '{path}' sets allow_code, which only the command line can. Drop it.")
+        for key in ("allow_code", "config"):
+            if recipe.get(key) is not None:
+                raise MiniGPTError(f"The config file '{path}' sets {key}, which only the command line can. Drop it.")
         trust.check_names(recipe, path, trusted)
         for key, value in flatten(recipe).items():
             if key in self._groups() and not isinstance(value, dict):
@@ -116,6 +117,8 @@ class TrainParser(LightningArgumentParser):
         return {action.dest.split(".")[0] for action in self._actions if "." in action.dest}
 
     def _sentence(self, message: str) -> str:
+        if match := re.search(r"Importing '(.+?)' is not allowed", message):
+            return trust.not_allowed(match[1], "A setting")
         if match := re.match(r"unrecognized arguments: (\S+)", message):
             return f"'{match[1]}' is no option and belongs to none. Options look like --trainer.max_steps 1000."
         if match := re.match(r"argument (\S+): expected", message):
@@ -182,16 +185,20 @@ class MiniGPTCLI(LightningCLI):
     def __init__(self, args: list[str]):
         _quiet()
         self.checkpoint: Path | None = None
-        super().__init__(
-            LitLanguageModel,
-            TextDataModule,
-            args=args,
-            run=False,
-            parser_class=TrainParser,
-            save_config_callback=None,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-        )
+        trust.allow_imports(args)
+        try:
+            super().__init__(
+                LitLanguageModel,
+                TextDataModule,
+                args=args,
+                run=False,
+                parser_class=TrainParser,
+                save_config_callback=None,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+            )
+        except ValueError as error:  # a class's arguments that only making it shows to be wrong
+            raise MiniGPTError(f"The settings do not fit: {' '.join(str(error).split())[:200]}") from error
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The seed and the checkpoint to go on from."""

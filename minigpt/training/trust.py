@@ -1,29 +1,51 @@
 """What a config file may name: a file from a stranger must not be able to run code.
 
-The parser imports every class and function that a config names, before it looks whether it fits. So the names are held
-to a list before the parser sees them. What a person types on the command line is not: that is code of their own.
+jsonargparse imports the class or function that a setting names before it looks whether it fits. So the files are held
+to a list before it sees them, which gives a good sentence; and it is given the same list, which also holds for what a
+look at the files misses, such as a setting that names another file. What a person types is code of their own.
 """
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
+
+import yaml
+from jsonargparse import set_parsing_settings
+from lightning.pytorch import callbacks
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 
 from minigpt.errors import MiniGPTError
 
 # Of Lightning's own classes those that take no function and write no file but a run's.
+_CLASSES = (
+    callbacks.DeviceStatsMonitor, callbacks.EarlyStopping, callbacks.EMAWeightAveraging, callbacks.LearningRateMonitor,
+    callbacks.ModelSummary, callbacks.RichModelSummary, callbacks.Timer, callbacks.WeightAveraging, DDPStrategy,
+    SLURMEnvironment,
+)  # fmt: skip
+# Each by the module that defines it and by the package that it is imported from.
 ALLOWED = {
-    *(
-        f"lightning.pytorch.callbacks.{name}"
-        for name in (
-            "DeviceStatsMonitor", "EarlyStopping", "EMAWeightAveraging", "LearningRateMonitor", "ModelSummary",
-            "RichModelSummary", "ThroughputMonitor", "Timer", "WeightAveraging",
-        )
-    ),
-    *(f"lightning.pytorch.strategies.{name}" for name in ("DDPStrategy", "ModelParallelStrategy")),
-    "lightning.pytorch.plugins.environments.SLURMEnvironment",
-}  # fmt: skip
-_SHORT = {name.rsplit(".", 1)[1] for name in ALLOWED}
-_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+    f"{module}.{kind.__name__}" for kind in _CLASSES for module in (kind.__module__, kind.__module__.rpartition(".")[0])
+}
+_SHORT = {name.rpartition(".")[2] for name in ALLOWED}
+_DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+
+
+def trusted_modules(args: Sequence[str]) -> list[str]:
+    """The modules that `--allow_code` names on a command line."""
+    return [value for flag, value in _settings(args) if flag == "--allow_code"]
+
+
+def allow_imports(args: Sequence[str]) -> None:
+    """Let the parser import `ALLOWED`, what `--allow_code` names and what is typed as a trainer's setting, only.
+
+    The parser's settings are the whole process's, so what one command line allows stays allowed in it.
+    """
+    typed = [value for flag, value in _settings(args) if flag.startswith("--trainer.")]
+    names = {match[0] for value in typed for match in _DOTTED.finditer(value)}
+    names |= {name for name in trusted_modules(args) if all(map(str.isidentifier, name.split(".")))}
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=sorted(ALLOWED | names))
 
 
 def check_names(recipe: dict[str, Any], file: str, modules: Collection[str] = ()) -> None:
@@ -40,10 +62,19 @@ def check_names(recipe: dict[str, Any], file: str, modules: Collection[str] = ()
     for name in _names(recipe, within_trainer=False):
         if name in ALLOWED | _SHORT or any(f"{name}.".startswith(f"{module}.") for module in modules):
             continue
-        raise MiniGPTError(
-            f"The config file '{file}' names '{name}', which is code that minigpt does not know. If you trust it, add "
-            f"--allow_code {name.rpartition('.')[0] or name}."
-        )
+        raise MiniGPTError(not_allowed(name, f"The config file '{file}'"))
+
+
+def not_allowed(name: str, who: str) -> str:
+    """The sentence for a name that is not on the list."""
+    return (
+        f"{who} names '{name}', which is code that minigpt does not know. If you trust it, add "
+        f"--allow_code {name.rpartition('.')[0] or name}."
+    )
+
+
+def _settings(args: Sequence[str]) -> list[tuple[str, ...]]:
+    return [*pairwise(args), *(tuple(arg.split("=", 1)) for arg in args if "=" in arg)]
 
 
 def _names(tree: Any, within_trainer: bool) -> Iterator[str]:
@@ -57,5 +88,11 @@ def _names(tree: Any, within_trainer: bool) -> Iterator[str]:
     elif isinstance(tree, list):
         for value in tree:
             yield from _names(value, within_trainer)
-    elif within_trainer and isinstance(tree, str) and _DOTTED.fullmatch(tree.strip()):
-        yield tree.strip()
+    elif within_trainer and isinstance(tree, str):
+        if _DOTTED.fullmatch(tree.strip()):
+            yield tree.strip()
+        elif any(sign in tree for sign in "{[\n"):  # the parser reads YAML in a string
+            try:
+                yield from _names(yaml.safe_load(tree), within_trainer=True)
+            except (yaml.YAMLError, ValueError, RecursionError):
+                yield " ".join(tree.split())
