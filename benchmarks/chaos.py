@@ -158,7 +158,7 @@ def bits(folder: Path) -> dict[str, Any]:
             if event.HasField("session_log"):  # a step back hides what it repeats
                 curves = {tag: {s: v for s, v in points.items() if s < event.step} for tag, points in curves.items()}
             for value in event.summary.value:
-                if value.metadata.plugin_data.plugin_name == "scalars":
+                if value.metadata.plugin_data.plugin_name == "scalars" and "per_second" not in value.tag:
                     curves.setdefault(value.tag, {})[event.step] = value.tensor.float_val[0]
     return kept | {"curves": curves}
 

@@ -161,6 +161,7 @@ def evaluate(args: list[str]) -> int:
         "--memorisation", nargs="?", type=int, const=16, metavar="N",
         help="also draw N texts (16), and report how much of them stands word for word in the training text",
     )  # fmt: skip
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="also draw what the model does, into this folder")
     _add_unknown(parser)
     asked = parser.parse_args(args)
     if asked.memorisation is not None and asked.memorisation < 1:
@@ -172,8 +173,7 @@ def evaluate(args: list[str]) -> int:
 
     from minigpt import runs
     from minigpt.data.corpus import Corpus
-    from minigpt.evaluation import copied, floors
-    from minigpt.evaluation import evaluate as score
+    from minigpt.evaluation import copied, floors, measure
 
     file = runs.find_checkpoint(asked.ckpt_path)
     checkpoint = runs.read_checkpoint(file)
@@ -192,7 +192,8 @@ def evaluate(args: list[str]) -> int:
         cleaning = {key: about[key] for key in ("lower", "strip", "nfc")}
         pieces = Corpus(asked.path, asked.encoding, **cleaning, cache_dir=asked.cache_dir).pieces()
         val = torch.cat([torch.from_numpy(lm.tokenizer.encode_array(piece, asked.unknown)) for piece in pieces])
-    scores = {name: round(value, 6) for name, value in score(lm.model, val, lm.tokenizer.lengths).items()}
+    metrics = measure(lm.model, val, lm.tokenizer.lengths)
+    scores = {name: round(value, 6) for name, value in metrics.scores().items()}
     scores["floors"] = None
     if own:
         scores["floors"] = {name: round(bits, 6) for name, bits in floors(own.train, val, lm.tokenizer).items()}
@@ -208,8 +209,22 @@ def evaluate(args: list[str]) -> int:
             "text": copied(fresh, known),
         }
     note(f"({file})")
+    if asked.figures:
+        _draw(lm, val, metrics, asked.figures)
     print(json.dumps(scores, indent=2))
     return 0
+
+
+def _draw(lm, val, metrics, folder: Path) -> None:
+    from minigpt.figures import figures
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, image in figures(lm.model, lm.tokenizer, val[:128].long(), metrics.by_position.compute()).items():
+            image.save(folder / f"{name}.png")
+            note(str(folder / f"{name}.png"))
+    except OSError as error:
+        raise MiniGPTError(f"The figures cannot be written into '{folder}': {error.strerror or error}.") from error
 
 
 def export(args: list[str]) -> int:

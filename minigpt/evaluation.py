@@ -33,7 +33,7 @@ class BitsPerCharacter(Metric):
     def __init__(self):
         super().__init__()
         self.add_state("nats", torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("characters", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("characters", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, nats: torch.Tensor, characters: torch.Tensor) -> None:
         """Add targets that cost `nats` in all and stand for this many characters."""
@@ -45,18 +45,45 @@ class BitsPerCharacter(Metric):
         return self.nats / self.characters / math.log(2)
 
 
+class LossByPosition(Metric):
+    """The mean loss at each position of a window: it falls as far as the model uses its context.
+
+    Args:
+        block_size: `T`, the number of positions.
+    """
+
+    higher_is_better = False
+    full_state_update = False
+
+    def __init__(self, block_size: int):
+        super().__init__()
+        self.add_state("nats", torch.zeros(block_size), dist_reduce_fx="sum")
+        self.add_state("windows", torch.zeros(block_size, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, losses: torch.Tensor) -> None:
+        """Add the `(B, T)` losses of windows that begin at the first position."""
+        self.nats[: losses.shape[1]] += losses.sum(0)
+        self.windows[: losses.shape[1]] += len(losses)
+
+    def compute(self) -> torch.Tensor:
+        """`(T,)` nats per token; T is the longest window seen."""
+        return (self.nats / self.windows)[self.windows > 0]
+
+
 class TextMetrics(nn.Module):
     """The figures of an evaluation, gathered batch by batch: each target counts once, whatever the batches.
 
     Args:
         lengths: `(V,)` the number of characters that each token stands for.
+        block_size: The longest window.
     """
 
-    def __init__(self, lengths: torch.Tensor):
+    def __init__(self, lengths: torch.Tensor, block_size: int):
         super().__init__()
         self.lengths = lengths  # no buffer: weight averaging swaps those
         self.loss = MeanMetric()
         self.bits_per_char = BitsPerCharacter()
+        self.by_position = LossByPosition(block_size)
         self.accuracy = MulticlassAccuracy(len(lengths), average="micro", validate_args=False)
 
     def characters(self, targets: torch.Tensor) -> torch.Tensor:
@@ -66,8 +93,9 @@ class TextMetrics(nn.Module):
 
     def update(self, logits: torch.Tensor, targets: torch.Tensor) -> None:
         """Add a batch of `(B, T, V)` logits and its `(B, T)` targets."""
-        logits, targets = logits.flatten(0, 1).float(), targets.flatten()
-        loss = F.cross_entropy(logits, targets)
+        losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+        self.by_position.update(losses.view(targets.shape))
+        logits, targets, loss = logits.flatten(0, 1), targets.flatten(), losses.mean()
         self.loss.update(loss, weight=targets.numel())
         self.bits_per_char.update(loss * targets.numel(), self.characters(targets))
         self.accuracy.update(logits, targets)
@@ -82,6 +110,12 @@ class TextMetrics(nn.Module):
             "accuracy": self.accuracy.compute(),
         }
 
+    def scores(self) -> dict[str, float]:
+        """The figures as plain numbers, with how many `tokens` and `characters` they are of."""
+        figures = {name: value.item() for name, value in self.compute().items()}
+        counts = {"tokens": int(self.by_position.windows.sum()), "characters": int(self.bits_per_char.characters)}
+        return figures | counts
+
     def reset(self) -> None:
         """Forget what was gathered."""
         for metric in self.children():
@@ -95,6 +129,20 @@ def eval_windows(data: Ids, block_size: int, vocab_size: int, max_tokens: int | 
 
 
 @torch.no_grad()
+def measure(model: nn.Module, data: Ids, lengths: torch.Tensor) -> TextMetrics:
+    """The metrics of a model over all of a text; arguments as in `evaluate`."""
+    device = device_of(model)
+    metrics = TextMetrics(lengths, model.block_size).to(device)
+    was_training = model.training
+    model.eval()
+    for x, y in eval_windows(data, model.block_size, len(lengths)):
+        metrics.update(model(x.to(device)), y.to(device))
+    model.train(was_training)
+    if not metrics.bits_per_char.characters:
+        raise MiniGPTError("The text has not one whole character to score. Give a longer one.")
+    return metrics
+
+
 def evaluate(model: nn.Module, data: Ids, lengths: torch.Tensor) -> dict[str, float]:
     """Score a model on all of a text: windows of its `block_size`, no overlap, each token but the first once.
 
@@ -109,19 +157,7 @@ def evaluate(model: nn.Module, data: Ids, lengths: torch.Tensor) -> dict[str, fl
     Raises:
         MiniGPTError: The text is shorter than two tokens, or than a character.
     """
-    device = device_of(model)
-    metrics = TextMetrics(lengths).to(device)
-    was_training = model.training
-    model.eval()
-    characters = 0
-    for x, y in eval_windows(data, model.block_size, len(lengths)):
-        metrics.update(model(x.to(device)), y.to(device))
-        characters += int(lengths[y].sum())
-    model.train(was_training)
-    if not characters:
-        raise MiniGPTError("The text has not one whole character to score. Give a longer one.")
-    scores = {name: value.item() for name, value in metrics.compute().items()}
-    return {**scores, "tokens": len(data) - 1, "characters": characters}
+    return measure(model, data, lengths).scores()
 
 
 def floors(train: Ids, val: Ids, tokenizer: Tokenizer) -> dict[str, float]:

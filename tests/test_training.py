@@ -31,6 +31,7 @@ def curves(run_dir) -> dict[str, list[tuple[int, float | str]]]:
             purge = event.step if event.HasField("session_log") else None
             shows = ("scalars", "text")  # the layout of combined charts is no curve
             values = {v.tag: v.tensor for v in event.summary.value if v.metadata.plugin_data.plugin_name in shows}
+            values.pop("train/tokens_per_second", None)  # no two runs are equally fast
             for tag in shown if purge is not None else values:
                 shown[tag] = [record for record in shown.get(tag, []) if record[0] < event.step]
             for tag, tensor in values.items():
@@ -41,6 +42,58 @@ def curves(run_dir) -> dict[str, list[tuple[int, float | str]]]:
 
 def steps(curve: list[tuple[int, float | str]]) -> list[int]:
     return [step for step, _ in curve]
+
+
+def test_the_gradient_norm_is_that_before_clipping_and_speed_leaves_no_record(folder):
+    cli = fit("--trainer.max_steps", "3", "--trainer.log_every_n_steps", "1", "--trainer.gradient_clip_val", "0.1")
+    data = cli.datamodule
+    torch.manual_seed(1337)
+    model = minigpt.TinyGPT(data.vocab_size, n_embd=64)
+    x, y = minigpt.CharDataset(data.train_ids, 64)[
+        next(iter(BatchOrder(len(data.train_ids) - 64, 4, seed=1337).batches(0, 1)))
+    ]
+    F.cross_entropy(model(x).view(-1, data.vocab_size), y.view(-1)).backward()
+    norm = torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item()
+    shown = dict(curves(cli.run_dir)["train/gradient_norm"])
+    assert norm > 0.1
+    assert shown[1] == pytest.approx(norm, rel=1e-5)
+    assert list(shown) == [1, 2, 3]
+    assert "train/tokens_per_second" not in cli.model.last_record["metrics"]
+    raw = (file.read_bytes() for file in cli.run_dir.glob("events.*"))
+    assert any(b"train/tokens_per_second" in events for events in raw)
+
+
+def test_tokens_per_second_leave_out_validations(folder, monkeypatch):
+    clock = iter(range(0, 10**6, 10))  # each look at it comes ten seconds after the last
+    cli = MiniGPTCLI(["--config", TINY, *QUICK, "--trainer.max_steps", "20", "--figures.every_n_steps", "0"])
+    speeds = []
+    monkeypatch.setattr(cli.model, "_write", lambda metrics, step: speeds.append((step, metrics)))
+    monkeypatch.setattr("minigpt.training.module.time", type("", (), {"monotonic": lambda: next(clock)}))
+    cli.model.paused = 0.0
+    cli.model._record_speed(256, 1)
+    cli.model.on_validation_start()
+    cli.model.on_validation_end()
+    cli.model._record_speed(256, 6)
+    assert speeds == [(6, {"train/tokens_per_second": 5 * 256 / 20})]  # of 30 seconds, 10 were the validation's
+
+
+def test_the_table_of_runs_has_settings_and_figures(folder):
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    cli = fit("--trainer.max_steps", "2")
+    (file,) = cli.run_dir.glob("events.*")
+    kept = {}
+    for event in EventFileLoader(str(file)).Load():
+        for value in event.summary.value:
+            if value.metadata.plugin_data.plugin_name == "hparams":
+                kept[value.tag] = plugin_data_pb2.HParamsPluginData.FromString(value.metadata.plugin_data.content)
+    settings = kept["_hparams_/session_start_info"].session_start_info.hparams
+    assert settings["model.name"].string_value == "tinygpt"
+    assert settings["data.batch_size"].number_value == 4
+    metrics = {info.name.tag for info in kept["_hparams_/experiment"].experiment.metric_infos}
+    assert metrics == {"val/loss", "val/bits_per_char", "train/loss"}
+    assert metrics <= curves(cli.run_dir).keys()
 
 
 def test_training_is_the_articles_loop_to_the_bit(folder):

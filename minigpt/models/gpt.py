@@ -269,12 +269,7 @@ class Attention(nn.Module):
         self, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor] | None, cache: KVCache | None = None
     ) -> torch.Tensor:
         B, T, C = x.shape
-        heads = self.qkv(x).view(B, T, -1, self.head_size).transpose(1, 2)  # (B, heads of q, k and v, T, D)
-        q, k, v = heads.split(self.heads, dim=1)
-        if self.qk_norm:
-            q, k = F.rms_norm(q, (self.head_size,)), F.rms_norm(k, (self.head_size,))
-        if rope is not None:
-            q, k = rotate(q, *rope), rotate(k, *rope)
+        q, k, v = self.project(x, rope)
         if cache is not None:
             k, v = cache.store(self.layer, k, v)
         if self.groups > 1:
@@ -288,6 +283,18 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None)  # (B, H, T, D)
         y = self.proj(y.transpose(1, 2).reshape(B, T, C))
         return F.dropout(y, self.dropout) if dropout else y
+
+    def project(
+        self, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor] | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The queries, keys and values `(B, H, T, D)` of `(B, T, C)` activations, normed and turned as asked."""
+        heads = self.qkv(x).view(*x.shape[:2], -1, self.head_size).transpose(1, 2)  # (B, heads of q, k and v, T, D)
+        q, k, v = heads.split(self.heads, dim=1)
+        if self.qk_norm:
+            q, k = F.rms_norm(q, (self.head_size,)), F.rms_norm(k, (self.head_size,))
+        if rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
+        return q, k, v
 
 
 class Linear(nn.Linear):

@@ -1,5 +1,6 @@
 """What a person watches while a model trains: samples that improve, and the progress on the terminal."""
 
+import io
 import sys
 import textwrap
 import time
@@ -8,12 +9,18 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from minigpt.errors import MiniGPTError
+from minigpt.figures import figures, name_of
 from minigpt.generation.sampling import check_controls
 from minigpt.generation.text import LanguageModel
 from minigpt.training.checkpointing import validation_due
+
+COMPARED = ("val/loss", "val/bits_per_char", "train/loss")  # the figures of a run in TensorBoard's table of runs
+PROJECTED = 10_000  # tokens that the projector is given
 
 
 class Samples(Callback):
@@ -79,6 +86,7 @@ class Samples(Callback):
         if trainer.global_step == self._step or not trainer.is_global_zero:
             return
         self._step = trainer.global_step
+        began = time.monotonic()
         lm = LanguageModel(pl_module.model, trainer.datamodule.tokenizer)
         for tag, controls in self.controls.items():
             texts = [lm.generate(prompt, **self.draw, **controls) for prompt in self.prompts]
@@ -87,6 +95,64 @@ class Samples(Callback):
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     logger.experiment.add_text(tag, block, self._step)
+        pl_module.paused += time.monotonic() - began
+
+
+class Figures(Callback):
+    """What TensorBoard shows beside curves and samples: pictures of what the model does at validations, its embedding
+    in the projector at the end of training, and the settings under which runs compare.
+
+    Args:
+        every_n_steps: Figures are drawn at validations whose step is a multiple of this, and at the last; 0 for none.
+    """
+
+    def __init__(self, every_n_steps: int = 1):
+        if every_n_steps < 0:
+            raise MiniGPTError(f"figures.every_n_steps is {every_n_steps}. Give it 1 or more, or 0 for no figures.")
+        self.every_n_steps = every_n_steps
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lay down the settings; the figures they lead to are taken from the curves."""
+        data, model = trainer.datamodule, pl_module.architecture | pl_module.hparams
+        settings = {f"model.{key}": value for key, value in model.items() if value is not None and key != "seed"}
+        settings |= {"seed": data.seed, "data.tokenizer": data.tokenizer.kind, "data.batch_size": data.batch_size}
+        settings |= {"max_steps": trainer.max_steps, "accumulate_grad_batches": trainer.accumulate_grad_batches}
+        for summary in hparams(settings, dict.fromkeys(COMPARED, 0.0)):
+            self._write(trainer, summary)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw, if it is time to; the weights are those that were validated."""
+        step = trainer.global_step
+        if not trainer.is_global_zero or trainer.sanity_checking or not self.every_n_steps:
+            return
+        if step % self.every_n_steps and step != trainer.max_steps:
+            return
+        data = trainer.datamodule
+        drawn = figures(
+            pl_module.model, data.tokenizer, data.val_ids[:128].long(), pl_module.val_loss_by_position.cpu()
+        )
+        for name, image in drawn.items():
+            png = io.BytesIO()
+            image.save(png, "PNG", compress_level=1)
+            shown = Summary.Image(
+                height=image.height, width=image.width, colorspace=3, encoded_image_string=png.getvalue()
+            )
+            self._write(trainer, Summary(value=[Summary.Value(tag=f"figures/{name}", image=shown)]), step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the embedding into the projector, each vector under the name of its token."""
+        weights = pl_module.model.embed.weight
+        if not self.every_n_steps or len(weights) > PROJECTED:
+            return
+        names = [name_of(trainer.datamodule.tokenizer.decode([i])) for i in range(len(weights))]
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_embedding(weights, names, global_step=trainer.global_step, tag="embedding")
+
+    def _write(self, trainer: Trainer, summary: Summary, step: int | None = None) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment._get_file_writer().add_summary(summary, step)
 
 
 class Progress(ProgressBar):

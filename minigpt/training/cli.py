@@ -24,7 +24,7 @@ from minigpt.data.tokenizers import from_dict as tokenizer_from_dict
 from minigpt.errors import MiniGPTError, did_you_mean, note
 from minigpt.models import n_parameters
 from minigpt.training import trust
-from minigpt.training.callbacks import Progress, Samples
+from minigpt.training.callbacks import Figures, Progress, Samples
 from minigpt.training.checkpointing import Checkpoints, WholeFileCheckpointIO, made_with
 from minigpt.training.datamodule import TextDataModule
 from minigpt.training.module import LitLanguageModel
@@ -234,6 +234,7 @@ class MiniGPTCLI(LightningCLI):
         )
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_lightning_class_args(Samples, "samples")
+        parser.add_lightning_class_args(Figures, "figures")
         parser.add_lightning_class_args(Progress, "progress")
         for seed in ("data.seed", "model.seed"):
             parser.link_arguments("seed_everything", seed)

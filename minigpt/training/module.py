@@ -1,6 +1,7 @@
 """LitLanguageModel: what a training step is, what is written of it, and how the weights are updated."""
 
 import math
+import time
 from typing import Any
 
 import torch
@@ -18,15 +19,16 @@ from minigpt.training.checkpointing import made_with
 from minigpt.training.datamodule import TextDataModule
 from minigpt.training.optim import MuonAdamW, parameter_groups, schedule
 
-# TensorBoard's tab of combined charts: the two curves with the floors as lines beside them.
+# TensorBoard's tab of combined charts: the two curves, and in bits with the floors as lines beside them.
 CHARTS = {
+    "loss": {"train and validation, nats per token": ["Multiline", ["train/loss", "val/loss"]]},
     "bits per character": {
         "train, validation and floors": [
             "Multiline",
             [f"{part}/bits_per_char" for part in ("train", "val")]
             + [f"floors/{name}" for name in ("uniform", "unigram", "bigram", "xz")],
         ]
-    }
+    },
 }
 
 
@@ -114,9 +116,11 @@ class LitLanguageModel(LightningModule):
             dropout=dropout, tie_weights=tie_weights, softcap=softcap, zero_init=zero_init,
         )  # fmt: skip
         self.architecture = {"name": name, **self.model.config}
-        self.val_metrics = TextMetrics(torch.ones(vocab_size, dtype=torch.long))
+        self.val_metrics = TextMetrics(torch.ones(vocab_size, dtype=torch.long), block_size)
         self._losses: list[torch.Tensor] = []
         self.last_record: dict = {}  # the last training metrics written, and their step
+        self.paused = 0.0  # seconds since training began that went into validations and samples
+        self._mark: tuple[int, float] | None = None  # the step and the second of the last measure of speed
         self._floors: dict[str, float] = {}
         self.horizon: int | None = None  # the step at which the schedule ends
         self.configure_optimizers()  # a mistake in its settings is answered now, not when training starts
@@ -158,6 +162,7 @@ class LitLanguageModel(LightningModule):
             if "betas" in group:  # MuonAdamW's groups have them from their first step on
                 group["betas"] = (0.9, self.hparams.beta2)
         self.set_schedule(self.horizon or self.trainer.max_steps)
+        self._mark = None
         for logger in self.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_custom_scalars(CHARTS)
@@ -196,6 +201,7 @@ class LitLanguageModel(LightningModule):
             if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
                 means = torch.stack(self._losses).mean(0)
                 self._record_train(*trainer.strategy.reduce(means, reduce_op="mean"), step)
+                self._record_speed(y.numel() * trainer.accumulate_grad_batches * trainer.world_size, step)
                 self._losses.clear()
         return loss
 
@@ -207,6 +213,30 @@ class LitLanguageModel(LightningModule):
         self.last_record = {"step": step, "metrics": metrics}
         self._write(metrics, step)
 
+    def _record_speed(self, tokens_per_step: int, step: int) -> None:
+        """Tokens per second of training since the last measure; not part of the record, since no two runs agree."""
+        now = time.monotonic() - self.paused
+        if self._mark:
+            then, since = self._mark
+            self._write({"train/tokens_per_second": (step - then) * tokens_per_step / (now - since)}, step)
+        self._mark = (step, now)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Add the norm of the gradients, before they are clipped, to the record of a step that has one."""
+        step = self.global_step + 1
+        if self.last_record.get("step") == step:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+            self.last_record["metrics"]["train/gradient_norm"] = norm.item()
+            self._write({"train/gradient_norm": norm.item()}, step)
+
+    def on_validation_start(self) -> None:
+        """A validation is no time of training."""
+        self._validation_began = time.monotonic()
+
+    def on_validation_end(self) -> None:
+        """Nor is what was drawn of it."""
+        self.paused += time.monotonic() - self._validation_began
+
     def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
         """Score a batch of validation windows without autocast: in float32, unless the weights themselves are not."""
         x, y = batch
@@ -216,6 +246,7 @@ class LitLanguageModel(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Write the figures of the whole validation text."""
         metrics = {f"val/{name}": value for name, value in self.val_metrics.compute().items()}
+        self.val_loss_by_position = self.val_metrics.by_position.compute()
         self.val_metrics.reset()
         self.log_dict(metrics, logger=False)
         written = {name: value.item() for name, value in metrics.items()}

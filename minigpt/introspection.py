@@ -1,0 +1,86 @@
+"""What a model thinks, as tensors: what it expects, what surprised it, where it looks. For the figures and the page."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from minigpt.generation.sampling import filter_logits
+from minigpt.models import device_of
+from minigpt.models.gpt import GPT, Attention
+
+AT_ONCE = 1 << 14  # tokens in a batch of windows
+
+
+@torch.no_grad()
+def transitions(model: nn.Module) -> torch.Tensor:
+    """`(V, V)` probabilities of the next id (columns) after each id alone (rows): all of a bigram model."""
+    vocab_size = model.config["vocab_size"]
+    return model(torch.arange(vocab_size, device=device_of(model))[:, None])[:, -1].float().softmax(-1).cpu()
+
+
+@torch.no_grad()
+def next_logits(model: nn.Module, ids: Sequence[int], first: int = 1) -> torch.Tensor:
+    """The logits with which generation would go on after each of the beginnings of `ids`.
+
+    Each is computed from the last `block_size` ids before it, as generation does, not from one long window.
+
+    Args:
+        model: `(B, T)` ids to `(B, T, V)` logits, in eval mode.
+        ids: `N` ids.
+        first: The length of the shortest beginning.
+
+    Returns:
+        `(N - first + 1, V)` float32 logits; the last row's are what comes after all of `ids`.
+    """
+    ids = torch.as_tensor(ids, device=device_of(model))
+    size = model.block_size
+    rows = [model(ids[None, :size])[0, first - 1 :]]
+    if len(ids) > size:
+        windows = ids.unfold(0, size, 1)[max(1, first - size) :]
+        rows += [model(part)[:, -1] for part in windows.split(max(1, AT_ONCE // size))]
+    return torch.cat(rows).float().cpu()
+
+
+def surprisal(model: nn.Module, ids: Sequence[int], first: int = 1) -> torch.Tensor:
+    """How many bits each id from `first` on cost the model, `(N - first,)`: 0 is certain, 1 a toss of a coin."""
+    if len(ids) <= first:
+        return torch.empty(0)
+    logits = next_logits(model, ids[:-1], first)
+    return F.cross_entropy(logits, torch.as_tensor(ids[first:]), reduction="none") / math.log(2)
+
+
+def next_probabilities(model: nn.Module, ids: Sequence[int], **controls) -> tuple[torch.Tensor, torch.Tensor]:
+    """The probabilities `(V,)` of the id after `ids`: the model's own, and what the controls of `filter_logits` leave.
+
+    Raises:
+        MiniGPTError: A control is outside its range.
+    """
+    logits = next_logits(model, ids, len(ids))
+    left = filter_logits(logits, **controls, generated=torch.as_tensor(ids)[None])
+    return logits[0].softmax(-1), left[0].softmax(-1)
+
+
+@torch.no_grad()
+def attention(model: GPT, ids: Sequence[int]) -> torch.Tensor:
+    """Where each of the last `block_size` ids looks: `(n_layer, n_head, T, T)` weights, whose rows sum to 1."""
+    maps: list[torch.Tensor] = []
+    hooks = [block.attn.register_forward_pre_hook(partial(_look, maps)) for block in model.blocks]
+    try:
+        model(torch.as_tensor(ids, device=device_of(model))[None, -model.block_size :])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.stack(maps).cpu()
+
+
+def _look(maps: list[torch.Tensor], attn: Attention, inputs: tuple) -> None:
+    """Compute the weights that the attention kernel keeps to itself."""
+    q, k, _ = attn.project(*inputs[:2])
+    k = k.repeat_interleave(attn.groups, dim=1)
+    scores = (q @ k.mT)[0].float() / math.sqrt(attn.head_size)  # (H, T, T)
+    later = torch.ones_like(scores, dtype=torch.bool).triu(1)
+    maps.append(scores.masked_fill(later, -math.inf).softmax(-1))
