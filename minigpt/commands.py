@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -242,6 +243,36 @@ def export(args: list[str]) -> int:
     write(checkpoint, runs.language_model(checkpoint), asked.out, asked.format)
     note(f"({file})")
     print(asked.out)
+    return 0
+
+
+def app(args: list[str]) -> int:
+    """scripts/app.py: a page to play with the models."""
+    parser = _Parser("Open a page to play with trained models, on this machine alone unless --host says otherwise.")
+    _add_device(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="the address to serve on; 0.0.0.0 for the whole network")
+    parser.add_argument("--port", type=int, default=7860, help="the port to serve on")
+    parser.add_argument("--auth", metavar="NAME:PASSWORD", default=None, help="let in only who knows these")
+    asked = parser.parse_args(args)
+    name, _, password = (asked.auth or "").partition(":")
+    if asked.auth is not None and not (name and password):
+        raise MiniGPTError("--auth takes a name and a password with a colon between them, such as --auth anne:secret.")
+    try:
+        from minigpt.app import Shelf, serve
+    except ImportError as error:
+        raise MiniGPTError(
+            "The page needs gradio, which is not installed: pip install 'minigpt-lightning[app]'."
+        ) from error
+
+    shelf = Shelf(asked.ckpt_path, _device(asked.device))
+    page = serve(shelf, asked.host, asked.port, (name, password) if asked.auth else None)
+    if not shelf.files():
+        note("There is no run yet. Make one: python scripts/train.py --config configs/tiny.yaml")
+    print(f"http://{asked.host}:{asked.port}", flush=True)
+    try:
+        threading.Event().wait()  # for Ctrl-C, which Gradio's own way to wait would take for a good end
+    finally:
+        page.close(verbose=False)
     return 0
 
 

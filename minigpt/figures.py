@@ -53,14 +53,16 @@ def figures(
     return drawn
 
 
-def draw_transitions(model: nn.Module, tokenizer: Tokenizer) -> Image.Image:
+def draw_transitions(
+    model: nn.Module, tokenizer: Tokenizer, title: str = "after the row's token, how likely is the column's"
+) -> Image.Image:
     """The table of a bigram model: after the token of a row, how likely is that of each column."""
     table = transitions(model)
     names = [name_of(tokenizer.decode([i])) for i in range(len(table))]
     if len(table) > MOST_TOKENS:
         most = table.mean(0).topk(MOST_TOKENS).indices.sort().values  # those that it expects most
         table, names = table[most][:, most], [names[i] for i in most]
-    return draw_table(table.sqrt(), names, names, "after the row's token, how likely is the column's")
+    return draw_table(table.sqrt(), names, names, title)
 
 
 def draw_next_token(model: nn.Module, tokenizer: Tokenizer, line: torch.Tensor) -> Image.Image:
