@@ -6,7 +6,8 @@ The article's settings (batch 4, block 64, AdamW) in turn, several times: the ar
 Lightning's Trainer with nothing on; `scripts/train.py`'s training with logging and checkpoints; the same with
 validation, then with samples, at the recipe's intervals. The clock runs from the moment a loop asks for its 100th
 batch until it asks for its last, so that what happens once counts for nothing. The ratios are taken within a round,
-whose loops ran one after the other. Prints a table of medians and writes JSON.
+whose loops ran one after the other. These loops draw no figures. What figures cost is too little to tell so: it is the share of the whole training
+of a recipe, as it is shipped, that passes inside their callback. Prints a table of medians and writes JSON.
 """
 
 import argparse
@@ -30,10 +31,11 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from minigpt import CharDataset, TextDataModule, TinyGPT
+from minigpt.training.callbacks import Figures
 from minigpt.training.cli import MiniGPTCLI
 
 WARM_UP = 100
-CONFIG = Path(__file__).resolve().parents[1] / "configs" / "tiny.yaml"
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
 class Clock:
@@ -106,8 +108,16 @@ def lightning_empty(steps: int) -> Clock:
 
 def project(steps: int, *flags: str) -> Clock:
     """What scripts/train.py does with the recipe of the article."""
-    options = ["--trainer.max_steps", str(steps), "--trainer.accelerator", "cpu", *flags]
-    cli = MiniGPTCLI(["--config", str(CONFIG), *options])
+    options = [
+        "--trainer.max_steps",
+        str(steps),
+        "--trainer.accelerator",
+        "cpu",
+        "--figures.every_n_steps",
+        "0",
+        *flags,
+    ]
+    cli = MiniGPTCLI(["--config", str(CONFIGS / "tiny.yaml"), *options])
     clock = Clock(cli.datamodule.train_dataloader())
     cli.datamodule.train_dataloader = lambda: clock
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
@@ -123,6 +133,27 @@ LOOPS: dict[str, Callable[[int], Clock]] = {
     "minigpt: and validation": lambda n: project(n, "--samples.every_n_steps", "0"),
     "minigpt: and samples": project,
 }
+
+
+def share_of_figures(recipe: str) -> float:
+    """How much of the time of a recipe's training goes into figures, its first steps and its last ones included."""
+    cli = MiniGPTCLI(["--config", str(CONFIGS / f"{recipe}.yaml"), "--trainer.accelerator", "cpu"])
+    (figures,) = (callback for callback in cli.trainer.callbacks if isinstance(callback, Figures))
+    spent = []
+
+    def timed(hook: Callable) -> Callable:
+        def run(*args) -> None:
+            began = time.perf_counter()
+            hook(*args)
+            spent.append(time.perf_counter() - began)
+
+        return run
+
+    for name in ("on_train_start", "on_validation_end", "on_train_end"):
+        setattr(figures, name, timed(getattr(figures, name)))
+    began = time.perf_counter()
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    return sum(spent) / (time.perf_counter() - began)
 
 
 def main() -> None:
@@ -141,6 +172,8 @@ def main() -> None:
                 with contextlib.redirect_stderr(io.StringIO()):
                     clock = loop(WARM_UP + asked.steps)
                 speeds[name].append(asked.steps / clock.seconds(asked.steps))
+        with contextlib.redirect_stderr(io.StringIO()):
+            shares = {name: [share_of_figures(name) for _ in range(3)] for name in ("tiny", "modern_nano")}
         os.chdir(home)
 
     bare, empty, *_ = speeds.values()
@@ -149,8 +182,11 @@ def main() -> None:
         spread = f"{statistics.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})"
         ratios = (statistics.median(map(truediv, values, base)) for base in (bare, empty))
         print(f"{name:34}{spread:>26}" + "".join(f"{ratio:>10.2f}" for ratio in ratios))
+    for name, values in shares.items():
+        print(f"figures, of a whole training of {name}: {statistics.median(values):.1%} (up to {max(values):.1%})")
     if asked.json:
-        asked.json.write_text(json.dumps({"threads": torch.get_num_threads(), "steps_per_s": speeds}, indent=2))
+        results = {"threads": torch.get_num_threads(), "steps_per_s": speeds, "share_of_figures": shares}
+        asked.json.write_text(json.dumps(results, indent=2))
 
 
 if __name__ == "__main__":

@@ -100,6 +100,7 @@ CSS = """
 .surprise span:hover, .surprise span:focus-visible, .surprise .picked {outline: 2px solid #2563a0}
 .bars {border-collapse: collapse; width: 100%; font-size: .9rem; table-layout: fixed}
 .bars, .bars tr, .bars td, .bars th {border: none !important}
+.bars caption {text-align: left; padding: 0 6px; caption-side: top}
 .bars td, .bars th {padding: 2px 6px; text-align: left; font-weight: normal}
 .bars td:first-child {font-family: monospace; white-space: pre}
 .bars i {display: inline-block; height: .8em; border-radius: 2px; vertical-align: middle; min-width: 1px}
@@ -290,7 +291,8 @@ def bars(lm: LanguageModel, ids: list[int], place: int, controls: dict, request:
         rows.append(f'<tr class="{cut}"><td>{escape(name_of(lm.tokenizer.decode([token])))}{came}</td>{cells}</tr>')
     context = escape(name_of(lm.tokenizer.decode(ids[max(0, place - 24) : place])))
     heads = "".join(f"<th>{_say(request, name)}</th>" for name in ("model", "left"))
-    return f'<table class="bars"><tr><th>{_say(request, "picked", context)}</th>{heads}</tr>{"".join(rows)}</table>'
+    caption = f"<caption>{_say(request, 'picked', context)}</caption>"
+    return f'<table class="bars">{caption}<tr><th></th>{heads}</tr>{"".join(rows)}</table>'
 
 
 def picture(lm: LanguageModel, ids: list[int], layer: int, head: int, request: gr.Request | None) -> str:
@@ -401,14 +403,10 @@ def build(shelf: Shelf) -> gr.Blocks:
                 renew = gr.Button(i18n("refresh"), size="sm")
                 prompt = gr.Textbox(PROMPTS[0], label=i18n("prompt"), lines=2, elem_id="prompt")
                 gr.Examples(PROMPTS, prompt, label=i18n("examples"), api_visibility="private")
-                with gr.Row():
-                    temperature = gr.Slider(
-                        0, 2, 0.8, step=0.05, label=i18n("temperature"), info=i18n("temperature_info")
-                    )
-                    top_k = gr.Slider(0, 200, 30, step=1, label=i18n("top_k"), info=i18n("top_k_info"))
-                with gr.Row():
-                    top_p = gr.Slider(0.05, 1, 0.9, step=0.05, label=i18n("top_p"), info=i18n("top_p_info"))
-                    min_p = gr.Slider(0, 1, 0, step=0.01, label=i18n("min_p"), info=i18n("min_p_info"))
+                temperature = gr.Slider(0, 2, 0.8, step=0.05, label=i18n("temperature"), info=i18n("temperature_info"))
+                top_k = gr.Slider(0, 200, 30, step=1, label=i18n("top_k"), info=i18n("top_k_info"))
+                top_p = gr.Slider(0.05, 1, 0.9, step=0.05, label=i18n("top_p"), info=i18n("top_p_info"))
+                min_p = gr.Slider(0, 1, 0, step=0.01, label=i18n("min_p"), info=i18n("min_p_info"))
                 with gr.Row():
                     length = gr.Slider(1, 2000, 300, step=1, label=i18n("length"))
                     samples = gr.Slider(1, 8, 1, step=1, label=i18n("samples"))

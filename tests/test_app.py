@@ -255,7 +255,7 @@ def test_a_french_visitor_writes_streams_stops_and_looks_inside(browser, page, p
     until(lambda: tokens.count() == 73)
     tokens.nth(20).click()
     context = once[10:20].replace(" ", "␣").replace("\n", "↵")
-    until(lambda: f"{context} »" in tab.locator("#bars th").first.inner_text())
+    until(lambda: f"{context} »" in tab.locator("#bars caption").inner_text())
     assert tab.locator("#bars tr").count() == app.BARS + 1
     assert "après les réglages" in tab.locator("#bars").inner_text()
     assert tab.locator("#inside img").count() == 1
