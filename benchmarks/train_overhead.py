@@ -6,8 +6,9 @@ The article's settings (batch 4, block 64, AdamW) in turn, several times: the ar
 Lightning's Trainer with nothing on; `scripts/train.py`'s training with logging and checkpoints; the same with
 validation, then with samples, at the recipe's intervals. The clock runs from the moment a loop asks for its 100th
 batch until it asks for its last, so that what happens once counts for nothing. The ratios are taken within a round,
-whose loops ran one after the other. These loops draw no figures. What figures cost is too little to tell so: it is the share of the whole training
-of a recipe, as it is shipped, that passes inside their callback. Prints a table of medians and writes JSON.
+whose loops ran one after the other. These loops draw no figures. What figures cost is too little to tell so: it is the
+share of the whole training of a recipe, as it is shipped, that passes inside their callback. Prints a table of medians
+and writes JSON.
 """
 
 import argparse

@@ -130,7 +130,7 @@ def draw_curve(values: Sequence[float], names: Sequence[str], title: str) -> Ima
     pitch, left, top, height = 72, 40, 60, 200
     low, high = min(values), max(values)
     x = [left + pitch * n for n in range(len(values))]
-    y = [top + height * (high - value) / max(high - low, 0.1) for value in values]
+    y = [top + height * (high - value) / max(high - low, 1.0) for value in values]
     image = _image(_canvas(top + height + 60, max(left * 2 + pitch * (len(values) - 1), 320)))
     pen = ImageDraw.Draw(image)
     pen.line([x[0], top + height + 20, x[-1], top + height + 20], fill=INK + 40)

@@ -115,8 +115,13 @@ class Figures(Callback):
         """Lay down the settings; the figures they lead to are taken from the curves."""
         data, model = trainer.datamodule, pl_module.architecture | pl_module.hparams
         settings = {f"model.{key}": value for key, value in model.items() if value is not None and key != "seed"}
-        settings |= {"seed": data.seed, "data.tokenizer": data.tokenizer.kind, "data.batch_size": data.batch_size}
-        settings |= {"max_steps": trainer.max_steps, "accumulate_grad_batches": trainer.accumulate_grad_batches}
+        settings |= {
+            "seed_everything": data.seed,
+            "data.tokenizer": data.tokenizer.kind,
+            "data.batch_size": data.batch_size,
+        }
+        for key in ("max_steps", "accumulate_grad_batches"):
+            settings[f"trainer.{key}"] = getattr(trainer, key)
         for summary in hparams(settings, dict.fromkeys(COMPARED, 0.0)):
             self._write(trainer, summary)
 
