@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import chain
+from typing import Self
 
 import numpy as np
 import torch
@@ -103,9 +104,9 @@ class Tokenizer(ABC):
         """Everything needed to rebuild the tokenizer, in plain values."""
 
     @classmethod
-    @abstractmethod
-    def from_dict(cls, state: dict) -> "Tokenizer":
+    def from_dict(cls, state: dict) -> Self:
         """The inverse of `to_dict`."""
+        return cls(**{key: value for key, value in state.items() if key != "kind"})
 
 
 class Decoder:
@@ -197,11 +198,6 @@ class CharTokenizer(Tokenizer):
             "byte_fallback": self.byte_fallback,
         }  # fmt: skip
 
-    @classmethod
-    def from_dict(cls, state: dict) -> "CharTokenizer":
-        """The inverse of `to_dict`."""
-        return cls(**{key: value for key, value in state.items() if key != "kind"})
-
 
 class _Words(Tokenizer):
     """A tokenizer whose tokens never straddle a word's beginning, so that each word is encoded but once."""
@@ -280,11 +276,6 @@ class WordTokenizer(_Words):
         """Everything needed to rebuild the tokenizer, in plain values."""
         return {"kind": self.kind, "words": self.words, "lower": self.lower, "nfc": self.nfc}
 
-    @classmethod
-    def from_dict(cls, state: dict) -> "WordTokenizer":
-        """The inverse of `to_dict`."""
-        return cls(state["words"], state["lower"], state["nfc"])
-
 
 class BPETokenizer(_Words):
     """Byte pairs, as GPT-2's: 256 bytes, and the pairs that were the most frequent when they were merged.
@@ -355,11 +346,6 @@ class BPETokenizer(_Words):
     def to_dict(self) -> dict:
         """Everything needed to rebuild the tokenizer, in plain values."""
         return {"kind": self.kind, "merges": self.merges, "lower": self.lower, "nfc": self.nfc}
-
-    @classmethod
-    def from_dict(cls, state: dict) -> "BPETokenizer":
-        """The inverse of `to_dict`."""
-        return cls(state["merges"], state["lower"], state["nfc"])
 
 
 def _room(max_vocab_size: int | None, needed: int, what: str) -> int:
