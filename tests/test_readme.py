@@ -61,7 +61,10 @@ def test_every_command_of_the_readme_runs_in_order(clone):
     assert any("train.py" in command for command in run)
     for command in run:
         if command.startswith("tensorboard"):
-            serve_and_stop(command, clone)
+            serve_and_stop(command, clone, "data/runs", "tiny/version_0")
+            continue
+        if "app.py" in command:
+            serve_and_stop(command, clone, "config", "tiny/version_0")
             continue
         done = subprocess.run(
             command, shell=True, cwd=clone, env=environment(clone), capture_output=True, text=True, timeout=300
@@ -70,7 +73,8 @@ def test_every_command_of_the_readme_runs_in_order(clone):
         assert done.stdout.strip(), command
 
 
-def serve_and_stop(command: str, clone: Path) -> None:
+def serve_and_stop(command: str, clone: Path, path: str, shown: str) -> None:
+    """Start a server, and wait until what it answers at a path shows a run."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -79,13 +83,13 @@ def serve_and_stop(command: str, clone: Path) -> None:
     try:
         for _ in range(120):
             try:
-                page = urllib.request.urlopen(f"http://127.0.0.1:{port}/data/runs", timeout=5).read().decode()
-                if "tiny/version_0" in page:
+                page = urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=5).read().decode()
+                if shown in page:
                     return
             except OSError:
-                assert server.poll() is None, "TensorBoard ended by itself"
+                assert server.poll() is None, "it ended by itself"
             time.sleep(0.5)
-        pytest.fail("TensorBoard shows no run")
+        pytest.fail("it shows no run")
     finally:
         server.terminate()
         server.wait()
