@@ -169,6 +169,11 @@ def evaluate(args: list[str]) -> int:
         raise MiniGPTError(f"memorisation is {asked.memorisation}. Give the number of texts to draw, 1 or more.")
     if asked.encoding and asked.path is None:
         raise MiniGPTError("--data.encoding is for a text that --data.path names. Name one, or leave it out.")
+    try:
+        if asked.figures:
+            asked.figures.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MiniGPTError(f"The figures cannot be written into '{asked.figures}': {error.strerror}.") from error
 
     import torch
 
@@ -219,13 +224,9 @@ def evaluate(args: list[str]) -> int:
 def _draw(lm, val, metrics, folder: Path) -> None:
     from minigpt.figures import figures
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, image in figures(lm.model, lm.tokenizer, val[:128].long(), metrics.by_position.compute()).items():
-            image.save(folder / f"{name}.png")
-            note(str(folder / f"{name}.png"))
-    except OSError as error:
-        raise MiniGPTError(f"The figures cannot be written into '{folder}': {error.strerror or error}.") from error
+    for name, image in figures(lm.model, lm.tokenizer, val[:128].long(), metrics.by_position.compute()).items():
+        image.save(folder / f"{name}.png")
+        note(str(folder / f"{name}.png"))
 
 
 def export(args: list[str]) -> int:

@@ -103,6 +103,7 @@ MISTAKES = [
     ([*TRAIN, "--validation.every_n_steps", "-1"], ["validation.every_n_steps is -1"]),
     ([*TRAIN, "--checkpoint.every_n_steps", "0"], ["checkpoint.every_n_steps is 0"]),
     ([*TRAIN, "--samples.every_n_steps", "-1"], ["samples.every_n_steps is -1"]),
+    ([*TRAIN, "--figures.every_n_steps", "-1"], ["figures.every_n_steps is -1"]),
     ([*TRAIN, "--samples.top_p", "2"], ["top_p is 2"]),
     ([*TRAIN, "--progress.every_n_steps", "0"], ["progress.every_n_steps is 0"]),
     ([*TRAIN, "--seed_everything", "-5"], ["seed_everything is -5"]),
@@ -178,12 +179,19 @@ MISTAKES = [
     (["generate", "--unknown", "drop"], ["--unknown", "skip"]),
     (["generate", "--promt", "a"], ["--promt", "Did you mean '--prompt'"]),
     (["generate", "--device", "abacus"], ["abacus", "--device auto"]),
+    # the page
+    (["app", "--auth", "anne"], ["--auth takes a name and a password", "anne:secret"]),
+    (["app", "--port", "70000"], ["port 70000", "--port"]),
+    (["app", "--port", "many"], ["--port", "many"]),
+    (["app", "--host", "203.0.113.9"], ["203.0.113.9"]),
+    (["app", "--ckpt_path", "nowhere"], ["no run or checkpoint at 'nowhere'"]),
     # exporting
     (["export", "--format", "hf", "--out", "new"], ["no class for this TinyGPT", "--format safetensors"]),
     (["export", "--format", "gif", "--out", "new"], ["--format", "gif"]),
     (["export", "--out", "new"], ["--format"]),
     (["export", "--format", "safetensors", "--out", "no_run"], ["no_run", "new folder"]),
     # evaluating
+    (["evaluate", "--figures", "poem.txt"], ["The figures cannot be written into 'poem.txt'"]),
     (["evaluate", "--ckpt_path", "nowhere"], ["nowhere", "no run or checkpoint"]),
     (["evaluate", "--data.path", "nowhere.txt"], ["nowhere.txt", "does not exist"]),
     (["evaluate", "--memorisation", "0"], ["memorisation is 0"]),
