@@ -279,6 +279,7 @@ def app(args: list[str]) -> int:
 
 def train(args: list[str]) -> int:
     """scripts/train.py: train a model from a recipe, or go on with a run."""
+    from minigpt.models import summary
     from minigpt.training.cli import MiniGPTCLI
 
     cli = MiniGPTCLI(args)
@@ -291,6 +292,8 @@ def train(args: list[str]) -> int:
         f"on {cli.trainer.strategy.root_device}; {len(data.train_ids):,} tokens to train on, "
         f"{data.vocab_size} distinct; run folder {_short(cli.run_dir)}"
     )
+    all_characters = data.tokenizer.kind == "char" and not data.tokenizer.byte_fallback
+    note(summary.as_text(summary.parts(model, "characters" if all_characters else "tokens")))
     started = time.monotonic()
     try:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)

@@ -3,6 +3,7 @@
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -207,13 +208,34 @@ def test_validation_can_be_capped_while_training(folder):
     assert sum(y.numel() for _, y in data.val_dataloader()) == 1000
 
 
-def test_progress_is_plain_lines_where_there_is_no_terminal(train):
+def test_progress_is_plain_lines_where_there_is_no_terminal(train, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
     result = train("--trainer.max_steps", "30", "--progress.every_n_steps", "10", "--validation.every_n_steps", "20")
     lines = [line for line in result.err.splitlines() if line.startswith("step ")]
     assert [line.split()[1] for line in lines] == ["1/30", "10/30", "20/30", "30/30"]
-    assert all("train loss" in line and "steps/s" in line for line in lines)
+    form = r"step \d+/30  train loss \d\.\d{4}( \(step \d+\))?(  val loss .*)?  [\d,]+ tokens/s"
+    assert all(re.fullmatch(form, line) for line in lines), lines
     assert ["val loss" in line for line in lines] == [False, False, True, True]
-    assert "\r" not in result.err
+    assert not re.search(r"[^\n -~×]", result.err), "control characters"
+
+
+def test_the_speed_counts_the_tokens_of_accumulated_batches(folder, capfd, monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr("minigpt.training.callbacks.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    fit(
+        "--trainer.max_steps", "6", "--trainer.accumulate_grad_batches", "3", "--data.batch_size", "8",
+        "--progress.every_n_steps", "2", "--validation.every_n_steps", "0", "--trainer.log_every_n_steps", "1",
+    )  # fmt: skip
+    steps_per_line = [1, 1, 2, 2]  # and a second from one line to the next
+    speeds = re.findall(r"^step .*  ([\d,]+) tokens/s$", capfd.readouterr().err, flags=re.M)
+    assert speeds == [f"{3 * 8 * 64 * steps:,}" for steps in steps_per_line]
+
+
+def test_a_training_begins_with_the_parts_of_its_model(train):
+    result = train("--trainer.max_steps", "1", "--data.tokenizer", "word", "--data.max_vocab_size", "500")
+    assert "  embedding     a vector of 64 numbers for each of 500 tokens  32,000\n" in result.err
+    result = train("--trainer.max_steps", "1")
+    assert "  output layer  a score for each of 53 characters, with biases    3,445\n" in result.err
 
 
 def test_the_summary_names_the_loss_a_sample_and_the_next_commands(train):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from minigpt.data import reading
-from minigpt.errors import MiniGPTError, did_you_mean
+from minigpt.errors import MiniGPTError, did_you_mean, note
 
 EMBEDDED = "exemple"
 
@@ -215,7 +215,9 @@ def _download(name: str) -> Path:
     file = cache / f"{name}.txt"
     pooch.get_logger().setLevel("ERROR")
     try:
-        downloader = pooch.HTTPDownloader(progressbar=not file.exists(), timeout=30)
+        if not file.exists():
+            note(f"Fetching '{name}' ({corpus.megabytes} MB), this once.")
+        downloader = pooch.HTTPDownloader(timeout=30)
         pooch.retrieve(corpus.url, f"sha256:{corpus.sha256}", file.name, cache, downloader=downloader)
     except ValueError as error:
         raise MiniGPTError(

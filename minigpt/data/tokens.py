@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -18,12 +17,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from minigpt.data.corpus import Corpus, cache_folder, writable
 from minigpt.data.dataset import SHORTEST, MappedIds, split_at
 from minigpt.data.tokenizers import KINDS, CharTokenizer, Tokenizer, from_dict
 from minigpt.errors import MiniGPTError, did_you_mean, note
+from minigpt.terminal import Bar
 
 FORMAT = 1  # of the files in the cache: another number, and old ones are not found
 LEARNED_FROM = 1 << 26  # characters at most, spread over the training text, that words and byte pairs are learned from
@@ -306,10 +305,9 @@ def _spread(pieces: Iterable[str], n_characters: int) -> Iterator[str]:
 
 def _shown(pieces: Iterable[str], what: str, total: int | None = None) -> Iterator[str]:
     """The pieces, with a progress bar on a terminal."""
-    with tqdm(
-        desc=what, total=total, unit="character", unit_scale=True, file=sys.stderr, disable=not sys.stderr.isatty(),
-        leave=False,
-    ) as bar:  # fmt: skip
+    n = 0
+    with Bar("characters", total, label=what) as bar:
         for piece in pieces:
             yield piece
-            bar.update(len(piece))
+            n += len(piece)
+            bar.move(n)

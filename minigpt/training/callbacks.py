@@ -11,12 +11,12 @@ from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard.summary import hparams
-from tqdm import tqdm
 
 from minigpt.errors import MiniGPTError
 from minigpt.figures import figures, name_of
 from minigpt.generation.sampling import check_controls
 from minigpt.generation.text import LanguageModel
+from minigpt.terminal import Bar
 from minigpt.training.checkpointing import validation_due
 
 COMPARED = ("val/loss", "val/bits_per_char", "train/loss")  # the figures of a run in TensorBoard's table of runs
@@ -172,7 +172,7 @@ class Progress(ProgressBar):
         if every_n_steps < 1:
             raise MiniGPTError(f"progress.every_n_steps is {every_n_steps}. Give it a whole number of 1 or more.")
         self.every_n_steps = every_n_steps
-        self._bar: tqdm | None = None
+        self._bar: Bar | None = None
         self._silent = False
 
     def disable(self) -> None:
@@ -181,23 +181,28 @@ class Progress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar at the step that training stands at."""
-        total = trainer.max_steps if trainer.max_steps > 0 else None
-        self._bar = tqdm(
-            total=total, initial=trainer.global_step, unit="step", file=sys.stderr,
-            disable=self._silent or not sys.stderr.isatty(),
-            dynamic_ncols=True, leave=False,
-        )  # fmt: skip
+        data = trainer.datamodule
+        self._tokens_per_step = data.batch_size * data.block_size * trainer.accumulate_grad_batches
         self._step, self._mark = trainer.global_step, (trainer.global_step, time.monotonic())
+        self._bar = Bar(
+            "tokens", trainer.max_steps if trainer.max_steps > 0 else None, self._step, self._tokens_per_step,
+            figures=lambda: _figures(pl_module), silent=self._silent,
+        )  # fmt: skip
+        self._bar.start()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Move on by a step; write a line when it is due and no validation is about to write it."""
         step = trainer.global_step
         if step == self._step:
             return
-        self._bar.update(step - self._step)
         self._step = step
+        self._bar.move(step)
         if (step == 1 or step % self.every_n_steps == 0) and not validation_due(trainer):
             self._line(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Bring the bar up to date, since it stands still until the validation ends."""
+        self._bar.move(self._step, at_once=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write a line with the validation's figures."""
@@ -206,23 +211,29 @@ class Progress(ProgressBar):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the bar away; the lines stay."""
-        self._bar.close()
+        self._bar.stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Take the bar away."""
         if self._bar is not None:
-            self._bar.close()
+            self._bar.stop()
 
     def _line(self, trainer: Trainer, pl_module: LightningModule, validation: str = "") -> None:
         if self._silent:
             return
         (from_step, then), now = self._mark, time.monotonic()
-        speed = (self._step - from_step) / (now - then)
+        tokens = (self._step - from_step) * self._tokens_per_step
+        speed = f"  {tokens / (now - then):,.0f} tokens/s" if tokens else ""  # a resume may validate before any step
         self._mark = (self._step, now)
         of_total = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
         train = ""
         if record := pl_module.last_record:
             loss, step = record["metrics"]["train/loss"], record["step"]
             train = f"  train loss {loss:.4f}" + (f" (step {step})" if step != self._step else "")
-            self._bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-        self._bar.write(f"step {self._step}{of_total}{train}{validation}  {speed:,.0f} steps/s", file=sys.stderr)
+        print(f"step {self._step}{of_total}{train}{validation}{speed}", file=sys.stderr, flush=True)
+
+
+def _figures(pl_module: LightningModule) -> list[str]:
+    """What the bar says of the last training batch that was recorded."""
+    metrics = pl_module.last_record.get("metrics")
+    return [f"loss {metrics['train/loss']:.3f}", f"{metrics['train/bits_per_char']:.2f} bits/char"] if metrics else []

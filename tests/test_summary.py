@@ -1,0 +1,57 @@
+"""What a model's parts are said to be: every parameter once, in lines that fit."""
+
+from itertools import product
+
+import torch
+
+from minigpt.models import build_model
+from minigpt.models.summary import as_text, parts
+
+SIZES = {"vocab_size": 79, "block_size": 32, "n_embd": 32}
+GRID = (
+    ("gpt2", "llama", "modern"), ("gelu", "swiglu", "relu2"), ("learned", "rope"), (True, False), (1, 2, 4),
+    ((True, 1), (False, 3)),
+)  # fmt: skip
+
+
+def built(name: str = "gpt", **settings) -> torch.nn.Module:
+    with torch.device("meta"):
+        return build_model(name, **SIZES | settings)
+
+
+def total(rows) -> int:
+    return sum(row.copies * (row.n or 0) for row in rows)
+
+
+def test_the_parts_have_all_parameters_each_once():
+    for preset, mlp, position, tie_weights, n_kv_head, (bias, n_layer) in product(*GRID):
+        model = built(
+            preset=preset, mlp=mlp, position=position, tie_weights=tie_weights, n_kv_head=n_kv_head, bias=bias,
+            n_layer=n_layer,
+        )  # fmt: skip
+        rows = parts(model)
+        assert total(rows) == sum(parameter.numel() for parameter in model.parameters()), model.config
+        assert [row.n for row in rows if row.name == "output layer"] == [0 if tie_weights else 79 * 32]
+
+
+def test_the_parts_of_tinygpt():
+    rows = parts(built("tinygpt"), "characters")
+    assert [row.n for row in rows] == [79 * 32, 79 * 32 + 79]
+    assert as_text(rows).splitlines() == [
+        "  embedding     a vector of 32 numbers for each of 79 characters  2,528",
+        "  output layer  a score for each of 79 characters, with biases    2,607",
+    ]
+
+
+def test_the_words_say_what_the_switches_are():
+    llama = as_text(parts(built(preset="llama", n_kv_head=2)))
+    assert all(words in llama for words in ("RoPE", "4 heads of 8 (2 of keys and values)", "gated by 88", "RMSNorm"))
+    assert "biases" not in llama
+    gpt2 = as_text(parts(built(n_layer=1, n_head=1, bias=True)))
+    assert all(words in gpt2 for words in ("32 places", "1 block:", "1 head of 32 looks", "GELU", "biases", "again"))
+
+
+def test_the_lines_of_a_large_model_fit():
+    large = {"vocab_size": 100_000, "block_size": 8192, "n_embd": 8192, "n_layer": 80, "n_head": 64, "n_kv_head": 8}
+    lines = as_text(parts(built(preset="llama", **large), "characters")).splitlines()
+    assert max(map(len, lines)) <= 100
