@@ -98,8 +98,9 @@ def draw_attention(weights: torch.Tensor) -> Image.Image:
     n_layer, n_head, size, _ = weights.shape
     zoom, left, top, gap = max(1, 160 // size), 60, 44, 6
     pitch = size * zoom + gap
-    canvas = _canvas(top + n_layer * pitch, left + n_head * pitch)
-    _write(canvas, "where each token (row) looks (column)", 4, 4)
+    title = "where each token (row) looks (column)"
+    canvas = _canvas(top + n_layer * pitch, max(left + n_head * pitch, _width(title) + 8))
+    _write(canvas, title, 4, 4)
     for head in range(n_head):
         _write(canvas, f"head {head + 1}", left + head * pitch, 24)
     for layer in range(n_layer):

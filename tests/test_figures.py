@@ -104,6 +104,12 @@ def test_the_letters_of_a_figure_are_drawn():
     assert (np.array(named)[:20] == figures.INK).any()
 
 
+def test_a_single_map_leaves_room_for_its_title():
+    few, many = (np.array(figures.draw_attention(torch.zeros(1, n_head, 40, 40))) for n_head in (1, 8))
+    few, many = ((image[:20] < figures.PAPER).sum() for image in (few, many))
+    assert few == many > 0
+
+
 @pytest.mark.parametrize("tokenizer", ["char", "word", "bpe"])
 def test_figures_of_a_bigram_over_any_tokens(tokenizer):
     from minigpt.data.tokenizers import KINDS
