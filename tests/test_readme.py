@@ -1,4 +1,6 @@
-"""Every command and every line of Python in the READMEs runs, in a copy of the project, as a reader would type it."""
+"""Every command and every line of Python in the READMEs and in the guide runs, in a copy of the project, as a reader
+would type it; the guide's trainings are shortened.
+"""
 
 import os
 import re
@@ -22,15 +24,20 @@ def commands(file: str) -> list[str]:
     return [line for block in blocks(file, "bash") for line in block.splitlines() if line.strip()]
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory):
-    """A copy of what is under version control, in which python is this one and nothing has to be installed."""
-    place = tmp_path_factory.mktemp("clone")
+def copy_into(place: Path) -> None:
+    """Copy what is under version control."""
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
     for name in filter(None, files):
         if (ROOT / name).exists():
             (place / name).parent.mkdir(parents=True, exist_ok=True)
             (place / name).write_bytes((ROOT / name).read_bytes())
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A copy of the project in which python is this one and nothing has to be installed."""
+    place = tmp_path_factory.mktemp("clone")
+    copy_into(place)
     tools = place / "tools"
     tools.mkdir()
     for tool in ("python", "tensorboard"):
@@ -111,14 +118,65 @@ def test_both_readmes_give_the_same_commands():
         assert english == french
 
 
+@pytest.mark.slow
+def test_every_command_of_the_guide_runs_in_order(call, folder):
+    """In this process, so that the imports are paid for once, and in a copy of its own, since the runs that a chapter
+    names are those of a reader who has given the README's first command and no other.
+    """
+    copy_into(folder)
+    run = [runnable(commands("README.md")[0]), *commands("docs/guide.md")]
+    for command in run:
+        python, script, *words = shlex.split(command)
+        assert python == "python"
+        assert (folder / script).is_file(), command
+        short = SHORT if script == "scripts/train.py" else []
+        done = call(Path(script).stem, *words, *short)
+        assert done.status == 0, f"{command}\n{done.err}"
+        assert done.out.strip(), command
+        assert "--figures" not in words or f"{words[words.index('--figures') + 1]}/next_token.png" in done.err
+    (program,) = blocks("docs/guide.md", "python")
+    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["1", "2", "4", "8", "16", "32", "64"]
+
+
+def test_both_guides_give_the_same_commands_texts_and_pictures():
+    for language in ("bash", "python", "text"):
+        french, english = ([re.sub(r" *#.*", "", block) for block in blocks(f, language)] for f in GUIDES)
+        assert french == english
+    french, english = (re.findall(r"!\[.+\]\((.+)\)", (ROOT / f).read_text(encoding="utf-8")) for f in GUIDES)
+    assert french == english
+    assert {Path(picture).name for picture in french} == {file.name for file in (ROOT / "docs" / "guide").iterdir()}
+    assert all((ROOT / "docs" / picture).stat().st_size < 150_000 for picture in french)
+
+
+def test_both_guides_give_the_same_figures_in_the_same_chapters():
+    """Chapter by chapter, whatever the order of a sentence: 7 615 and 2,34 in French are 7,615 and 2.34 in English."""
+    french, english = ((ROOT / file).read_text(encoding="utf-8").split("\n## ") for file in GUIDES)
+    assert len(french) == len(english)
+    for one, other in zip(french, english, strict=True):
+        one = re.sub(r"(?<=\d)[ \u202f](?=\d{3}\b)", "", re.sub(r"(?<=\d),(?=\d)", ".", one))
+        other = re.sub(r"(?<=\d),(?=\d{3}\b)", "", other)
+        assert sorted(re.findall(r"\d+(?:\.\d+)?", one)) == sorted(re.findall(r"\d+(?:\.\d+)?", other))
+
+
 READMES = ("README.md", "README.fr.md")
+GUIDES = ("docs/guide.fr.md", "docs/guide.md")
+SHORT = ["--trainer.max_steps", "4", "--model.warmup_steps", "0", "--model.n_embd", "16"]  # later flags win
+SHORT += ["--data.max_val_tokens", "500", "--samples.max_new_tokens", "20"]
 
 
-@pytest.mark.parametrize("file", READMES)
-def test_what_a_readme_points_to_is_there(file):
-    text = (ROOT / file).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#]+)\)", text):
-        assert target.startswith("http") or (ROOT / target).exists(), target
+@pytest.mark.parametrize("file", [*READMES, *GUIDES])
+def test_what_a_page_points_to_is_there(file):
+    page = ROOT / file
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert target.startswith("http") or (page.parent / target).exists(), target
+
+
+def test_the_readmes_lead_to_the_guides():
+    for readme, guide in zip(READMES, reversed(GUIDES), strict=True):
+        where_next = (ROOT / readme).read_text(encoding="utf-8").rsplit("\n## ", 1)[1]
+        assert f"]({guide})" in where_next
 
 
 def test_ci_runs_the_readmes_test_command():
