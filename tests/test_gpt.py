@@ -176,3 +176,18 @@ def test_weight_averaging_leaves_the_tables_of_positions_alone():
     assert torch.equal(averaged.module.cos, model.cos)
     assert torch.equal(averaged.module.sin, model.sin)
     assert model.to(torch.bfloat16).cos.dtype == torch.bfloat16, "they go where the weights go"
+
+
+def test_bf16_products_leave_attention_in_float32_on_a_cpu(monkeypatch):
+    seen = []
+    attend = F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda q, *a, **k: seen.append(q.dtype) or attend(q, *a, **k)
+    )
+    model = GPT(vocab_size=20, block_size=8, n_layer=2, n_head=2, n_embd=16, preset="modern")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model(torch.randint(0, 20, (2, 8)))
+    assert seen == [torch.float32] * 2
+    assert logits.dtype == torch.bfloat16  # the products around it
+    logits.float().sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
