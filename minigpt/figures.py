@@ -16,6 +16,8 @@ from minigpt.introspection import attention, next_logits, transitions
 from minigpt.models.gpt import GPT
 from minigpt.models.tinygpt import TinyGPT
 
+Image.preinit()  # loads what writes PNG, which would else happen in the middle of a training
+
 INK, PAPER = 200, 255  # black and white; between them the greys of letters
 SCALE = ((255, 255, 255), (199, 233, 230), (90, 174, 196), (37, 99, 160), (13, 27, 79))  # evenly darker
 _STOPS = np.linspace(0, INK - 1, len(SCALE))
@@ -180,7 +182,7 @@ def _frame(rows: tuple[str, ...], columns: tuple[str, ...], title: str, widest: 
 
 def _write(canvas: np.ndarray, text: str, x: int, y: int, centre: bool = False, light: bool = False) -> None:
     """Put letters onto a canvas, dark or light on what is there; what does not fit is cut."""
-    mask, ink = _letters(text, light)
+    mask, ink = _ink(text, light)
     x, y = x - mask.shape[1] // 2 if centre else x, max(y, 0)
     place = canvas[y : y + mask.shape[0], max(x, 0) : x + mask.shape[1]]
     np.copyto(place, ink[: place.shape[0], : place.shape[1]], where=mask[: place.shape[0], : place.shape[1]])
@@ -192,11 +194,17 @@ def _width(text: str) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _letters(text: str, light: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Where there is ink for a text, `(17, width)`, and its shades."""
+def _letters(text: str) -> np.ndarray:
+    """The letters of a text, `(17, width)`: 255 where there is ink."""
     image = Image.new("L", (_width(text), 17))
     ImageDraw.Draw(image).text((0, 0), text, font=_font(), fill=255)
-    letters = np.array(image)
+    return np.array(image)
+
+
+@lru_cache(maxsize=4096)
+def _ink(text: str, light: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Where there is ink for a text, and its shades."""
+    letters = _letters(text)
     if light:
         return letters > 100, np.full_like(letters, PAPER)
     return letters > 40, (INK + (PAPER - INK) * (255.0 - letters) / 255).astype(np.uint8)
@@ -206,7 +214,7 @@ def _letters(text: str, light: bool) -> tuple[np.ndarray, np.ndarray]:
 def _font() -> ImageFont.FreeTypeFont:
     for name in FONTS:
         try:
-            return ImageFont.truetype(name, 13)
+            return ImageFont.truetype(name, 13, layout_engine=ImageFont.Layout.BASIC)  # twice as fast
         except OSError:
             continue
     return ImageFont.load_default(13)  # Latin letters without accents

@@ -50,7 +50,7 @@ def test_cached_logits_are_the_uncached_ones_at_every_position(preset, shape):
 
 @torch.no_grad()
 def test_a_cache_takes_several_ids_at_once_and_forgets_when_its_length_is_lowered():
-    model = lively("llama")
+    model = lively("llama", ngrams=50)
     idx = torch.randint(30, (2, 12), generator=torch.Generator().manual_seed(3))
     cache = KVCache(model, 2)
     model(idx[:, :4], cache)
@@ -59,10 +59,11 @@ def test_a_cache_takes_several_ids_at_once_and_forgets_when_its_length_is_lowere
     torch.testing.assert_close(model(idx[:, 4:9], cache), model(idx[:, :9])[:, 4:], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("ngrams", [0, 50])
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("controls", [{"temperature": 0.0}, {"temperature": 0.9, "top_k": 9, "top_p": 0.95}])
-def test_a_batch_of_unequal_prompts_gives_the_plain_text_of_each_also_past_the_block(preset, controls):
-    model = lively(preset)
+def test_a_batch_of_unequal_prompts_gives_the_plain_text_of_each_also_past_the_block(preset, controls, ngrams):
+    model = lively(preset, ngrams=ngrams)
     ids = torch.randint(30, (40,), generator=torch.Generator().manual_seed(4)).tolist()
     prompts = [ids[:1], ids[3:12], ids[5:21], ids]  # short, medium, exactly a block, longer than a block
     expected = [plainly(model, p, 30, torch.Generator().manual_seed(n), **controls) for n, p in enumerate(prompts)]

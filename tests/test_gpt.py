@@ -22,9 +22,10 @@ def randomise(model: torch.nn.Module, seed: int) -> torch.nn.Module:
     return model.eval()
 
 
+@pytest.mark.parametrize("ngrams", [0, 40])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_token_changes_no_logits_before_it(preset):
-    model = randomise(GPT(30, 16, 2, 4, 32, preset), 0)
+def test_a_token_changes_no_logits_before_it(preset, ngrams):
+    model = randomise(GPT(30, 16, 2, 4, 32, preset, ngrams=ngrams), 0)
     idx = torch.randint(0, 30, (2, 16))
     changed = idx.clone()
     changed[:, 9] = (changed[:, 9] + 1) % 30
@@ -63,6 +64,29 @@ def test_every_parameter_learns(preset):
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
+
+
+@torch.no_grad()
+def test_ngrams_let_a_model_without_attention_see_three_tokens_and_no_more():
+    model = randomise(GPT(30, 16, 2, 4, 32, "modern", ngrams=997), 0)
+    for block in model.blocks:
+        block.attn.proj.weight.zero_()
+    idx = torch.randint(0, 30, (2, 16))
+    changed = idx.clone()
+    changed[:, 5] = (changed[:, 5] + 1) % 30
+    moved = (model(idx) != model(changed)).any(dim=-1).any(dim=0)
+    assert moved.tolist() == [5 <= place <= 7 for place in range(16)]
+
+
+def test_ngrams_start_as_no_change_and_learn():
+    torch.manual_seed(0)
+    model, plain = (GPT(30, 16, 2, 4, 32, "modern", zero_init=False, ngrams=n) for n in (40, 0))
+    plain.load_state_dict({name: weight for name, weight in model.state_dict().items() if "ngrams" not in name})
+    idx = torch.randint(0, 30, (4, 16))
+    logits = model(idx)
+    assert torch.equal(logits, plain(idx))
+    F.cross_entropy(logits.flatten(0, 1), idx.roll(-1).flatten()).backward()
+    assert all(table.weight.grad.abs().sum() > 0 for table in model.ngrams)
 
 
 def test_an_explicit_switch_wins_over_the_preset():
@@ -159,6 +183,7 @@ def test_llama_gives_hugging_faces_logits(seed, n_kv_head, n_layer, n_head, n_em
         ({"n_layer": 0}, "model.n_layer is 0"),
         ({"dropout": 1.0}, "model.dropout"),
         ({"softcap": -1.0}, "model.softcap"),
+        ({"ngrams": -1}, "model.ngrams is -1"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(settings, words):

@@ -52,3 +52,11 @@ def test_a_crafted_pickle_is_refused_and_runs_nothing(folder):
     with pytest.raises(MiniGPTError, match=r"trap\.ckpt"):
         minigpt.load("trap.ckpt")
     assert not (folder / "sprung").exists()
+
+
+def test_a_transformer_from_before_ngrams_is_read_as_one_without(folder):
+    model = minigpt.GPT(5, 8, 1, 2, 8)
+    about = {"version": "0.1.0", "model": {"name": "gpt", **model.config}}
+    del about["model"]["ngrams"]
+    torch.save({"minigpt": about, "state_dict": {}}, "old.ckpt")
+    assert runs.read_checkpoint(folder / "old.ckpt")["minigpt"]["model"] == {"name": "gpt", **model.config}

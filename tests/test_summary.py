@@ -34,6 +34,12 @@ def test_the_parts_have_all_parameters_each_once():
         assert [row.n for row in rows if row.name == "output layer"] == [0 if tie_weights else 79 * 32]
 
 
+def test_ngrams_are_a_part():
+    model = built(preset="modern", ngrams=64)
+    assert total(parts(model)) == sum(parameter.numel() for parameter in model.parameters())
+    assert [row.n for row in parts(model) if row.name == "n-grams"] == [2 * 64 * 32]
+
+
 def test_the_parts_of_tinygpt():
     rows = parts(built("tinygpt"), "characters")
     assert [row.n for row in rows] == [79 * 32, 79 * 32 + 79]

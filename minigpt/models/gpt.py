@@ -18,21 +18,22 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Radford et al., "Language Models are Unsupervised Multitask Learners", 2019.
     "gpt2": {
         "position": "learned", "norm": "layernorm", "mlp": "gelu", "qk_norm": False, "bias": True,
-        "tie_weights": True, "softcap": 0.0, "zero_init": False,
+        "tie_weights": True, "softcap": 0.0, "zero_init": False, "ngrams": 0,
     },
     # Touvron et al., "LLaMA: Open and Efficient Foundation Language Models", 2023.
     "llama": {
         "position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "qk_norm": False, "bias": False,
-        "tie_weights": False, "softcap": 0.0, "zero_init": False,
+        "tie_weights": False, "softcap": 0.0, "zero_init": False, "ngrams": 0,
     },
     # What trains fastest to the lowest loss, after the modded-nanogpt speedruns (Jordan et al., 2024).
     "modern": {
         "position": "rope", "norm": "rmsnorm", "mlp": "relu2", "qk_norm": True, "bias": False,
-        "tie_weights": False, "softcap": 15.0, "zero_init": True,
+        "tie_weights": False, "softcap": 15.0, "zero_init": True, "ngrams": 0,
     },
 }  # fmt: skip
 CHOICES = {"position": ("learned", "rope"), "norm": ("layernorm", "rmsnorm"), "mlp": ("gelu", "swiglu", "relu2")}
 ROPE_BASE = 10_000.0
+HASH = 1_000_003  # a prime that is not a size of tables
 NORM_EPS = {"layernorm": 1e-5, "rmsnorm": 1e-6}
 
 
@@ -52,6 +53,8 @@ def resolve(preset: str, **switches: Any) -> dict[str, Any]:
             raise MiniGPTError(f"model.{name} is '{settings[name]}'. It takes {' or '.join(known)}.")
     if settings["softcap"] < 0:
         raise MiniGPTError(f"model.softcap is {settings['softcap']}. Give it a positive number, or 0 for none.")
+    if settings["ngrams"] < 0:
+        raise MiniGPTError(f"model.ngrams is {settings['ngrams']}. Give it a number of rows, or 0 for none.")
     return settings
 
 
@@ -79,6 +82,9 @@ class GPT(nn.Module):
         softcap: Keep logits within ± this by a tanh (Gemma 2, 2024); 0 for none.
         zero_init: Start the layers that write to the residual stream and the output layer at zero, so that each block
             begins as the identity.
+        ngrams: Add to each token's embedding one of the pair and one of the triple of tokens that it ends, each hashed
+            into a table of so many rows, so that no layer has to learn to look at the last two tokens (Pagnoni et al.,
+            "Byte Latent Transformer", 2024); 0 for none.
 
     Raises:
         MiniGPTError: A size does not divide another, or a switch has a value that it does not know.
@@ -104,11 +110,12 @@ class GPT(nn.Module):
         tie_weights: bool | None = None,
         softcap: float | None = None,
         zero_init: bool | None = None,
+        ngrams: int | None = None,
     ):
         super().__init__()
         settings = resolve(
             preset, position=position, norm=norm, mlp=mlp, qk_norm=qk_norm, bias=bias, tie_weights=tie_weights,
-            softcap=softcap, zero_init=zero_init,
+            softcap=softcap, zero_init=zero_init, ngrams=ngrams,
         )  # fmt: skip
         n_kv_head = n_head if n_kv_head is None else n_kv_head
         sizes = {
@@ -135,6 +142,9 @@ class GPT(nn.Module):
         self.softcap = settings["softcap"]
 
         self.embed = nn.Embedding(vocab_size, n_embd)
+        self.ngrams = nn.ModuleList(
+            nn.Embedding(settings["ngrams"], n_embd) for _ in range(2 * (settings["ngrams"] > 0))
+        )
         learned = settings["position"] == "learned"
         self.position = nn.Embedding(block_size, n_embd) if learned else None
         self.cos, self.sin = (None, None) if learned else rope_tables(block_size, n_embd // n_head)
@@ -159,7 +169,7 @@ class GPT(nn.Module):
                 continue  # norms are ones, biases zeros
             to_residual = name.endswith(("attn.proj.weight", "mlp.down.weight"))
             nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.n_layer) if to_residual else 0.02)
-            if self.settings["zero_init"] and (to_residual or name == "lm_head.weight"):
+            if (self.settings["zero_init"] and (to_residual or name == "lm_head.weight")) or "ngrams." in name:
                 nn.init.zeros_(parameter)
         for module in self.modules():
             if isinstance(module, nn.Linear) and module.bias is not None:
@@ -171,7 +181,7 @@ class GPT(nn.Module):
         With a cache the ids stand behind those that it holds, together up to block_size, and join them.
         """
         if cache is not None:
-            cache.extend(idx.shape[1])
+            cache.extend(idx)
             if self.compiled is not None and idx.shape[1] == 1:
                 return self.compiled(idx, cache)
         return self.logits(idx, cache)
@@ -180,6 +190,8 @@ class GPT(nn.Module):
         """`forward`, once the cache has made place for the ids."""
         positions = slice(idx.shape[1]) if cache is None else cache.positions
         x = self.embed(idx)  # (B, T, C)
+        if self.ngrams:
+            x = x + self._ngrams(idx, cache)
         rope = None
         if self.position is None:
             rope = self.cos[positions].unsqueeze(-3), self.sin[positions].unsqueeze(-3)  # (1, T, D) or (B, 1, T, D)
@@ -190,6 +202,16 @@ class GPT(nn.Module):
             x = block(x, rope, cache)
         logits = self.lm_head(self.norm(x))  # (B, T, V)
         return self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits
+
+    def _ngrams(self, idx: torch.Tensor, cache: "KVCache | None") -> torch.Tensor:
+        """The embeddings `(B, T, C)` of the pair and the triple that end at each id; before the first stands id 0."""
+        before = idx.new_zeros(idx.shape[0], 2) if cache is None else cache.before
+        ids = torch.cat((before, idx), dim=1)
+        hashed, total = idx, 0
+        for n, table in enumerate(self.ngrams, 1):
+            hashed = hashed * HASH + ids[:, 2 - n : ids.shape[1] - n]
+            total = total + table(hashed % table.num_embeddings)
+        return total
 
 
 class KVCache:
@@ -214,12 +236,20 @@ class KVCache:
         self.rows = torch.arange(batch_size, device=weight.device)[:, None]
         self.steps = torch.arange(model.block_size, device=weight.device)
         self.columns = 0  # attention looks at this many: as many as were ever filled
+        self.ids = None  # those that the rows hold, behind two zeros, for a model that looks at the last two
+        if model.ngrams:
+            self.ids = torch.zeros(batch_size, model.block_size + 2, dtype=torch.int64, device=weight.device)
+            self.two = torch.arange(2, device=weight.device)
         hidden = weight.new_full((model.block_size,), -math.inf)
         self.masks = torch.cat((weight.new_zeros(model.block_size), hidden)).unfold(0, columns, 1)
 
-    def extend(self, n: int) -> None:
-        """Make place for `n` more ids in each row, and lay down what each of them may look at."""
+    def extend(self, idx: torch.Tensor) -> None:
+        """Make place for `(B, n)` more ids, and lay down what each of them may look at."""
+        n = idx.shape[1]
         self.positions = self.length[:, None] + self.steps[:n]  # (B, n)
+        if self.ids is not None:
+            self.before = self.ids[self.rows, self.length[:, None] + self.two]  # (B, 2)
+            self.ids[self.rows, self.positions + 2] = idx
         self.length = self.length + n
         self.columns = min(self.columns + n, len(self.steps))
         # Row r of `masks`, all windows of one vector, shows the columns up to block_size - 1 - r.

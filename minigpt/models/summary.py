@@ -60,7 +60,14 @@ def _inside(model: GPT) -> list[Part]:
     heads = f"{model.n_head} heads of {block.attn.head_size}{shared} look back and gather"
     if model.n_head == 1:
         heads = f"1 head of {block.attn.head_size} looks back and gathers"
+    ngrams = []
+    if model.ngrams:
+        rows = model.settings["ngrams"]
+        ngrams = [
+            Part("n-grams", f"a vector for the last two, and the last three, in {rows:,} rows each", _n(model.ngrams))
+        ]
     return [
+        *ngrams,
         positions,
         Part(f"{copies} blocks, each:" if copies > 1 else "1 block:", biases, None),
         Part("  attention", heads, _n(block.attn), copies),

@@ -53,6 +53,7 @@ class LitLanguageModel(LightningModule):
         tie_weights: Let the output layer be the embedding.
         softcap: Keep logits within plus or minus this; 0 for no bound.
         zero_init: Start each block as the identity.
+        ngrams: Rows of two tables with embeddings of hashed pairs and triples of tokens; null or 0 for none.
         optimizer: `adamw`, or `muon`: Muon for the blocks' matrices and AdamW for the rest.
         learning_rate: AdamW's step size.
         muon_learning_rate: Muon's step size.
@@ -89,6 +90,7 @@ class LitLanguageModel(LightningModule):
         tie_weights: bool | None = None,
         softcap: float | None = None,
         zero_init: bool | None = None,
+        ngrams: int | None = None,
         optimizer: str = "adamw",
         learning_rate: float = 1e-3,
         muon_learning_rate: float = 0.02,
@@ -114,6 +116,7 @@ class LitLanguageModel(LightningModule):
             name, vocab_size=vocab_size, block_size=block_size, n_embd=n_embd, n_layer=n_layer, n_head=n_head,
             preset=preset, position=position, norm=norm, mlp=mlp, n_kv_head=n_kv_head, qk_norm=qk_norm, bias=bias,
             dropout=dropout, tie_weights=tie_weights, softcap=softcap, zero_init=zero_init,
+            ngrams=ngrams,
         )  # fmt: skip
         self.architecture = {"name": name, **self.model.config}
         self.val_metrics = TextMetrics(torch.ones(vocab_size, dtype=torch.long), block_size)
