@@ -32,7 +32,7 @@ ADAMW = {"optimizer": "adamw", "learning_rate": 3e-3, "beta2": 0.99, "min_lr": 3
 MUON = {"optimizer": "muon", "lr_schedule": "wsd", "min_lr": 0.0, "warmup_steps": 0, "weight_decay": 0.0}
 # Each rung keeps what the ones before it brought, but for SwiGLU, which ReLU squared replaces.
 STEPS: list[tuple[str, dict[str, Any]]] = [
-    ("GPT-2", {"preset": "gpt2", "bias": True} | ADAMW),
+    ("GPT-2", {"preset": "gpt2", "bias": True, "ngrams": 0} | ADAMW),
     ("+ RMSNorm, no biases", {"norm": "rmsnorm", "bias": False}),
     ("+ RoPE", {"position": "rope"}),
     ("+ SwiGLU", {"mlp": "swiglu"}),
@@ -67,7 +67,7 @@ def train(
     flags = {f"model.{key}": value for key, value in settings.items()} | {
         "data.path": corpus, "data.tokenizer": tokenizer, "seed_everything": seed, "trainer.max_steps": steps,
         "trainer.accelerator": "cpu", "validation.every_n_steps": 0, "checkpoint.every_n_steps": 10**9,
-        "samples.every_n_steps": 0,
+        "samples.every_n_steps": 0, "figures.every_n_steps": 0,
     }  # fmt: skip
     if settings.get("name") == "tinygpt":
         flags |= {"model.n_layer": "null", "model.n_head": "null", "model.preset": "null", "model.bias": "null"}
