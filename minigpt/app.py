@@ -70,6 +70,7 @@ WORDS = {
         "layer": "Couche", "head": "Tête",
     },
 }  # fmt: skip
+I18N = gr.I18n(**WORDS)
 NOTICES = {
     "en": {
         "no_run": "There is no run yet. Make one: `python scripts/train.py --config configs/tiny.yaml`",
@@ -315,7 +316,7 @@ def picture(lm: LanguageModel, ids: list[int], layer: int, head: int, request: g
 
 def build(shelf: Shelf) -> gr.Blocks:
     """The page."""
-    i18n = gr.I18n(**WORDS)
+    i18n = I18N
 
     def choices() -> list[tuple[str, str]]:
         return [(file.removeprefix(f"{runs.ROOT}/").replace("/checkpoints/", " · "), file) for file in shelf.files()]
@@ -380,7 +381,7 @@ def build(shelf: Shelf) -> gr.Blocks:
             return "", "", problem.told(request)
         ids = ids_of(lm, text or "")
         place = min(max(int(event.index), 0), len(ids) - 1)
-        if place == 0:
+        if place < 1:
             return "", gr.skip(), gr.skip()
         controls = _controls(temperature, top_k, top_p, min_p)
         return bars(lm, ids, place, controls, request), picture(lm, ids[:place], layer, head, request), gr.skip()
@@ -390,7 +391,8 @@ def build(shelf: Shelf) -> gr.Blocks:
             lm = shelf.load(run)
         except Problem:
             return ""
-        return picture(lm, ids_of(lm, text or "")[:-1], layer, head, request)
+        ids = ids_of(lm, text or "")
+        return picture(lm, ids[:-1], layer, head, request) if len(ids) > 1 else ""
 
     found = choices()
     first, second = two([file for _, file in found])
@@ -459,7 +461,6 @@ def build(shelf: Shelf) -> gr.Blocks:
         inside.select(look, [*seen, *controls], [colours, chart, drawing, layer, head, notice], **private, **crowd)
         colours.select(pick, [*seen, *controls], [chart, drawing, notice], **private, **crowd)
         gr.on([layer.release, head.release], redraw, seen, drawing, **private, **crowd)
-    page.i18n_words = i18n
     return page
 
 
@@ -484,7 +485,7 @@ def serve(shelf: Shelf, host: str, port: int, auth: tuple[str, str] | None = Non
     system = ["system-ui", "sans-serif"]  # no font is fetched from elsewhere
     page.launch(
         server_name=host, server_port=port, auth=auth, share=False, quiet=True, prevent_thread_lock=True,
-        i18n=page.i18n_words, css=CSS, theme=gr.themes.Default(font=system, font_mono=["ui-monospace", "monospace"]),
+        i18n=I18N, css=CSS, theme=gr.themes.Default(font=system, font_mono=["ui-monospace", "monospace"]),
         footer_links=["api"], max_threads=2 * AT_ONCE, ssr_mode=False,
     )  # fmt: skip
     return page

@@ -3,6 +3,7 @@
 An image is a field of bytes: up to `INK` a colour of the scale from nothing (white) to all (dark), above it a grey.
 """
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -46,7 +47,7 @@ def figures(
         ids: `(N,)` ids of a text that it was not trained on; a line of it is used.
         by_position: `(T,)` its mean loss at each position of a window.
     """
-    line = ids[: min(model.block_size, 40)]
+    line = ids[:40]
     drawn = {"next_token": draw_next_token(model, tokenizer, line), "loss_by_position": draw_loss(by_position)}
     if isinstance(model, TinyGPT):
         drawn["transitions"] = draw_transitions(model, tokenizer)
@@ -84,6 +85,7 @@ def draw_loss(by_position: torch.Tensor) -> Image.Image:
 
     It falls as far as the model uses its context. Single positions are too few tokens to tell.
     """
+    by_position = by_position.reshape(-1)  # metrics hand out a single position as a scalar
     parts, names, first = [], [], 0
     for last in (2**n for n in range(32)):
         parts.append(by_position[first:last].mean().item())
@@ -131,9 +133,10 @@ def draw_table(
 def draw_curve(values: Sequence[float], names: Sequence[str], title: str) -> Image.Image:
     """Values from left to right as a line, each with its name below and itself above it."""
     pitch, left, top, height = 72, 40, 60, 200
-    low, high = min(values), max(values)
+    known = [value for value in values if math.isfinite(value)] or [0.0]  # a model that diverged is drawn all the same
+    low, high = min(known), max(known)
     x = [left + pitch * n for n in range(len(values))]
-    y = [top + height * (high - value) / max(high - low, 1.0) for value in values]
+    y = [top + height * (high - value) / max(high - low, 1.0) if math.isfinite(value) else top for value in values]
     image = _image(_canvas(top + height + 60, max(left * 2 + pitch * (len(values) - 1), 320)))
     pen = ImageDraw.Draw(image)
     pen.line([x[0], top + height + 20, x[-1], top + height + 20], fill=INK + 40)

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import QUICK, TINY
 from torch.nn import functional as F
 
 import minigpt
@@ -188,3 +188,16 @@ def test_figures_come_with_validations_and_can_be_switched_off(folder, call):
         torch.load(r / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for r in run.parent.iterdir()
     ]
     assert all(torch.equal(states[0][key], state[key]) for state in states for key in state)
+
+
+@pytest.mark.parametrize("values", [[1.0], [math.nan] * 5, [2.0, math.nan, math.inf, 1.0]])
+def test_a_single_position_and_a_model_that_diverged_are_drawn(values):
+    by_position = torch.tensor(values).squeeze()
+    assert figures.draw_loss(by_position).width > 0
+
+
+def test_a_block_of_one_token_trains_with_figures(call, folder):
+    flags = ["--trainer.max_steps", "3", "--figures.every_n_steps", "1", "--data.block_size", "1"]
+    result = call("train", "--config", TINY, *QUICK, *flags)
+    assert result.status == 0, result.err
+    assert images(folder / "lightning_logs" / "tiny" / "version_0").keys() >= {"figures/next_token"}
