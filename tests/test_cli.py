@@ -2,7 +2,8 @@ import pytest
 import yaml
 from conftest import TINY
 
-from minigpt.training.cli import MiniGPTCLI, config_name, flatten
+from minigpt.training.cli import MiniGPTCLI, config_name
+from minigpt.training.parser import flatten
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,8 @@
 
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -254,6 +256,71 @@ def test_mixed_precision_validates_in_float32(folder):
     logits = cli.model.model(cli.datamodule.val_ids[None, :-1])[0]
     loss = F.cross_entropy(logits, cli.datamodule.val_ids[1:]).item()
     assert abs(cli.trainer.callback_metrics["val/loss"].item() - loss) < 1e-5
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_gradients_are_clipped_in_mixed_precision(folder, precision, optimizer):
+    flags = ["--model.name", "gpt", "--model.n_layer", "1", "--model.n_embd", "16", "--model.optimizer", optimizer]
+    flags += ["--trainer.max_steps", "3", "--trainer.gradient_clip_val", "0.001"]
+    before, exact, mixed = (
+        torch.cat([p.detach().flatten() for p in fit(*flags, *more).model.model.parameters()])
+        for more in (
+            ["--model.learning_rate", "0", "--model.muon_learning_rate", "0"],
+            [],
+            ["--trainer.precision", precision],
+        )
+    )
+    assert (exact - before).norm() > 0.01
+    assert (mixed - exact).norm() < 0.3 * (exact - before).norm()
+
+
+def test_a_compiled_step_learns_the_same(folder, capsys):
+    flags = ["--trainer.max_steps", "5", "--trainer.log_every_n_steps", "1"]
+    plain = fit(*flags).model.model.state_dict()
+    compiled = fit(*flags, "--model.compile", "true")
+    assert "(compiled in" in capsys.readouterr().err
+    weights = compiled.model.model.state_dict()
+    assert weights.keys() == plain.keys(), "compiled in place: no key has another name"
+    assert all(torch.allclose(weights[name], plain[name], atol=1e-5) for name in plain)
+    assert minigpt.load(compiled.run_dir).generate("un ", 5).startswith("un ")
+
+
+def test_where_nothing_can_be_compiled_training_goes_on_without(folder, capsys, monkeypatch):
+    def broken(*args, **kwargs):
+        def call(*args):
+            raise RuntimeError("no compiler")
+
+        return call
+
+    flags = ["--trainer.max_steps", "5"]
+    plain = fit(*flags).model.model.state_dict()
+    monkeypatch.setattr(torch, "compile", broken)
+    weights = fit(*flags, "--model.compile", "true").model.model.state_dict()
+    assert "cannot be compiled here" in capsys.readouterr().err
+    assert all(torch.equal(weights[name], plain[name]) for name in plain)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the C library of others has no such setting")
+def test_a_training_process_keeps_what_a_step_frees(folder):
+    program = """
+import resource, sys, torch
+from minigpt.training.cli import MiniGPTCLI
+if sys.argv[1:]:
+    MiniGPTCLI(sys.argv[1:])
+def steps():
+    for _ in range(20):
+        activations = [torch.zeros(1 << 18) for _ in range(32)]
+        del activations
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+print(-steps() + steps())
+"""
+    run = [sys.executable, "-c", program]
+    without, within = (
+        int(subprocess.run([*run, *flags], capture_output=True, text=True, check=True).stdout)
+        for flags in ([], ["--config", TINY, "--trainer.accelerator", "cpu"])
+    )
+    assert within < 1000 < 20_000 < without  # of 20 times 32 times 256 pages
 
 
 def test_the_parts_serve_a_trainer_of_ones_own(folder):

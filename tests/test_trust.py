@@ -243,7 +243,7 @@ def test_a_checkpoint_that_holds_other_things_is_an_error_of_ours(files, key, va
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(damage=DAMAGE)
 def test_a_damaged_config_is_an_error_of_ours_or_a_recipe(folder, damage):
-    from minigpt.training.cli import TrainParser
+    from minigpt.training.parser import TrainParser
     from minigpt.training.trust import check_names
 
     with open(TINY, "rb") as file:

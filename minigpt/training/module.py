@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from torch.optim import AdamW
 
 import minigpt
-from minigpt.errors import MiniGPTError
+from minigpt.errors import MiniGPTError, note
 from minigpt.evaluation import TextMetrics
 from minigpt.models import build_model
 from minigpt.seeds import derive_seed
@@ -65,6 +66,8 @@ class LitLanguageModel(LightningModule):
         min_lr: Where cosine and wsd take learning_rate; Muon's falls by the same factor.
         decay_steps: The step at which they are there; null for trainer.max_steps as the run began.
         cooldown: The share of those steps in which wsd goes down.
+        compile: Spend up to a minute before the first step on faster code for all others; where that cannot be done,
+            train without, and say so.
         seed: Where the randomness of a step comes from; always the same as seed_everything.
 
     Raises:
@@ -102,6 +105,7 @@ class LitLanguageModel(LightningModule):
         min_lr: float = 0.0,
         decay_steps: int | None = None,
         cooldown: float = 0.4,
+        compile: bool = False,
         seed: int = 1337,
     ):
         super().__init__()
@@ -121,6 +125,7 @@ class LitLanguageModel(LightningModule):
         self.architecture = {"name": name, **self.model.config}
         self.val_metrics = TextMetrics(torch.ones(vocab_size, dtype=torch.long), block_size)
         self._losses: list[torch.Tensor] = []
+        self._loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None  # compiled, where that is asked
         self.last_record: dict = {}  # the last training metrics written, and their step
         self.paused = 0.0  # seconds since training began that went into validations and samples
         self._mark: tuple[int, float] | None = None  # the step and the second of the last measure of speed
@@ -148,7 +153,12 @@ class LitLanguageModel(LightningModule):
             rates.decay_vectors,
         )  # fmt: skip
         betas = (0.9, rates.beta2)
-        return MuonAdamW(groups, betas=betas) if rates.optimizer == "muon" else AdamW(groups, betas=betas, fused=True)
+        if rates.optimizer == "muon":
+            return MuonAdamW(groups, betas=betas)
+        optimizer = AdamW(groups, betas=betas, fused=True)
+        # A fused step would undo the scaling of mixed precision itself: too late for clipping, so Lightning refuses it.
+        optimizer._step_supports_amp_scaling = False
+        return optimizer
 
     def on_fit_start(self) -> None:
         """Learn from the data how many characters each token stands for, and what the floors are."""
@@ -186,12 +196,14 @@ class LitLanguageModel(LightningModule):
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
         """The mean cross-entropy of a batch of windows."""
+        if self._loss is None:
+            self._loss = self._compile(*batch) if self.hparams.compile else self.loss
         # The randomness of a step is a function of (seed, step) as its batch is, so a resume has nothing to restore.
         rank = [self.trainer.global_rank] * (self.trainer.world_size > 1)
         place = ("step", self.trainer.fit_loop.total_batch_idx, *rank)
         _seed_generators(self.device, derive_seed(self.hparams.seed, *place))
         x, y = batch
-        loss = F.cross_entropy(self.model(x).flatten(0, 1), y.flatten())
+        loss = self._loss(x, y)
         trainer = self.trainer
         step = trainer.global_step + 1
         if self._scheduled:
@@ -207,6 +219,23 @@ class LitLanguageModel(LightningModule):
                 self._record_speed(y.numel() * trainer.accumulate_grad_batches * trainer.world_size, step)
                 self._losses.clear()
         return loss
+
+    def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The mean cross-entropy of `(B, T)` next ids y after the ids x."""
+        return F.cross_entropy(self.model(x).flatten(0, 1), y.flatten())
+
+    def _compile(self, x: torch.Tensor, y: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """`loss` and its gradients as compiled code, or `loss` itself where that fails, with a note."""
+        note("(compiling the training step, for up to a minute)")
+        compiled, began = torch.compile(self.loss), time.monotonic()
+        try:
+            # Unlike `backward` this leaves no gradients and wakes none of the hooks by which processes add theirs up.
+            torch.autograd.grad(compiled(x, y), [p for p in self.model.parameters() if p.requires_grad])
+        except Exception:  # each stage of the compiler has its own
+            note("The step cannot be compiled here, for want of a C++ compiler perhaps; training goes on without.")
+            return self.loss
+        note(f"(compiled in {time.monotonic() - began:.0f} s)")
+        return compiled
 
     def _record_train(self, loss: torch.Tensor, chars_per_token: torch.Tensor, step: int) -> None:
         self.log("train/loss", loss, prog_bar=True, logger=False)
