@@ -203,16 +203,36 @@ def test_weight_averaging_leaves_the_tables_of_positions_alone():
     assert model.to(torch.bfloat16).cos.dtype == torch.bfloat16, "they go where the weights go"
 
 
-def test_bf16_products_leave_attention_in_float32_on_a_cpu(monkeypatch):
-    seen = []
-    attend = F.scaled_dot_product_attention
-    monkeypatch.setattr(
-        F, "scaled_dot_product_attention", lambda q, *a, **k: seen.append(q.dtype) or attend(q, *a, **k)
-    )
-    model = GPT(vocab_size=20, block_size=8, n_layer=2, n_head=2, n_embd=16, preset="modern")
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = model(torch.randint(0, 20, (2, 8)))
-    assert seen == [torch.float32] * 2
-    assert logits.dtype == torch.bfloat16  # the products around it
-    logits.float().sum().backward()
-    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
+@pytest.mark.parametrize("preset", ["gpt2", "modern"])
+def test_under_bf16_autocast_attention_is_what_float32_gives(preset, monkeypatch):
+    model = randomise(GPT(vocab_size=20, block_size=24, n_layer=2, n_head=2, n_embd=16, preset=preset), 0)
+    idx, y = torch.randint(0, 20, (2, 3, 24))
+
+    def gradients(**autocast) -> torch.Tensor:
+        model.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, **autocast):
+            logits = model(idx)
+        F.cross_entropy(logits.float().flatten(0, 1), y.flatten()).backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    exact = gradients(enabled=False)
+    plain = gradients()
+    monkeypatch.setattr("minigpt.models.gpt.LONGEST_PLAIN", 23)  # from here on the kernel attends
+    kernel = gradients()
+    error, error_of_kernel = ((found - exact).norm() / exact.norm() for found in (plain, kernel))
+    assert 0 < error < 0.03
+    assert 0 < error_of_kernel < 0.03
+    assert not torch.equal(plain, kernel)
+
+
+def test_under_bf16_autocast_no_token_sees_a_later_one():
+    model = GPT(vocab_size=20, block_size=16, n_layer=2, n_head=2, n_embd=16, dropout=0.5)
+    idx = torch.randint(0, 20, (1, 16))
+    changed = torch.cat((idx[:, :9], (idx[:, 9:] + 1) % 20), dim=1)
+    logits = []
+    for ids in (idx, changed):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits.append(model(ids))
+    assert torch.equal(logits[0][:, :9], logits[1][:, :9])
+    assert not torch.equal(logits[0][:, 9:], logits[1][:, 9:])
