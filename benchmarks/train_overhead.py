@@ -4,7 +4,8 @@
 
 The article's settings (batch 4, block 64, AdamW) in turn, several times: the article's own loop with its DataLoader;
 Lightning's Trainer with nothing on; `scripts/train.py`'s training with logging and checkpoints; the same with
-validation, then with samples, at the recipe's intervals. The clock runs from the moment a loop asks for its 100th
+validation, then with samples, at the recipe's intervals. Then `modern_nano`, a bare loop over the very modules that
+Lightning trains beside that training, without validations. The clock runs from the moment a loop asks for its 100th
 batch until it asks for its last, so that what happens once counts for nothing. The ratios are taken within a round,
 whose loops ran one after the other. These loops draw no figures. What figures cost is too little to tell so: it is the
 share of the whole training of a recipe, as it is shipped, that passes inside their callback. Prints a table of medians
@@ -108,32 +109,45 @@ def lightning_empty(steps: int) -> Clock:
     return clock
 
 
-def project(steps: int, *flags: str) -> Clock:
-    """What scripts/train.py does with the recipe of the article."""
-    options = [
-        "--trainer.max_steps",
-        str(steps),
-        "--trainer.accelerator",
-        "cpu",
-        "--figures.every_n_steps",
-        "0",
-        *flags,
-    ]
-    cli = MiniGPTCLI(["--config", str(CONFIGS / "tiny.yaml"), *options])
-    clock = Clock(cli.datamodule.train_dataloader())
+def prepare(recipe: str, steps: int, *flags: str) -> tuple[MiniGPTCLI, Clock]:
+    """What scripts/train.py makes of a recipe, without figures."""
+    options = ["--trainer.max_steps", str(steps), "--trainer.accelerator", "cpu", "--figures.every_n_steps", "0"]
+    cli = MiniGPTCLI(["--config", str(CONFIGS / f"{recipe}.yaml"), *options, *flags])
+    return cli, Clock(cli.datamodule.train_dataloader())
+
+
+def project(recipe: str, steps: int, *flags: str) -> Clock:
+    """What scripts/train.py does with a recipe."""
+    cli, clock = prepare(recipe, steps, *flags)
     cli.datamodule.train_dataloader = lambda: clock
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     return clock
 
 
+def bare(recipe: str, steps: int) -> Clock:
+    """The modules of a recipe, its batches, its optimizer and its clipping in a loop of a few lines."""
+    cli, clock = prepare(recipe, steps)
+    optimizer = cli.model.configure_optimizers()
+    batches = iter(clock)
+    for _ in range(steps):
+        cli.model.loss(*next(batches)).backward()
+        nn.utils.clip_grad_norm_(cli.model.model.parameters(), cli.config.trainer.gradient_clip_val)
+        optimizer.step()
+        optimizer.zero_grad()
+    return clock
+
+
+ALONE = ["--samples.every_n_steps", "0", "--validation.every_n_steps", "0"]
 LOOPS: dict[str, Callable[[int], Clock]] = {
     "article's bare loop": article_loop,
     "Lightning, nothing on": lightning_empty,
-    "minigpt: bar, logs, checkpoints": lambda n: project(
-        n, "--samples.every_n_steps", "0", "--validation.every_n_steps", "0"
-    ),
-    "minigpt: and validation": lambda n: project(n, "--samples.every_n_steps", "0"),
-    "minigpt: and samples": project,
+    "minigpt: bar, logs, checkpoints": lambda n: project("tiny", n, *ALONE),
+    "minigpt: and validation": lambda n: project("tiny", n, "--samples.every_n_steps", "0"),
+    "minigpt: and samples": lambda n: project("tiny", n),
+}
+LARGER: dict[str, Callable[[int], Clock]] = {
+    "modern_nano: bare loop": lambda n: bare("modern_nano", n),
+    "modern_nano: minigpt": lambda n: project("modern_nano", n, *ALONE),
 }
 
 
@@ -175,15 +189,16 @@ def main() -> None:
         print(share)
         return
 
-    speeds: dict[str, list[float]] = {name: [] for name in LOOPS}
+    speeds: dict[str, list[float]] = {name: [] for name in LOOPS | LARGER}
     home = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         for _ in range(asked.rounds):
-            for name, loop in LOOPS.items():
+            for name, loop in (LOOPS | LARGER).items():
+                steps = asked.steps // 5 if name in LARGER else asked.steps
                 with contextlib.redirect_stderr(io.StringIO()):
-                    clock = loop(WARM_UP + asked.steps)
-                speeds[name].append(asked.steps / clock.seconds(asked.steps))
+                    clock = loop(WARM_UP + steps)
+                speeds[name].append(steps / clock.seconds(steps))
         os.chdir(home)
     again = [sys.executable, __file__, "--share"]  # in new processes, since what is drawn first takes longest
     shares = {
@@ -191,12 +206,13 @@ def main() -> None:
         for name in ("tiny", "modern_nano")
     }
 
-    bare, empty, *_ = speeds.values()
-    print(f"{'':34}{'steps/s (min to max)':>26}{'of bare':>10}{'of empty':>10}")
-    for name, values in speeds.items():
-        spread = f"{statistics.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})"
-        ratios = (statistics.median(map(truediv, values, base)) for base in (bare, empty))
-        print(f"{name:34}{spread:>26}" + "".join(f"{ratio:>10.2f}" for ratio in ratios))
+    for loops, bases in ((LOOPS, list(LOOPS)[:2]), (LARGER, list(LARGER)[:1])):
+        print(f"\n{'':34}{'steps/s (min to max)':>26}" + "".join(f"{'of ' + base:>28}" for base in bases))
+        for name in loops:
+            values = speeds[name]
+            spread = f"{statistics.median(values):,.1f} ({min(values):,.1f} to {max(values):,.1f})"
+            ratios = (statistics.median(map(truediv, values, speeds[base])) for base in bases)
+            print(f"{name:34}{spread:>26}" + "".join(f"{ratio:>28.2f}" for ratio in ratios))
     for name, values in shares.items():
         print(f"figures, of a whole training of {name}: {statistics.median(values):.1%} (up to {max(values):.1%})")
     if asked.json:
