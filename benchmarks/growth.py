@@ -1,6 +1,6 @@
 """How the cost of training grows with the model, its context and its text: seconds and peak memory, on log-log axes.
 
-    python benchmarks/growth.py --corpus FILE --plot docs/growth.png
+    python benchmarks/growth.py --corpus FILE --plot docs/images/growth.png
 
 FILE is a text of a few megabytes. Each point is a process of its own, which steps through batches of the same number of
 tokens with the preset `modern`, AdamW and float32: sizes of the model (its width doubled, its parameters four times as
@@ -95,7 +95,9 @@ def plot(results: dict[str, dict[str, list[float]]], file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(2, len(results), figsize=(4 * len(results), 6), sharex="col", layout="constrained")
+    figure, axes = plt.subplots(
+        2, len(results), figsize=(4 * len(results), 6), sharex="col", sharey="row", layout="constrained"
+    )
     for column, (thing, table) in enumerate(results.items()):
         xs = table[thing]
         for row, name in enumerate(("seconds", "MB")):
@@ -104,7 +106,10 @@ def plot(results: dict[str, dict[str, list[float]]], file: Path) -> None:
                 axis.loglog(xs, table[key], "o-", label=f"{key} (slope {slope(xs, table[key]):.2f})")
             axis.grid(alpha=0.3)
             axis.legend()
+            axis.label_outer()
         axes[1][column].set_xlabel(thing)
+    axes[0][0].set_ylabel("seconds")
+    axes[1][0].set_ylabel("peak memory, MB")
     figure.savefig(file, dpi=110)
 
 

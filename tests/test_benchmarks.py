@@ -5,12 +5,16 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 
 from minigpt import GPT, TextDataModule, TinyGPT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import growth
 import ladder
+import scaling
+import throughput
 
 
 def test_every_rung_has_the_same_parameters_within_five_percent():
@@ -50,6 +54,45 @@ def test_a_rung_is_trained_and_put_on_the_page(folder, monkeypatch):
     pytest.importorskip("matplotlib")
     ladder.plot(runs, folder / "ladder" / "exemple", "title")
     assert {path.suffix for path in (folder / "ladder").iterdir()} == {".json", ".png", ".svg"}
+
+
+def test_the_slope_is_the_exponent_of_the_growth():
+    assert growth.slope([1, 4, 16, 64], [3, 6, 12, 24]) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("n_layer", "n_embd"), [(4, 128), (6, 384), (12, 768)])
+def test_the_calculator_knows_the_models_parameters(n_layer, n_embd):
+    with torch.device("meta"):
+        model = GPT(1000, n_layer=n_layer, n_head=4, n_embd=n_embd, preset="modern")
+    count = sum(p.numel() for p in model.parameters())
+    assert scaling.Model(n_layer, n_embd, 1000).parameters == pytest.approx(count, rel=0.005)
+    inside = count - 2 * 1000 * n_embd
+    near = scaling.of_size(inside, vocab=1000)
+    assert near.parameters - 2 * 1000 * near.n_embd == pytest.approx(inside, rel=0.15)
+
+
+def test_sharing_out_saves_memory_and_costs_network():
+    model, plans = scaling.of_size(1e9), {}
+    for strategy, devices in (("one", 1), ("ddp", 8), ("fsdp", 8)):
+        plans[strategy] = scaling.plan(model, scaling.H200, strategy, devices, 4096, 1024, 4, False)
+    assert plans["one"]["memory"] == plans["ddp"]["memory"] > plans["fsdp"]["memory"] + 13 * model.parameters
+    assert plans["one"]["sent"] == 0
+    assert plans["fsdp"]["sent"] == 1.5 * plans["ddp"]["sent"] > 0
+
+
+def test_what_is_timed_is_a_step_that_learns(monkeypatch):
+    monkeypatch.setattr(throughput.torch, "randint", lambda high, shape: torch.arange(64).view(shape) % 8)
+    losses = []
+    backward = torch.Tensor.backward
+    monkeypatch.setattr(torch.Tensor, "backward", lambda loss: losses.append(loss.item()) or backward(loss))
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 32, "block_size": 16}
+    for precision in ("float32", "bf16"):
+        step = throughput.minigpt_step(sizes, 4, precision, compiled=False)
+        for _ in range(60):
+            step()
+        assert losses.pop() < losses[0] - 1
+        losses.clear()
+    assert growth.step(16, 16, 1).keys() == {"parameters", "seconds", "MB"}
 
 
 @pytest.mark.slow

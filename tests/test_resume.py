@@ -133,6 +133,14 @@ def test_interruptions_leave_no_trace(folder, undisturbed, stops, extra):
     assert same(best[0]["state_dict"], best[1]["state_dict"])
 
 
+def test_a_compiled_run_leaves_no_trace_of_an_interruption(folder, undisturbed):
+    flags = [*SHORT, *MODERN, "--model.compile", "true", "--trainer.precision", "bf16-mixed"]
+    fit(*flags, "--ckpt_path", "last", stop=Interrupt(13))
+    cli = fit(*flags, "--ckpt_path", "last")
+    assert same(state(cli.run_dir), state(undisturbed(*flags)))
+    assert not same(state(cli.run_dir), state(undisturbed(*SHORT, *MODERN)))
+
+
 def test_the_articles_run_stopped_at_250_ends_as_one_that_never_stopped(call, folder):
     tiny = ["train", "--config", TINY, *QUICK]
     assert call(*tiny).status == 0

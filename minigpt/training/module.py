@@ -227,6 +227,7 @@ class LitLanguageModel(LightningModule):
     def _compile(self, x: torch.Tensor, y: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         """`loss` and its gradients as compiled code, or `loss` itself where that fails, with a note."""
         note("(compiling the training step, for up to a minute)")
+        torch.compiler.reset()  # it compiles a function for a few models only, and trainings before may have used them
         compiled, began = torch.compile(self.loss), time.monotonic()
         try:
             # Unlike `backward` this leaves no gradients and wakes none of the hooks by which processes add theirs up.
