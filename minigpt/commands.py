@@ -4,6 +4,7 @@ import argparse
 import gc
 import json
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -307,6 +308,14 @@ def train(args: list[str]) -> int:
             )
         gc.freeze()
         raise
+    except RuntimeError as error:
+        if cli.trainer.world_size == 1 or not re.search("gloo|NCCL|Connection closed|DistBackend", repr(error)):
+            raise
+        run_dir = cli.run_dir if cli.trainer.is_global_zero else Path("last")  # the first process alone knows it
+        raise MiniGPTError(
+            "Another process of this training is gone, so it cannot go on. What it said last may tell why. "
+            f"Go on with: {_bin()}python scripts/train.py {_again(args, run_dir, cli.datamodule.corpus.path)}"
+        ) from error
     if not cli.trainer.is_global_zero:
         return 0
     if "val/loss" in cli.trainer.callback_metrics:

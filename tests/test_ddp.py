@@ -65,7 +65,17 @@ def test_torchrun_starts_it_too():
 def test_two_processes_that_are_stopped_end_with_the_same_bits():
     whole = finish(start(*EXACT))
     line = [*EXACT, "--ckpt_path", "last", "--trainer.default_root_dir", "stopped"]
-    for number, step in ((signal.SIGTERM, 30), (signal.SIGINT, 50), (signal.SIGKILL, 90)):
+    process = start(*line)
+    for text in process.stderr:
+        if text.startswith("step 30/"):
+            (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            os.kill(int(child), signal.SIGKILL)
+            break
+    rest = process.communicate(timeout=60)[1]
+    assert process.returncode == 2, rest
+    assert "Traceback" not in rest
+    assert rest.count("Another process of this training is gone") == 1
+    for number, step in ((signal.SIGTERM, 50), (signal.SIGINT, 70), (signal.SIGKILL, 90)):
         process = start(*line)
         for text in process.stderr:
             if text.startswith(f"step {step}/"):
