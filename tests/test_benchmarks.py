@@ -1,6 +1,7 @@
 """The ladder's rungs are comparable, and its page holds what was run. (Speed is measured, never tested.)"""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -68,7 +69,7 @@ def test_the_calculator_knows_the_models_parameters(n_layer, n_embd):
     assert scaling.Model(n_layer, n_embd, 1000).parameters == pytest.approx(count, rel=0.005)
     inside = count - 2 * 1000 * n_embd
     near = scaling.of_size(inside, vocab=1000)
-    assert near.parameters - 2 * 1000 * near.n_embd == pytest.approx(inside, rel=0.15)
+    assert near.parameters - 2 * 1000 * near.n_embd == pytest.approx(inside, rel=0.2)  # widths are multiples of 64
 
 
 def test_sharing_out_saves_memory_and_costs_network():
@@ -81,7 +82,7 @@ def test_sharing_out_saves_memory_and_costs_network():
 
 
 def test_what_is_timed_is_a_step_that_learns(monkeypatch):
-    monkeypatch.setattr(throughput.torch, "randint", lambda high, shape: torch.arange(64).view(shape) % 8)
+    monkeypatch.setattr(throughput.torch, "randint", lambda high, shape: torch.arange(math.prod(shape)).view(shape) % 8)
     losses = []
     backward = torch.Tensor.backward
     monkeypatch.setattr(torch.Tensor, "backward", lambda loss: losses.append(loss.item()) or backward(loss))
