@@ -62,6 +62,47 @@ def test_torchrun_starts_it_too():
     assert len(list(run.parent.iterdir())) == 1
 
 
+SRUN = """#!/bin/bash
+trap 'kill -USR1 $(jobs -p)' USR1
+for task in 0 1; do SLURM_PROCID=$task SLURM_LOCALID=$task "$@" & done
+wait; wait
+"""
+
+
+def test_a_slurm_job_whose_time_is_up_is_queued_again_and_goes_on(folder, monkeypatch):
+    bin_ = folder / "bin"
+    bin_.mkdir()
+    for name, text in (("srun", SRUN), ("scontrol", '#!/bin/bash\necho "$@" >> "$QUEUE"\n')):
+        (bin_ / name).write_text(text)
+        (bin_ / name).chmod(0o755)
+    job = {
+        "SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "minigpt", "SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODELIST": "127.0.0.1", "SLURM_NODEID": "0",
+        "MASTER_PORT": "29518", "QUEUE": str(folder / "queue"), "OMP_NUM_THREADS": "1",
+        "PATH": f"{bin_}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }  # fmt: skip
+    flags = ["--config", TINY, *MODEL, "--trainer.max_steps", "60", "--progress.every_n_steps", "10"]
+    flags += ["--trainer.default_root_dir", str(folder)]
+
+    def submit() -> subprocess.Popen:
+        command = ["bash", "scripts/slurm.sh", *flags]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | job)
+
+    process = submit()
+    for text in process.stderr:
+        if text.startswith("step 10/"):
+            process.send_signal(signal.SIGUSR1)
+            break
+    rest = process.communicate(timeout=60)[1]
+    assert (folder / "queue").read_text() == "requeue 77\n", rest
+    (run,) = (folder / "lightning_logs" / "tiny").iterdir()
+    assert 10 <= state(run)["global_step"] < 60
+    process = submit()
+    rest = process.communicate(timeout=60)[1]
+    assert process.returncode == 0, rest
+    assert state(run)["global_step"] == 60
+
+
 def test_two_processes_that_are_stopped_end_with_the_same_bits():
     whole = finish(start(*EXACT))
     line = [*EXACT, "--ckpt_path", "last", "--trainer.default_root_dir", "stopped"]
