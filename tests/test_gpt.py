@@ -148,7 +148,7 @@ def test_gpt2_gives_hugging_faces_logits(seed, n_layer, n_head, n_embd, block_si
             attn_implementation="eager",
         )
     ).eval()  # fmt: skip
-    from minigpt.export import to_hugging_face
+    from minigpt.export.hugging_face import to_hugging_face
 
     theirs.load_state_dict(to_hugging_face(ours)[1])
     idx = torch.randint(0, 50, (3, block_size), generator=torch.Generator().manual_seed(seed))
@@ -161,7 +161,7 @@ def test_gpt2_gives_hugging_faces_logits(seed, n_layer, n_head, n_embd, block_si
 def test_llama_gives_hugging_faces_logits(seed, n_kv_head, n_layer, n_head, n_embd, block_size):
     transformers = pytest.importorskip("transformers")
     ours = randomise(GPT(50, block_size, n_layer, n_head, n_embd, "llama", n_kv_head=n_kv_head), seed)
-    from minigpt.export import to_hugging_face
+    from minigpt.export.hugging_face import to_hugging_face
 
     config, weights = to_hugging_face(ours)
     theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config)).eval()

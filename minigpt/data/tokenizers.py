@@ -314,10 +314,10 @@ class BPETokenizer(_Words):
 
         room = _room(max_vocab_size, 256, "256 bytes")
         backend = cls([]).backend
-        alphabet = list(_letters().values())
+        alphabet = list(byte_letters().values())
         trainer = trainers.BpeTrainer(vocab_size=256 + room, initial_alphabet=alphabet, show_progress=False)
         backend.train_from_iterator(pieces, trainer)
-        ids = {letter: byte for byte, letter in _letters().items()}
+        ids = {letter: byte for byte, letter in byte_letters().items()}
         merges = []
         for left, right in json.loads(backend.to_str())["model"]["merges"]:
             merges.append((ids[left], ids[right]))
@@ -330,7 +330,7 @@ class BPETokenizer(_Words):
         from tokenizers import Regex, decoders, models, pre_tokenizers
         from tokenizers import Tokenizer as Backend
 
-        letters = _letters()
+        letters = byte_letters()
         names = ["".join(letters[byte] for byte in token) for token in self.tokens]
         merges = [(names[left], names[right]) for left, right in self.merges]
         backend = Backend(models.BPE({name: i for i, name in enumerate(names)}, merges))
@@ -358,7 +358,7 @@ def _room(max_vocab_size: int | None, needed: int, what: str) -> int:
     return size - needed
 
 
-def _letters() -> dict[int, str]:
+def byte_letters() -> dict[int, str]:
     """The visible character that GPT-2's vocabulary writes for each byte: itself, or else one from U+0100 on."""
     visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
     hidden = (byte for byte in range(256) if byte not in visible)

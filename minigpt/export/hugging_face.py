@@ -1,44 +1,18 @@
-"""Trained models in the formats that others load: Hugging Face's folder, and safetensors with a JSON of the rest."""
+"""Hugging Face's folder: config, weights and tokenizer under the names that transformers looks for."""
 
-import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from minigpt import runs
 from minigpt.data.tokenizers import BPETokenizer, CharTokenizer, Tokenizer
 from minigpt.errors import MiniGPTError
+from minigpt.export.safetensors import as_json, as_safetensors
 from minigpt.generation.text import LanguageModel
 from minigpt.models.gpt import GPT, NORM_EPS, PRESETS, ROPE_BASE, mlp_width
 
 
-def export(checkpoint: dict[str, Any], lm: LanguageModel, out: str | Path, form: str) -> None:
-    """Write a trained model into a new folder.
-
-    Args:
-        checkpoint: What `runs.read_checkpoint` gave.
-        lm: Its model and tokenizer.
-        out: The folder; it must not exist, or be empty.
-        form: `hf`, for transformers and all that reads its folders; `safetensors`, for `minigpt.load`.
-
-    Raises:
-        MiniGPTError: The folder is taken, the model does not fit the format, or a library is missing.
-    """
-    out = Path(out)
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise MiniGPTError(f"'{out}' is there already and not empty. Give --out a new folder.")
-    files = FORMATS[form](checkpoint, lm)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            (out / name).write_bytes(content)
-    except OSError as error:
-        raise MiniGPTError(f"'{out}' cannot be written: {error.strerror}. Give --out another folder.") from error
-
-
-def _hf(checkpoint: dict[str, Any], lm: LanguageModel) -> dict[str, bytes]:
+def files(checkpoint: dict[str, Any], lm: LanguageModel) -> dict[str, bytes]:
+    """The files of a folder that transformers loads; arguments and errors as in `export`."""
     config, weights = to_hugging_face(lm.model)
     about = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -46,18 +20,11 @@ def _hf(checkpoint: dict[str, Any], lm: LanguageModel) -> dict[str, bytes]:
         "clean_up_tokenization_spaces": False,
     }
     return {
-        "config.json": _json(config),
-        "model.safetensors": _safetensors(weights),
+        "config.json": as_json(config),
+        "model.safetensors": as_safetensors(weights),
         "tokenizer.json": tokenizer_json(lm.tokenizer).encode(),
-        "tokenizer_config.json": _json(about),
+        "tokenizer_config.json": as_json(about),
     }
-
-
-def _plain(checkpoint: dict[str, Any], lm: LanguageModel) -> dict[str, bytes]:
-    return {"model.safetensors": _safetensors(lm.model.state_dict()), runs.EXPORTED: _json(checkpoint["minigpt"])}
-
-
-FORMATS: dict[str, Callable[[dict[str, Any], LanguageModel], dict[str, bytes]]] = {"hf": _hf, "safetensors": _plain}
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> str:
@@ -80,24 +47,12 @@ def tokenizer_json(tokenizer: Tokenizer) -> str:
         theirs.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     else:
         raise MiniGPTError(
-            "Hugging Face has no tokenizer of words that spells the rare ones. Take --format safetensors, or train "
-            "with --data.tokenizer bpe."
+            "Hugging Face has no tokenizer of words that spells the rare ones. Take --format safetensors, or "
+            "train with --data.tokenizer bpe."
         )
     cleaning = [normalizers.NFC()] * tokenizer.nfc + [normalizers.Lowercase()] * tokenizer.lower
     theirs.normalizer = normalizers.Sequence(cleaning)
     return theirs.to_str()
-
-
-def _json(content: dict[str, Any]) -> bytes:
-    return json.dumps(content, indent=2, ensure_ascii=False).encode()
-
-
-def _safetensors(weights: dict[str, torch.Tensor]) -> bytes:
-    try:
-        from safetensors.torch import save
-    except ImportError as error:
-        raise MiniGPTError(runs.NEEDS_EXPORT) from error
-    return save({name: weight.clone().contiguous() for name, weight in weights.items()}, metadata={"format": "pt"})
 
 
 def to_hugging_face(model: torch.nn.Module) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -116,7 +71,7 @@ def to_hugging_face(model: torch.nn.Module) -> tuple[dict[str, Any], dict[str, t
     if settings == PRESETS["gpt2"] and model.n_kv_head == model.n_head:
         return _gpt2(model)
     if settings is not None and settings | {"tie_weights": False} == PRESETS["llama"]:
-        return _llama(model)
+        return llama(model)
     name = type(model).__name__
     raise MiniGPTError(
         f"Hugging Face has no class for this {name}: only models with exactly the switches of model.preset gpt2 or "
@@ -161,7 +116,8 @@ def _gpt2(model: GPT) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     return config, weights
 
 
-def _llama(model: GPT) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def llama(model: GPT) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The config and the weights, under Hugging Face's names, of a model with the switches of Llama."""
     config = _common(model) | {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "max_position_embeddings": model.block_size,
         "hidden_size": model.n_embd, "intermediate_size": mlp_width(model.n_embd, "swiglu"),

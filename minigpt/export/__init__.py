@@ -1,0 +1,37 @@
+"""Trained models in the formats that others load: one module a format, each giving the files of a folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from minigpt.errors import MiniGPTError
+from minigpt.export import hugging_face, safetensors
+from minigpt.generation.text import LanguageModel
+
+FORMATS: dict[str, Callable[[dict[str, Any], LanguageModel], dict[str, bytes]]] = {
+    "hf": hugging_face.files, "safetensors": safetensors.files,
+}  # fmt: skip
+
+
+def export(checkpoint: dict[str, Any], lm: LanguageModel, out: str | Path, form: str) -> None:
+    """Write a trained model into a new folder.
+
+    Args:
+        checkpoint: What `runs.read_checkpoint` gave.
+        lm: Its model and tokenizer.
+        out: The folder; it must not exist, or be empty.
+        form: `hf`, for transformers and all that reads its folders; `safetensors`, for `minigpt.load`.
+
+    Raises:
+        MiniGPTError: The folder is taken, the model does not fit the format, or a library is missing.
+    """
+    out = Path(out)
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise MiniGPTError(f"'{out}' is there already and not empty. Give --out a new folder.")
+    files = FORMATS[form](checkpoint, lm)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (out / name).write_bytes(content)
+    except OSError as error:
+        raise MiniGPTError(f"'{out}' cannot be written: {error.strerror}. Give --out another folder.") from error
