@@ -233,7 +233,10 @@ def _draw(lm, val, metrics, folder: Path) -> None:
 def export(args: list[str]) -> int:
     """scripts/export.py: a trained model in the formats that others load."""
     parser = _Parser("Write a trained model into a folder, in a format that others load.")
-    parser.add_argument("--format", choices=["hf", "safetensors"], required=True, help="Hugging Face's, or minigpt's")
+    parser.add_argument(
+        "--format", choices=["hf", "onnx", "gguf", "safetensors"], required=True,
+        help="Hugging Face's, onnxruntime's, llama.cpp's, or minigpt's",
+    )  # fmt: skip
     parser.add_argument("--out", required=True, help="the folder to write; it must not exist yet, or be empty")
     asked = parser.parse_args(args)
 

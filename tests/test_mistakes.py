@@ -187,7 +187,9 @@ MISTAKES = [
     (["app", "--ckpt_path", "nowhere"], ["no run or checkpoint at 'nowhere'"]),
     # exporting
     (["export", "--format", "hf", "--out", "new"], ["no class for this TinyGPT", "--format safetensors"]),
+    (["export", "--format", "gguf", "--out", "new"], ["runs no TinyGPT", "model.preset llama", "--format onnx"]),
     (["export", "--format", "gif", "--out", "new"], ["--format", "gif"]),
+    (["export", "--format", "onnx", "--out", "no_run"], ["no_run", "new folder"]),
     (["export", "--out", "new"], ["--format"]),
     (["export", "--format", "safetensors", "--out", "no_run"], ["no_run", "new folder"]),
     # evaluating

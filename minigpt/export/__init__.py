@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.errors import MiniGPTError
-from minigpt.export import hugging_face, safetensors
+from minigpt.export import gguf, hugging_face, onnx, safetensors
 from minigpt.generation.text import LanguageModel
 
 FORMATS: dict[str, Callable[[dict[str, Any], LanguageModel], dict[str, bytes]]] = {
-    "hf": hugging_face.files, "safetensors": safetensors.files,
+    "hf": hugging_face.files, "onnx": onnx.files, "gguf": gguf.files, "safetensors": safetensors.files,
 }  # fmt: skip
 
 
@@ -20,7 +20,8 @@ def export(checkpoint: dict[str, Any], lm: LanguageModel, out: str | Path, form:
         checkpoint: What `runs.read_checkpoint` gave.
         lm: Its model and tokenizer.
         out: The folder; it must not exist, or be empty.
-        form: `hf`, for transformers and all that reads its folders; `safetensors`, for `minigpt.load`.
+        form: `hf`, for transformers and all that reads its folders; `onnx`, for onnxruntime; `gguf`, for llama.cpp;
+            `safetensors`, for `minigpt.load`.
 
     Raises:
         MiniGPTError: The folder is taken, the model does not fit the format, or a library is missing.

@@ -47,7 +47,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> str:
         theirs.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     else:
         raise MiniGPTError(
-            "Hugging Face has no tokenizer of words that spells the rare ones. Take --format safetensors, or "
+            "Hugging Face has no tokenizer of words that spells the rare ones. Take --format safetensors or onnx, or "
             "train with --data.tokenizer bpe."
         )
     cleaning = [normalizers.NFC()] * tokenizer.nfc + [normalizers.Lowercase()] * tokenizer.lower
@@ -75,7 +75,7 @@ def to_hugging_face(model: torch.nn.Module) -> tuple[dict[str, Any], dict[str, t
     name = type(model).__name__
     raise MiniGPTError(
         f"Hugging Face has no class for this {name}: only models with exactly the switches of model.preset gpt2 or "
-        "llama can go there. Take --format safetensors."
+        "llama can go there. Take --format safetensors or onnx."
     )
 
 

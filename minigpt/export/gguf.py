@@ -1,0 +1,121 @@
+"""GGUF: one file with the weights and the tokenizer, which llama.cpp and all that is built on it run."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minigpt.data.tokenizers import BPETokenizer, CharTokenizer, Tokenizer, byte_letters
+from minigpt.errors import MiniGPTError
+from minigpt.export.hugging_face import llama
+from minigpt.generation.text import LanguageModel
+from minigpt.models.gpt import GPT, PRESETS
+
+# Llama's switches, without those that change only how a model is trained or stored.
+SWITCHES = {name: value for name, value in PRESETS["llama"].items() if name not in ("tie_weights", "zero_init")}
+END = "<|endoftext|>"
+NEVER = "ÿ ÿ"  # a pair of bytes that no UTF-8 has
+
+
+def files(checkpoint: dict[str, Any], lm: LanguageModel) -> dict[str, bytes]:
+    """The file for llama.cpp; arguments and errors as in `export`.
+
+    llama.cpp takes token 11 for the end of a text where no other is named, so the file has one token more than the
+    model, whose logit is the mean of all others: it is never the likeliest.
+    """
+    _check(lm.model, lm.tokenizer)
+    try:
+        import gguf
+    except ImportError as error:
+        raise MiniGPTError(
+            "--format gguf needs gguf, which is not installed: pip install 'minigpt-lightning[gguf]'."
+        ) from error
+
+    config, weights = llama(lm.model)
+    for name, end in (("model.embed_tokens", torch.zeros_like), ("lm_head", lambda row: row)):
+        rows = weights[f"{name}.weight"]
+        weights[f"{name}.weight"] = torch.cat((rows, end(rows.mean(0, keepdim=True))))
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, lm.model.n_layer)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "model.gguf")
+        writer = gguf.GGUFWriter(file, "llama")
+        writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+        writer.add_context_length(config["max_position_embeddings"])
+        writer.add_embedding_length(config["hidden_size"])
+        writer.add_feed_forward_length(config["intermediate_size"])
+        writer.add_block_count(config["num_hidden_layers"])
+        writer.add_head_count(config["num_attention_heads"])
+        writer.add_head_count_kv(config["num_key_value_heads"])
+        writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+        writer.add_rope_freq_base(config["rope_theta"])
+        writer.add_rope_dimension_count(config["head_dim"])
+        writer.add_vocab_size(config["vocab_size"] + 1)
+        _add_tokenizer(writer, lm.tokenizer)
+        for name, weight in weights.items():
+            if name.endswith(("q_proj.weight", "k_proj.weight")):
+                weight = _in_pairs(weight, config["head_dim"])
+            writer.add_tensor(names.get_name(name, (".weight",)), weight.contiguous().numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return {"model.gguf": file.read_bytes()}
+
+
+def _check(model: torch.nn.Module, tokenizer: Tokenizer) -> None:
+    """Refuse what llama.cpp cannot run.
+
+    Raises:
+        MiniGPTError: A switch is not Llama's, or there is no such tokenizer.
+    """
+    if not isinstance(model, GPT):
+        raise MiniGPTError(
+            f"llama.cpp runs no {type(model).__name__}, only a gpt with the switches of model.preset llama. Take "
+            "--format onnx."
+        )
+    others = [
+        f"model.{name} {model.settings[name]}" for name, value in SWITCHES.items() if model.settings[name] != value
+    ]
+    if others:
+        raise MiniGPTError(
+            f"llama.cpp runs the switches of model.preset llama only, and this model has {', '.join(others)}. Take "
+            "--format onnx, or train with --model.preset llama."
+        )
+    if isinstance(tokenizer, CharTokenizer) and tokenizer.byte_fallback:
+        raise MiniGPTError(
+            "llama.cpp has no tokenizer of characters that spells the others in bytes (data.byte_fallback). Take "
+            "--format onnx, or train with --data.tokenizer bpe."
+        )
+    if not isinstance(tokenizer, CharTokenizer | BPETokenizer):
+        raise MiniGPTError(
+            "llama.cpp has no tokenizer of words that spells the rare ones. Take --format onnx, or train with "
+            "--data.tokenizer bpe."
+        )
+
+
+def _add_tokenizer(writer: Any, tokenizer: CharTokenizer | BPETokenizer) -> None:
+    """Byte pairs, GPT-2's; a character of several bytes is what merging these, from left to right, leads to."""
+    import gguf
+
+    letters = byte_letters()
+    names = ["".join(letters[byte] for byte in token) for token in tokenizer.tokens]
+    if isinstance(tokenizer, BPETokenizer):
+        merges = [f"{names[left]} {names[right]}" for left, right in tokenizer.merges]
+    else:
+        merges = list(dict.fromkeys(f"{name[:n]} {name[n]}" for name in names for n in range(1, len(name))))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([*names, END])
+    writer.add_token_types([gguf.TokenType.NORMAL] * len(names) + [gguf.TokenType.CONTROL])
+    writer.add_token_merges(merges or [NEVER])  # the list must be there, and the library writes no empty one
+    writer.add_bos_token_id(len(names))
+    writer.add_eos_token_id(len(names))
+    writer.add_add_bos_token(False)
+    writer.add_add_eos_token(False)
+    writer.add_array("tokenizer.ggml.suppress_tokens", [len(names)])  # llama.cpp's own programs never draw it
+
+
+def _in_pairs(weight: torch.Tensor, head_size: int) -> torch.Tensor:
+    """Queries' or keys' rows, with the two coordinates of a plane side by side, where llama.cpp's RoPE turns them."""
+    return weight.view(-1, 2, head_size // 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
