@@ -45,20 +45,26 @@ def run(command: Callable[[list[str]], int]) -> int:
 class _Parser(argparse.ArgumentParser):
     """argparse, with one sentence in place of a page of usage."""
 
-    def __init__(self, description: str):
+    def __init__(self, description: str, of_a_model: bool = True):
         super().__init__(
             description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
-        self.add_argument("--ckpt_path", default="last", help="`last` (the newest run), a run folder or a checkpoint")
+        if of_a_model:
+            self.add_argument(
+                "--ckpt_path", default="last", help="`last` (the newest run), a run folder or a checkpoint"
+            )
 
     def parse_args(self, args: list[str]) -> argparse.Namespace:
         """Parse; an unknown option is answered with the nearest one."""
         found, unknown = self.parse_known_args(args)
         if unknown:
-            flag = unknown[0].partition("=")[0]
-            options = [option for action in self._actions for option in action.option_strings]
-            raise MiniGPTError(f"There is no option '{flag}'.{did_you_mean(flag, options)}")
+            self.refuse(unknown[0].partition("=")[0])
         return found
+
+    def refuse(self, flag: str) -> None:
+        """Answer an unknown option with the nearest one."""
+        options = [option for action in self._actions for option in action.option_strings]
+        raise MiniGPTError(f"There is no option '{flag}'.{did_you_mean(flag, options)}")
 
     def error(self, message: str) -> None:
         """Turn argparse's complaint into a sentence."""
@@ -344,6 +350,75 @@ def _summary(cli, seconds: float) -> None:
         f"{sample}\n\n"
         f"Curves and samples:  {_bin()}tensorboard --logdir {run_dir}\n"
         f"More text:           {_bin()}python scripts/generate.py --ckpt_path {run_dir}"
+    )
+
+
+def sweep(args: list[str]) -> int:
+    """scripts/sweep.py: train a recipe many times, in search of better settings."""
+    parser = _Parser(
+        "Train a recipe many times, in search of the settings with the fewest bits per character. All flags of "
+        "train.py hold for every trial. The same command goes on with a study, and takes part in it while others do.",
+        of_a_model=False,
+    )
+    parser.add_argument("--config", required=True, help="the recipe")
+    parser.add_argument("--space", required=True, help="what to search, such as configs/sweeps/nano.yaml")
+    parser.add_argument("--trials", type=int, default=20, help="how many the study has in the end, of all processes")
+    parser.add_argument("--study", default=None, help="its name; by default the recipe's and the space's")
+    parser.add_argument(
+        "--storage", default=None,
+        help="its file, SQLite if it ends in .db, else a journal; by default lightning_logs/sweeps/STUDY.journal",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="where the draws of settings come from")
+    asked, others = parser.parse_known_args(args)
+    for flag in (arg.partition("=")[0] for arg in others):
+        if (
+            flag.startswith("--")
+            and "." not in flag
+            and flag not in ("--ckpt_path", "--seed_everything", "--allow_code")
+        ):
+            parser.refuse(flag)
+    if asked.trials < 1:
+        raise MiniGPTError(f"trials is {asked.trials}. Give a whole number of 1 or more.")
+    try:
+        from minigpt.training.sweep import Sweep
+    except ImportError as error:
+        raise MiniGPTError(
+            "A sweep needs optuna and matplotlib, which are not installed: pip install 'minigpt-lightning[sweep]'."
+        ) from error
+
+    study = Sweep(["--config", asked.config, *others], asked.space, asked.study, asked.storage, asked.seed)
+    try:
+        study.run(asked.trials)
+    except (KeyboardInterrupt, SystemExit):
+        note(f"Stopped. Go on with: {_bin()}python scripts/sweep.py {shlex.join(args)}")
+        raise
+    for file in study.write():
+        note(_short(file))
+    _ranking(study.rows())
+    gc.freeze()  # as after a training
+    return 0
+
+
+def _ranking(rows: list[dict]) -> None:
+    """Print the trials of a sweep as a table, and what to type next."""
+    rows = [row | {"run": _short(row["run"]) if row["run"] else None} for row in rows]
+    cells = [[key.rpartition(".")[2] for key in rows[0]]]
+    for row in rows:
+        cells.append(
+            ["-" if value is None else f"{value:.4g}" if type(value) is float else str(value) for value in row.values()]
+        )
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    best = rows[0]
+    if best["state"] != "complete":
+        note("No trial is complete.")
+        return
+    run_dir = shlex.quote(best["run"])
+    print(
+        f"\nThe best, for longer:  {_bin()}python scripts/train.py --config {run_dir}/config.yaml "
+        f"--trainer.max_steps {4 * best['steps']}\n"
+        f"Text of the best:      {_bin()}python scripts/generate.py --ckpt_path {run_dir}"
     )
 
 

@@ -12,6 +12,7 @@ from conftest import QUICK, TINY
 
 TRAIN = ["train", "--config", TINY, *QUICK, "--trainer.max_steps", "5"]
 NANO = ["train", "--config", TINY.replace("tiny", "gpt_nano"), *QUICK, "--trainer.max_steps", "5"]
+SWEEP = ["sweep", "--config", TINY, *QUICK, "--trainer.max_steps", "5"]
 RUN = "lightning_logs/tiny/version_0"
 
 
@@ -44,6 +45,7 @@ def place(folder, trained_run):
     (folder / "group.yaml").write_text("modle:\n  n_embd: 64\n")
     (folder / "group_value.yaml").write_text("model: [1, 2]\n")
     (folder / "type.yaml").write_text("model:\n  n_embd: wide\n")
+    (folder / "space.yaml").write_text("model.n_embd: [8, 16]\n")
     (folder / "latin1.yaml").write_bytes("model: # été\n".encode("latin-1"))
     return folder
 
@@ -192,6 +194,18 @@ MISTAKES = [
     (["export", "--format", "onnx", "--out", "no_run"], ["no_run", "new folder"]),
     (["export", "--out", "new"], ["--format"]),
     (["export", "--format", "safetensors", "--out", "no_run"], ["no_run", "new folder"]),
+    # sweeping
+    (["sweep", "--config", TINY], ["--space"]),
+    ([*SWEEP, "--space", "nowhere.yaml"], ["nowhere.yaml", "cannot be read"]),
+    ([*SWEEP, "--space", "broken.yaml"], ["broken.yaml", "broken YAML at line 2"]),
+    ([*SWEEP, "--space", "space.yaml", "--trails", "3"], ["--trails", "Did you mean '--trials'"]),
+    ([*SWEEP, "--space", "space.yaml", "--trials", "0"], ["trials is 0"]),
+    ([*SWEEP, "--space", "space.yaml", "--model.n_emb", "3"], ["--model.n_emb'", "Did you mean '--model.n_embd'"]),
+    ([*SWEEP, "--space", "space.yaml", "--ckpt_path", "last"], ["--ckpt_path has no use"]),
+    ([*SWEEP, "--space", "space.yaml", "--trainer.devices", "2"], ["one process", "--trainer.devices"]),
+    ([*SWEEP, "--space", "space.yaml", "--study", "a/b"], ["a/b", "letters, digits"]),
+    ([*SWEEP, "--space", "space.yaml", "--storage", "other.txt/a.db"], ["cannot be made"]),
+    ([*SWEEP, "--space", "space.yaml", "--data.path", "-"], ["standard input"]),
     # evaluating
     (["evaluate", "--figures", "poem.txt"], ["The figures cannot be written into 'poem.txt'"]),
     (["evaluate", "--ckpt_path", "nowhere"], ["nowhere", "no run or checkpoint"]),

@@ -46,8 +46,12 @@ class TrainParser(LightningArgumentParser):
                 self._check_file(value or args[position + 1], trusted)
 
     @staticmethod
-    def read_recipe(path: str) -> dict:
+    def read_recipe(path: str, example: str = "configs/tiny.yaml") -> dict:
         """The settings in a config file, as plain values.
+
+        Args:
+            path: The file.
+            example: A good one, to name to those whose file holds nothing.
 
         Raises:
             MiniGPTError: It cannot be read, is no YAML, or holds no settings.
@@ -64,7 +68,7 @@ class TrainParser(LightningArgumentParser):
             where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
             raise MiniGPTError(f"The config file '{path}' is broken YAML{where}. Mend it there.") from error
         if not isinstance(recipe, dict):
-            raise MiniGPTError(f"The config file '{path}' holds no settings. Start from a copy of configs/tiny.yaml.")
+            raise MiniGPTError(f"The config file '{path}' holds no settings. Start from a copy of {example}.")
         return recipe
 
     def _check_file(self, path: str, trusted: list[str]) -> None:

@@ -1,0 +1,114 @@
+"""The space of a sweep: a YAML file of ranges and lists, held to the types and the limits of the recipe's settings."""
+
+import contextlib
+import io
+import json
+import math
+import re
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from minigpt.errors import MiniGPTError, did_you_mean
+from minigpt.training import trust
+from minigpt.training.cli import MiniGPTCLI
+from minigpt.training.parser import TrainParser
+
+EXAMPLE = "configs/sweeps/nano.yaml"
+
+
+class Rehearsal(MiniGPTCLI):
+    """All that a trial settles before it trains, but for the run folder."""
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse a text that can be read but once."""
+        if self.config.data.path == "-":
+            raise MiniGPTError("Each trial reads the text, and standard input can be read once. Put it into a file.")
+
+    def after_instantiate_classes(self) -> None:
+        """Check what a run checks after that, in place of making its folder."""
+        if self.trainer.world_size > 1:
+            raise MiniGPTError("A trial trains in one process. Leave --trainer.devices at 1, and start several sweeps.")
+        self.model.set_schedule(self.trainer.max_steps)
+
+
+def read_space(path: str, recipe: MiniGPTCLI, args: list[str]) -> dict[str, BaseDistribution]:
+    """What is searched, from a YAML file; each end and value as the recipe's own parser takes it.
+
+    Every value is tried out together with the first values of the other settings, a combination that a trial may get.
+
+    Raises:
+        MiniGPTError: It names the file, the setting, and what is wrong.
+    """
+    given = TrainParser.read_recipe(path, EXAMPLE)
+    if not given:
+        raise MiniGPTError(f"{path} holds nothing to search. Start from a copy of {EXAMPLE}.")
+    trust.check_names(given, path, trust.trusted_modules(args))
+    dests = [action.dest for action in recipe.parser._actions if "." in action.dest]
+    known = [dest for dest in dests if not dest.startswith("help")] + ["seed_everything"]
+    values = {}
+    for key, choice in given.items():
+        if key not in known:
+            raise MiniGPTError(f"{path}: '{key}' is no setting of a recipe.{did_you_mean(str(key), known)}")
+        if any(re.match(rf"--{re.escape(key)}(=|$)", arg) for arg in args):
+            raise MiniGPTError(f"{path} searches {key}, which a flag sets. Leave one of them out.")
+        values[key] = _values(path, key, choice)
+    first = {key: choices[0] for key, choices in values.items()}
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # the recipe's notes have been read
+            config = Rehearsal([*args, *as_flags(first)]).config
+            typed = {key: [config[key]] for key in values}
+            for key, choices in values.items():
+                for value in choices[1:]:
+                    typed[key].append(Rehearsal([*args, *as_flags(first | {key: value})]).config[key])
+    except MiniGPTError as error:
+        raise MiniGPTError(f"{path}: {error}") from error
+    return {key: _distribution(path, key, given[key], typed[key]) for key in values}
+
+
+def _values(path: str, key: str, choice: Any) -> list:
+    """The ends of a range or the choices of a list."""
+    if isinstance(choice, dict) and {"low", "high"} <= choice.keys() <= {"low", "high", "log", "step"}:
+        return [choice["low"], choice["high"]]
+    if isinstance(choice, list) and choice and not any(isinstance(value, (list, dict)) for value in choice):
+        return choice
+    raise MiniGPTError(f"{path}: write {key} as a list of values, or as a range such as {{low: 1, high: 6}}.")
+
+
+def _distribution(path: str, key: str, choice: list | dict, typed: list) -> BaseDistribution:
+    if isinstance(choice, list):
+        return CategoricalDistribution(typed)
+    low, high = typed
+    log, step = choice.get("log", False), choice.get("step")
+    if any(isinstance(end, bool) or not isinstance(end, (int, float)) or not math.isfinite(end) for end in typed):
+        raise MiniGPTError(f"{path}: {key} has no range from {low} to {high}. List the values to choose from.")
+    if low > high:
+        raise MiniGPTError(f"{path}: the range of {key} begins at {low} and ends at {high}. Swap them.")
+    if log and low <= 0:
+        raise MiniGPTError(f"{path}: {key} has a range on a log scale that begins at {low}. Begin it above 0.")
+    kind = IntDistribution if isinstance(low, int) and isinstance(high, int) else FloatDistribution
+    if log not in (True, False) or (step is not None and (log or not isinstance(step, (int, float)) or not step > 0)):
+        raise MiniGPTError(f"{path}: {key} takes log: true, or a step above 0, and not both.")
+    if kind is IntDistribution:
+        step = step or 1
+        if not isinstance(step, int):
+            raise MiniGPTError(f"{path}: {key} is a whole number and has a step of {step}. Give it a whole one.")
+    return kind(low, high, log=log, step=step)
+
+
+def in_words(distribution: BaseDistribution) -> str:
+    """A range or a choice, as a person would write it."""
+    if isinstance(distribution, CategoricalDistribution):
+        return f"[{', '.join(map(as_text, distribution.choices))}]"
+    steps = "" if distribution.step in (None, 1) else f" in steps of {as_text(distribution.step)}"
+    return f"{as_text(distribution.low)} to {as_text(distribution.high)}{steps}{', log' * distribution.log}"
+
+
+def as_text(value: Any) -> str:
+    """A value, as it is written on a command line."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def as_flags(values: dict[str, Any]) -> list[str]:
+    """Settings, as flags of scripts/train.py."""
+    return [f"--{key}={as_text(value)}" for key, value in values.items()]
