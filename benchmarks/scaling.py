@@ -111,10 +111,11 @@ def plan(
 
 def check(file: Path, machine: Machine) -> None:
     """Print prediction beside measurement for the points of growth.py."""
+    from growth import TOKENS, WIDTHS
+
     results = json.loads(file.read_text())["results"]
     rows = [
-        (f"{n:,} parameters", width, 64)
-        for width, n in zip((64, 128, 256, 512, 1024), results["parameters"]["parameters"], strict=True)
+        (f"{n:,} parameters", width, 64) for width, n in zip(WIDTHS, results["parameters"]["parameters"], strict=True)
     ]
     rows += [(f"context {context}", 256, context) for context in results["context, tokens"]["context, tokens"]]
     measured = [
@@ -125,7 +126,7 @@ def check(file: Path, machine: Machine) -> None:
         "| | seconds, predicted | measured | error | MB, predicted | measured | error |\n|---|---|---|---|---|---|---|"
     )
     for (name, width, context), (seconds, megabytes) in zip(rows, measured, strict=True):
-        found = plan(Model(4, width, 65), machine, "one", 1, 1024, context, 4, False)
+        found = plan(Model(4, width, 65), machine, "one", 1, TOKENS, context, 4, False)
         cells = []
         for predicted, real in ((found["seconds"], seconds), (found["memory"] / 1e6, megabytes)):
             cells += [f"{predicted:.3g}", f"{real:.3g}", f"{predicted / real - 1:+.0%}"]

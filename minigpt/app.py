@@ -316,7 +316,6 @@ def picture(lm: LanguageModel, ids: list[int], layer: int, head: int, request: g
 
 def build(shelf: Shelf) -> gr.Blocks:
     """The page."""
-    i18n = I18N
 
     def choices() -> list[tuple[str, str]]:
         return [(file.removeprefix(f"{runs.ROOT}/").replace("/checkpoints/", " · "), file) for file in shelf.files()]
@@ -397,55 +396,55 @@ def build(shelf: Shelf) -> gr.Blocks:
     found = choices()
     first, second = two([file for _, file in found])
     with gr.Blocks(title="minigpt", analytics_enabled=False) as page:
-        gr.Markdown(i18n("title"))
+        gr.Markdown(I18N("title"))
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
                 # Custom values, since runs come and go while the page is open; `Shelf.resolve` judges them.
-                run = gr.Dropdown(found, value=first, label=i18n("run"), allow_custom_value=True, elem_id="run")
-                renew = gr.Button(i18n("refresh"), size="sm")
-                prompt = gr.Textbox(PROMPTS[0], label=i18n("prompt"), lines=2, elem_id="prompt")
-                gr.Examples(PROMPTS, prompt, label=i18n("examples"), api_visibility="private")
-                temperature = gr.Slider(0, 2, 0.8, step=0.05, label=i18n("temperature"), info=i18n("temperature_info"))
-                top_k = gr.Slider(0, 200, 30, step=1, label=i18n("top_k"), info=i18n("top_k_info"))
-                top_p = gr.Slider(0.05, 1, 0.9, step=0.05, label=i18n("top_p"), info=i18n("top_p_info"))
-                min_p = gr.Slider(0, 1, 0, step=0.01, label=i18n("min_p"), info=i18n("min_p_info"))
+                run = gr.Dropdown(found, value=first, label=I18N("run"), allow_custom_value=True, elem_id="run")
+                renew = gr.Button(I18N("refresh"), size="sm")
+                prompt = gr.Textbox(PROMPTS[0], label=I18N("prompt"), lines=2, elem_id="prompt")
+                gr.Examples(PROMPTS, prompt, label=I18N("examples"), api_visibility="private")
+                temperature = gr.Slider(0, 2, 0.8, step=0.05, label=I18N("temperature"), info=I18N("temperature_info"))
+                top_k = gr.Slider(0, 200, 30, step=1, label=I18N("top_k"), info=I18N("top_k_info"))
+                top_p = gr.Slider(0.05, 1, 0.9, step=0.05, label=I18N("top_p"), info=I18N("top_p_info"))
+                min_p = gr.Slider(0, 1, 0, step=0.01, label=I18N("min_p"), info=I18N("min_p_info"))
                 with gr.Row():
-                    length = gr.Slider(1, 2000, 300, step=1, label=i18n("length"))
-                    samples = gr.Slider(1, 8, 1, step=1, label=i18n("samples"))
+                    length = gr.Slider(1, 2000, 300, step=1, label=I18N("length"))
+                    samples = gr.Slider(1, 8, 1, step=1, label=I18N("samples"))
                 with gr.Row():
                     seed = gr.Number(
-                        0, precision=0, minimum=0, maximum=2**31 - 1, label=i18n("seed"), info=i18n("seed_info")
+                        0, precision=0, minimum=0, maximum=2**31 - 1, label=I18N("seed"), info=I18N("seed_info")
                     )
-                    stop_string = gr.Textbox("", label=i18n("stop_string"), max_lines=1)
+                    stop_string = gr.Textbox("", label=I18N("stop_string"), max_lines=1)
             with gr.Column(scale=3, min_width=320):
                 notice = gr.Markdown(elem_id="notice")
                 with gr.Tabs():
-                    with gr.Tab(i18n("write")):
+                    with gr.Tab(I18N("write")):
                         with gr.Row():
-                            go = gr.Button(i18n("generate"), variant="primary", elem_id="go")
-                            halt = gr.Button(i18n("stop"), variant="stop", elem_id="halt")
+                            go = gr.Button(I18N("generate"), variant="primary", elem_id="go")
+                            halt = gr.Button(I18N("stop"), variant="stop", elem_id="halt")
                         text = gr.Textbox(
-                            label=i18n("text"), lines=16, max_lines=28, elem_id="text", buttons=["copy"],
+                            label=I18N("text"), lines=16, max_lines=28, elem_id="text", buttons=["copy"],
                             interactive=True, autoscroll=False,
                         )  # fmt: skip
-                    with gr.Tab(i18n("look")) as inside:
-                        gr.Markdown(i18n("look_hint"))
+                    with gr.Tab(I18N("look")) as inside:
+                        gr.Markdown(I18N("look_hint"))
                         colours = gr.HTML(js_on_load=PICK, elem_id="colours")
                         chart = gr.HTML(elem_id="bars")
                         with gr.Row():
-                            layer = gr.Slider(1, 8, 1, step=1, label=i18n("layer"), visible=False)
-                            head = gr.Slider(1, 8, 1, step=1, label=i18n("head"), visible=False)
+                            layer = gr.Slider(1, 8, 1, step=1, label=I18N("layer"), visible=False)
+                            head = gr.Slider(1, 8, 1, step=1, label=I18N("head"), visible=False)
                         drawing = gr.HTML(elem_id="inside")
-                    with gr.Tab(i18n("compare")):
+                    with gr.Tab(I18N("compare")):
                         other = gr.Dropdown(
-                            found, value=second, label=i18n("other"), allow_custom_value=True, elem_id="other"
+                            found, value=second, label=I18N("other"), allow_custom_value=True, elem_id="other"
                         )
                         with gr.Row():
-                            both = gr.Button(i18n("both"), variant="primary", elem_id="both")
-                            halt_both = gr.Button(i18n("stop"), variant="stop")
+                            both = gr.Button(I18N("both"), variant="primary", elem_id="both")
+                            halt_both = gr.Button(I18N("stop"), variant="stop")
                         with gr.Row():
-                            left = gr.Textbox(label=i18n("first"), lines=16, elem_id="left")
-                            right = gr.Textbox(label=i18n("second"), lines=16, elem_id="right")
+                            left = gr.Textbox(label=I18N("first"), lines=16, elem_id="left")
+                            right = gr.Textbox(label=I18N("second"), lines=16, elem_id="right")
         settings = [prompt, temperature, top_k, top_p, min_p, length, seed, stop_string, samples]
         private = {"api_visibility": "private"}
         crowd = {"concurrency_limit": AT_ONCE}

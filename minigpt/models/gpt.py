@@ -34,7 +34,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 CHOICES = {"position": ("learned", "rope"), "norm": ("layernorm", "rmsnorm"), "mlp": ("gelu", "swiglu", "relu2")}
 ROPE_BASE = 10_000.0
 HASH = 1_000_003  # a prime that is not a size of tables
-LONGEST_PLAIN = 512  # tokens for which attention may hold all T * T weights: beyond, they outweigh the rest of a block
+LONGEST_PLAIN = 512  # tokens for which attention may hold all T * T weights; beyond, that gains less and takes more
 NORM_EPS = {"layernorm": 1e-5, "rmsnorm": 1e-6}
 
 
@@ -333,7 +333,7 @@ def _attend(
 ) -> torch.Tensor:
     T = q.shape[-2]
     if mask is None and T <= LONGEST_PLAIN and q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        # The kernel's backward pass in bf16 takes twice as long as in float32, these four operations half as long.
+        # Forward and back, these operations take about half of the kernel's time, in bf16 or float32 (docs/LOG.md).
         scores = (q / math.sqrt(q.shape[-1])) @ k.mT  # (B, H, T, T)
         hidden = torch.full((T, T), -math.inf, dtype=scores.dtype).triu(1)
         return F.dropout((scores + hidden).softmax(-1), dropout) @ v

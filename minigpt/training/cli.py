@@ -354,7 +354,7 @@ def keep_memory() -> None:
     """Let the process keep what a step frees, for the next step to use, where the C library is glibc.
 
     It would give activations back to the system and ask for them anew, page by page: 2,000 page faults a step for
-    0.8 million parameters, and up to a sixth of the step's time (benchmarks/throughput.py).
+    0.8 million parameters, and up to a sixth of the step's time (docs/LOG.md).
     """
     if mallopt := getattr(ctypes.CDLL(None) if sys.platform == "linux" else None, "mallopt", None):
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: never shrink the heap
