@@ -240,8 +240,8 @@ def export(args: list[str]) -> int:
     """scripts/export.py: a trained model in the formats that others load."""
     parser = _Parser("Write a trained model into a folder, in a format that others load.")
     parser.add_argument(
-        "--format", choices=["hf", "onnx", "gguf", "safetensors"], required=True,
-        help="Hugging Face's, onnxruntime's, llama.cpp's, or minigpt's",
+        "--format", choices=["hf", "onnx", "gguf", "safetensors", "checkpoint"], required=True,
+        help="Hugging Face's, onnxruntime's, llama.cpp's, minigpt's without pickle, or one file to train on",
     )  # fmt: skip
     parser.add_argument("--out", required=True, help="the folder to write; it must not exist yet, or be empty")
     asked = parser.parse_args(args)
@@ -325,21 +325,22 @@ def train(args: list[str]) -> int:
             "Another process of this training is gone, so it cannot go on. What it said last may tell why. "
             f"Go on with: {_bin()}python scripts/train.py {_again(args, run_dir, cli.datamodule.corpus.path)}"
         ) from error
+    seconds, whole = time.monotonic() - started, cli.model.whole_model()
     if not cli.trainer.is_global_zero:
         return 0
     if "val/loss" in cli.trainer.callback_metrics:
-        _summary(cli, time.monotonic() - started)
+        _summary(cli, whole, seconds)
     else:
         note(f"trainer.max_time is used up, after {cli.trainer.global_step} steps. Go on with a longer one.")
     gc.freeze()  # what Lightning imported is not worth a second of collecting at exit
     return 0
 
 
-def _summary(cli, seconds: float) -> None:
+def _summary(cli, model, seconds: float) -> None:
     from minigpt.generation.text import LanguageModel
 
     metrics, run_dir = cli.trainer.callback_metrics, shlex.quote(_short(cli.run_dir))
-    lm = LanguageModel(cli.model.model, cli.datamodule.tokenizer)
+    lm = LanguageModel(model, cli.datamodule.tokenizer)
     sample = lm.generate(PROMPT, 200, unknown="skip", seed=0, **CONTROLS)
     floors = ", ".join(f"{name} {bits:.4f}" for name, bits in cli.datamodule.floors.items())
     print(

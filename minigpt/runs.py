@@ -22,6 +22,7 @@ from minigpt.models import build_model
 from minigpt.models.gpt import Linear
 
 ROOT = "lightning_logs"
+SHARDS = ".metadata"  # in a folder with a checkpoint in shards
 EXPORTED = "minigpt.json"  # beside model.safetensors, in a folder that scripts/export.py wrote
 LARGEST_BLOCK = 1 << 20  # positions that a checkpoint is believed to have, where its weights do not say
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16}
@@ -63,7 +64,7 @@ def find_checkpoint(ckpt_path: str | Path = "last", prefer: tuple[str, ...] = ("
         if not str(ckpt_path):
             raise MiniGPTError("--ckpt_path is empty. Give it a run folder, a checkpoint file, or 'last'.")
         run = Path(os.path.expanduser(ckpt_path))
-        if run.is_file():
+        if _is_checkpoint(run):
             return run
         if not run.exists():
             raise MiniGPTError(
@@ -74,19 +75,32 @@ def find_checkpoint(ckpt_path: str | Path = "last", prefer: tuple[str, ...] = ("
         return run / EXPORTED
     for stem in prefer:
         file = run / "checkpoints" / f"{stem}.ckpt"
-        if file.is_file():
+        if _is_checkpoint(file):
             return file
     raise MiniGPTError(f"The folder '{run}' holds no checkpoint (checkpoints/{prefer[-1]}.ckpt). Name another run.")
 
 
-def read_checkpoint(file: Path) -> dict:
+def _is_checkpoint(path: Path) -> bool:
+    return path.is_file() or (path / SHARDS).is_file()
+
+
+def read_checkpoint(file: Path, weights: bool = True) -> dict:
     """A checkpoint of this project, or an export of one, loaded on the CPU without unpickling code.
+
+    Args:
+        file: A file, or the folder of a checkpoint in shards.
+        weights: If not, of shards all is read but weights and moments, which may be more than a machine can hold.
 
     Raises:
         MiniGPTError: The file is truncated, holds more than plain values and tensors, or is not of this project, or of
             a newer version of it.
     """
-    checkpoint = _read_export(file) if file.name == EXPORTED else _read_own(file)
+    if file.is_dir():
+        from minigpt import shards  # with what torch has for several processes: seconds to import
+
+        checkpoint = shards.read(file, weights)
+    else:
+        checkpoint = _read_export(file) if file.name == EXPORTED else _read_own(file)
     try:
         made_by = Version(checkpoint["minigpt"]["version"])
     except (KeyError, TypeError, InvalidVersion) as error:

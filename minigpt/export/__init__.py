@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.errors import MiniGPTError
+from minigpt.export import checkpoint as one_file
 from minigpt.export import gguf, hugging_face, onnx, safetensors
 from minigpt.generation.text import LanguageModel
 
 FORMATS: dict[str, Callable[[dict[str, Any], LanguageModel], dict[str, bytes]]] = {
     "hf": hugging_face.files, "onnx": onnx.files, "gguf": gguf.files, "safetensors": safetensors.files,
+    "checkpoint": one_file.files,
 }  # fmt: skip
 
 
@@ -21,7 +23,7 @@ def export(checkpoint: dict[str, Any], lm: LanguageModel, out: str | Path, form:
         lm: Its model and tokenizer.
         out: The folder; it must not exist, or be empty.
         form: `hf`, for transformers and all that reads its folders; `onnx`, for onnxruntime; `gguf`, for llama.cpp;
-            `safetensors`, for `minigpt.load`.
+            `safetensors`, for `minigpt.load`; `checkpoint`, one file to load or to train on, also from shards.
 
     Raises:
         MiniGPTError: The folder is taken, the model does not fit the format, or a library is missing.

@@ -83,11 +83,14 @@ class Samples(Callback):
             self._sample(trainer, pl_module)
 
     def _sample(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step == self._step or not trainer.is_global_zero:
+        if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
         began = time.monotonic()
-        lm = LanguageModel(pl_module.model, trainer.datamodule.tokenizer)
+        model = pl_module.whole_model()
+        if not trainer.is_global_zero:
+            return
+        lm = LanguageModel(model, trainer.datamodule.tokenizer)
         for tag, controls in self.controls.items():
             texts = [lm.generate(prompt, **self.draw, **controls) for prompt in self.prompts]
             # Indented, so that Markdown shows a code block and keeps the line breaks.
@@ -128,14 +131,15 @@ class Figures(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw, if it is time to; the weights are those that were validated."""
         step = trainer.global_step
-        if not trainer.is_global_zero or trainer.sanity_checking or not self.every_n_steps:
+        if trainer.sanity_checking or not self.every_n_steps:
             return
         if step % self.every_n_steps and step != trainer.max_steps:
             return
+        model = pl_module.whole_model()
+        if not trainer.is_global_zero:
+            return
         data = trainer.datamodule
-        drawn = figures(
-            pl_module.model, data.tokenizer, data.val_ids[:128].long(), pl_module.val_loss_by_position.cpu()
-        )
+        drawn = figures(model, data.tokenizer, data.val_ids[:128].long(), pl_module.val_loss_by_position.cpu())
         for name, image in drawn.items():
             png = io.BytesIO()
             image.save(png, "PNG", compress_level=1)
@@ -146,9 +150,12 @@ class Figures(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the embedding into the projector, each vector under the name of its token."""
-        weights = pl_module.model.embed.weight
-        if not self.every_n_steps or len(weights) > PROJECTED:
+        if not self.every_n_steps or trainer.datamodule.vocab_size > PROJECTED:
             return
+        model = pl_module.whole_model()
+        if not trainer.is_global_zero:
+            return
+        weights = model.embed.weight
         names = [name_of(trainer.datamodule.tokenizer.decode([i])) for i in range(len(weights))]
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -14,8 +15,12 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.checkpoint.api import CheckpointException
 
+from minigpt import runs, shards
 from minigpt.errors import MiniGPTError, note
+from minigpt.training.fsdp import local
 
 
 class WholeFileCheckpointIO(TorchCheckpointIO):
@@ -39,10 +44,49 @@ class WholeFileCheckpointIO(TorchCheckpointIO):
         except BaseException as error:
             Path(temporary).unlink(missing_ok=True)
             if isinstance(error, (OSError, RuntimeError)):  # torch reports a failed write as a RuntimeError
-                raise MiniGPTError(
-                    f"The checkpoint {path} could not be written ({error}). Make room and go on with --ckpt_path."
-                ) from error
+                raise _not_written(path, error) from error
             raise
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read a checkpoint, also one that several processes wrote in shards."""
+        if Path(path).is_dir():
+            return runs.read_checkpoint(Path(path))
+        return super().load_checkpoint(path, *args, **kwargs)
+
+
+def save_sharded(trainer: Trainer, place: Path) -> None:
+    """Have each process write its share into a new folder, and let `place`, a link, lead there once it is whole.
+
+    Raises:
+        MiniGPTError: The file system refuses; `place` leads where it led before.
+    """
+    fresh = None
+    try:
+        if trainer.is_global_zero:
+            place.parent.mkdir(exist_ok=True)
+            fresh = tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}.")
+        fresh = Path(trainer.strategy.broadcast(fresh))
+        trainer.save_checkpoint(fresh)
+        if not trainer.is_global_zero:
+            return
+        for path in (fresh / shards.REST, fresh):  # PyTorch has flushed the rest
+            handle = os.open(path, os.O_RDONLY)
+            os.fsync(handle)
+            os.close(handle)
+        link = place.with_name(f".{place.name}")
+        link.unlink(missing_ok=True)
+        link.symlink_to(fresh.name)
+        os.replace(link, place)
+    except (CheckpointException, OSError) as error:
+        raise _not_written(place, error) from error
+    for old in place.parent.glob(f".{place.name}.*"):
+        if old.name != fresh.name:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _not_written(path: Path, error: BaseException) -> MiniGPTError:
+    reason = " ".join(str(error).split())[:300]
+    return MiniGPTError(f"The checkpoint {path} could not be written ({reason}). Make room and go on with --ckpt_path.")
 
 
 def made_with(trainer: Trainer) -> dict[str, str]:
@@ -51,7 +95,8 @@ def made_with(trainer: Trainer) -> dict[str, str]:
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
         "torch": str(torch.__version__), "device": gpu, "instructions": torch.backends.cpu.get_cpu_capability(),
-        "threads": str(torch.get_num_threads()), "processes": str(trainer.world_size),
+        "threads": str(torch.get_num_threads()),
+        "processes": f"{trainer.world_size}{', sharded' * isinstance(trainer.strategy, ModelParallelStrategy)}",
         "precision": str(trainer.precision),
     }  # fmt: skip
 
@@ -182,7 +227,7 @@ class Checkpoints(Checkpoint):
         raise SystemExit(128 + number)
 
     def _check_numbers(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
-        if loss.isfinite() and all(parameter.isfinite().all() for parameter in pl_module.parameters()):
+        if loss.isfinite() and all(local(parameter).isfinite().all() for parameter in pl_module.parameters()):
             return
         rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         raise MiniGPTError(
@@ -213,7 +258,10 @@ class Checkpoints(Checkpoint):
     def _save(self, trainer: Trainer, name: str) -> None:
         for logger in trainer.loggers:
             logger.save()  # what was logged up to a checkpoint is on disk when the checkpoint is
-        trainer.save_checkpoint(self.folder / name)
+        if getattr(trainer.strategy, "_save_distributed_checkpoint", False):
+            save_sharded(trainer, self.folder / name)
+        else:
+            trainer.save_checkpoint(self.folder / name)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the signals and the run back."""

@@ -11,9 +11,10 @@ from typing import Any
 
 import yaml
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from minigpt import runs
@@ -26,6 +27,7 @@ from minigpt.training import trust
 from minigpt.training.callbacks import Figures, Progress, Samples
 from minigpt.training.checkpointing import Checkpoints, WholeFileCheckpointIO, made_with
 from minigpt.training.datamodule import TextDataModule
+from minigpt.training.fsdp import FSDP2Strategy, check_mesh
 from minigpt.training.module import LitLanguageModel
 from minigpt.training.parser import TrainParser, flatten
 
@@ -38,6 +40,7 @@ WITHOUT = {
     "use_distributed_sampler", "enable_model_summary", "model_registry",
 }  # fmt: skip
 
+STRATEGIES = "minigpt trains on one device, or on several with --trainer.strategy ddp or fsdp2. Set one of them."
 RECITES = 20  # parameters for a character of text; half as many, with dropout, still learn (configs/shakespeare.yaml)
 
 
@@ -148,7 +151,7 @@ class MiniGPTCLI(LightningCLI):
         place = logs.parent if logs.name == runs.ROOT else Path.cwd()  # never where a stranger's settings say
         own = ["--config", str(run / "config.yaml"), "--trainer.default_root_dir", str(place)]
         own += ["--data.cache_dir", "null"]
-        corpus = runs.corpus_of(file, runs.read_checkpoint(file)["minigpt"]["data"])
+        corpus = runs.corpus_of(file, runs.read_checkpoint(file, weights=False)["minigpt"]["data"])
         try:
             locate(corpus)
         except MiniGPTError:  # not where it was from the run; it may be where the settings say
@@ -172,6 +175,11 @@ class MiniGPTCLI(LightningCLI):
         if not show:
             self.parser.callback_keys.remove("progress")
         plugins = trainer.plugins or []
+        if trainer.strategy in ("fsdp", "fsdp_cpu_offload"):  # of which Lightning would say that it needs a GPU
+            raise MiniGPTError(STRATEGIES)
+        asked = trainer.strategy if type(trainer.strategy) is ModelParallelStrategy else None
+        if asked:
+            trainer.strategy = FSDP2Strategy(asked._save_distributed_checkpoint)
         try:
             trainer = super().instantiate_trainer(
                 logger=False,  # takes its place once the run has a folder
@@ -186,13 +194,9 @@ class MiniGPTCLI(LightningCLI):
             )
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             raise MiniGPTError(f"Lightning's Trainer refuses its settings: {' '.join(str(error).split())}") from error
-        strategy = trainer.strategy
-        if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)) or (
-            isinstance(strategy, DDPStrategy) and strategy._start_method != "popen"  # spawned ones cannot be pickled
-        ):
-            raise MiniGPTError(
-                "minigpt trains on one device, or on several with --trainer.strategy ddp. Set one of them."
-            )
+        if asked:
+            check_mesh(asked._data_parallel_size, asked._tensor_parallel_size, trainer.world_size)
+        _check_strategy(trainer)
         return trainer
 
     def after_instantiate_classes(self) -> None:
@@ -205,8 +209,8 @@ class MiniGPTCLI(LightningCLI):
         if self.config.ckpt_path is not None:
             self.checkpoint = self._find_checkpoint(root)
         if self.checkpoint:
-            checkpoint = runs.read_checkpoint(self.checkpoint)
-            if "optimizer_states" not in checkpoint:
+            checkpoint = runs.read_checkpoint(self.checkpoint, weights=False)
+            if "loops" not in checkpoint:
                 raise MiniGPTError(
                     f"'{self.checkpoint}' is an export, which cannot be trained on. Name its run instead."
                 )
@@ -310,10 +314,10 @@ class MiniGPTCLI(LightningCLI):
         """The run folder that the checkpoint is the head of; None, with a note, if a new one has to be made."""
         run = runs.run_of(self.checkpoint)
         last = run and run / "checkpoints" / "last.ckpt"
-        if not (run and (run / "config.yaml").is_file() and last.is_file()):
+        if not (run and (run / "config.yaml").is_file() and last.exists()):
             note(f"{self.checkpoint} lies outside a run folder: training goes on from its step {step} in a new one.")
             return None
-        if self.checkpoint.resolve() != last.resolve() and runs.read_checkpoint(last)["global_step"] > step:
+        if self.checkpoint.resolve() != last.resolve() and runs.read_checkpoint(last, False)["global_step"] > step:
             note(
                 f"{self.checkpoint} is older than its run's last.ckpt: training goes on from step {step} in a new run."
             )
@@ -324,6 +328,17 @@ class MiniGPTCLI(LightningCLI):
             if first.get(key) != now.get(key) and key != "trainer.default_root_dir":
                 note(f"{key}: {first.get(key)} when the run began, {now.get(key)} from here on.")
         return run.absolute()
+
+
+def _check_strategy(trainer: Trainer) -> None:
+    strategy = trainer.strategy
+    spawned = isinstance(strategy, DDPStrategy) and strategy._start_method != "popen"  # which cannot be pickled
+    if spawned or not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy, FSDP2Strategy)):
+        raise MiniGPTError(STRATEGIES)
+    if isinstance(strategy, FSDP2Strategy) and any(isinstance(c, WeightAveraging) for c in trainer.callbacks):
+        raise MiniGPTError(
+            "Weight averaging copies a whole model, and --trainer.strategy fsdp2 shares it out. Leave one of them out."
+        )
 
 
 def _new_run(parent: Path) -> Path:

@@ -8,6 +8,10 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.optim import AdamW
 
@@ -18,6 +22,7 @@ from minigpt.models import build_model
 from minigpt.seeds import derive_seed
 from minigpt.training.checkpointing import made_with
 from minigpt.training.datamodule import TextDataModule
+from minigpt.training.fsdp import check_mesh, shard
 from minigpt.training.optim import MuonAdamW, parameter_groups, schedule
 
 # TensorBoard's tab of combined charts: the two curves, and in bits with the floors as lines beside them.
@@ -66,6 +71,8 @@ class LitLanguageModel(LightningModule):
         min_lr: Where cosine and wsd take learning_rate; Muon's falls by the same factor.
         decay_steps: The step at which they are there; null for trainer.max_steps as the run began.
         cooldown: The share of those steps in which wsd goes down.
+        activation_checkpointing: Keep only what goes from block to block, and compute the rest again for the gradients:
+            memory for a third more work, and the same bits.
         compile: Spend up to a minute before the first step on faster code for all others; where that cannot be done,
             train without, and say so.
         seed: Where the randomness of a step comes from; always the same as seed_everything.
@@ -105,6 +112,7 @@ class LitLanguageModel(LightningModule):
         min_lr: float = 0.0,
         decay_steps: int | None = None,
         cooldown: float = 0.4,
+        activation_checkpointing: bool = False,
         compile: bool = False,
         seed: int = 1337,
     ):
@@ -122,6 +130,10 @@ class LitLanguageModel(LightningModule):
             dropout=dropout, tie_weights=tie_weights, softcap=softcap, zero_init=zero_init,
             ngrams=ngrams,
         )  # fmt: skip
+        if activation_checkpointing:
+            if name != "gpt":
+                raise MiniGPTError("model.activation_checkpointing is for the blocks of model.name gpt. Leave it out.")
+            self.model.activation_checkpointing = True
         self.architecture = {"name": name, **self.model.config}
         self.val_metrics = TextMetrics(torch.ones(vocab_size, dtype=torch.long), block_size)
         self._losses: list[torch.Tensor] = []
@@ -144,6 +156,27 @@ class LitLanguageModel(LightningModule):
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
+
+    def configure_model(self) -> None:
+        """Share the model out, where the strategy has laid a mesh of processes for that."""
+        if self.device_mesh is not None and not isinstance(self.model, FSDPModule):
+            sizes = dict(zip(self.device_mesh.mesh_dim_names, self.device_mesh.shape, strict=True))
+            check_mesh(sizes["data_parallel"], sizes["tensor_parallel"], self.device_mesh.size())
+            shard(self.model, self.device_mesh["data_parallel"])
+
+    def whole_model(self) -> nn.Module | None:
+        """The model to look at: itself or, where it is shared out, a copy on the first process's CPU; None elsewhere.
+
+        All processes have to ask for it at once.
+        """
+        if not isinstance(self.model, FSDPModule):
+            return self.model
+        weights = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        if not self.trainer.is_global_zero:
+            return None
+        model = build_model(**self.architecture)
+        model.load_state_dict(weights)
+        return model.eval()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One optimizer, whose groups take their rates from the schedule at every step."""
@@ -259,6 +292,7 @@ class LitLanguageModel(LightningModule):
         step = self.global_step + 1
         if self.last_record.get("step") == step:
             norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+            norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
             self.last_record["metrics"]["train/gradient_norm"] = norm.item()
             self._write({"train/gradient_norm": norm.item()}, step)
 
@@ -278,6 +312,10 @@ class LitLanguageModel(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Write the figures of the whole validation text."""
+        if isinstance(self.model, FSDPModule):  # it computes in all processes at once, also where one has a batch less
+            loader = self.trainer.val_dataloaders
+            for _ in range(len(loader), math.ceil(len(loader.dataset) / self.trainer.world_size)):
+                self.model(loader.dataset[0][0].to(self.device))
         metrics = {f"val/{name}": value for name, value in self.val_metrics.compute().items()}
         self.val_loss_by_position = self.val_metrics.by_position.compute()
         self.val_metrics.reset()

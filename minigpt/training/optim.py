@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from minigpt.errors import MiniGPTError
 
@@ -122,17 +123,30 @@ class MuonAdamW(torch.optim.Optimizer):
             gradients = [parameter.grad for parameter in parameters]
             buffers = [self._buffer(parameter) for parameter in parameters]
             torch._foreach_lerp_(buffers, gradients, 1 - self.momentum)
-            updates = torch.stack(torch._foreach_lerp(gradients, buffers, self.momentum))
-            updates = orthogonalise(updates, self.ns_dtype).to(gradients[0].dtype)
+            updates = [_whole(update) for update in torch._foreach_lerp(gradients, buffers, self.momentum)]
+            updates = orthogonalise(torch.stack(updates), self.ns_dtype).to(gradients[0].dtype)
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             scale = group["lr"] * max(1, rows / columns) ** 0.5
-            torch._foreach_add_(parameters, list(updates.unbind()), alpha=-scale)
+            updates = [_share(update, parameter) for update, parameter in zip(updates, parameters, strict=True)]
+            torch._foreach_add_(parameters, updates, alpha=-scale)
 
     def _buffer(self, parameter: nn.Parameter) -> torch.Tensor:
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
         return state["momentum_buffer"]
+
+
+def _whole(matrix: torch.Tensor) -> torch.Tensor:
+    """A matrix that several processes hold shares of, in all of them: its singular values need all of it."""
+    return matrix.full_tensor() if isinstance(matrix, DTensor) else matrix
+
+
+def _share(matrix: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """Of a matrix that every process has, the share that this one holds of a parameter."""
+    if not isinstance(parameter, DTensor):
+        return matrix
+    return distribute_tensor(matrix, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 def orthogonalise(matrices: torch.Tensor, dtype: torch.dtype = torch.bfloat16, steps: int = 5) -> torch.Tensor:

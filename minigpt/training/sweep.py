@@ -167,7 +167,7 @@ class Sweep:
         note(f"\ntrial {trial.number}: {', '.join(f'{key} {as_text(value)}' for key, value in values.items())}")
         args = [*self.args, *as_flags(values)]
         run = self.run_of(trial)
-        if run and (run / "checkpoints" / "last.ckpt").is_file():
+        if run and (run / "checkpoints" / "last.ckpt").exists():
             args += ["--ckpt_path", str(run)]
         pruning = Pruning(trial)
         try:

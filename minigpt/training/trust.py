@@ -14,15 +14,16 @@ import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import callbacks
 from lightning.pytorch.plugins.environments import SLURMEnvironment
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from minigpt.errors import MiniGPTError
+from minigpt.training.fsdp import FSDP2Strategy
 
-# Of Lightning's own classes those that take no function and write no file but a run's.
+# Of Lightning's own classes those that take no function and write no file but a run's, and ours.
 _CLASSES = (
     callbacks.DeviceStatsMonitor, callbacks.EarlyStopping, callbacks.EMAWeightAveraging, callbacks.LearningRateMonitor,
     callbacks.ModelSummary, callbacks.RichModelSummary, callbacks.Timer, callbacks.WeightAveraging, DDPStrategy,
-    SLURMEnvironment,
+    FSDP2Strategy, ModelParallelStrategy, SLURMEnvironment,
 )  # fmt: skip
 # Each by the module that defines it and by the package that it is imported from.
 ALLOWED = {
