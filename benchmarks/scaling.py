@@ -95,8 +95,10 @@ def plan(
     """
     weights, share = model.parameters, devices if strategy == "fsdp" else 1
     state = 16 * weights / share  # float32: weights, gradients, two moments
-    if strategy == "fsdp":
-        state += size * 12 * model.n_embd**2 * 2  # the block at work and the next, whole
+    if strategy == "ddp":
+        state += 4 * weights  # gradients again, in the buckets that are sent
+    if strategy == "fsdp":  # whole: the block at work and the next, and a block's gradients as they are and as sent
+        state += (2 * size + 2 * 4) * 12 * model.n_embd**2
     kept = model.kept(size) * tokens
     if checkpointing:
         kept = size * tokens * ((model.n_layer + KEPT) * model.n_embd + 2 * model.vocab)

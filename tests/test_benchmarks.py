@@ -76,7 +76,8 @@ def test_sharing_out_saves_memory_and_costs_network():
     model, plans = scaling.of_size(1e9), {}
     for strategy, devices in (("one", 1), ("ddp", 8), ("fsdp", 8)):
         plans[strategy] = scaling.plan(model, scaling.H200, strategy, devices, 4096, 1024, 4, False)
-    assert plans["one"]["memory"] == plans["ddp"]["memory"] > plans["fsdp"]["memory"] + 13 * model.parameters
+    assert plans["ddp"]["memory"] == plans["one"]["memory"] + 4 * model.parameters  # buckets of gradients
+    assert plans["one"]["memory"] > plans["fsdp"]["memory"] + 13 * model.parameters
     assert plans["one"]["sent"] == 0
     assert plans["fsdp"]["sent"] == 1.5 * plans["ddp"]["sent"] > 0
 

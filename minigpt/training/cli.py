@@ -66,7 +66,6 @@ class MiniGPTCLI(LightningCLI):
 
     def __init__(self, args: list[str]):
         _quiet()
-        keep_memory()
         self.checkpoint: Path | None = None
         trust.allow_imports(args)
         try:
@@ -197,6 +196,8 @@ class MiniGPTCLI(LightningCLI):
         if asked:
             check_mesh(asked._data_parallel_size, asked._tensor_parallel_size, trainer.world_size)
         _check_strategy(trainer)
+        if not isinstance(trainer.strategy, FSDP2Strategy):
+            keep_memory()
         return trainer
 
     def after_instantiate_classes(self) -> None:
@@ -369,7 +370,8 @@ def keep_memory() -> None:
     """Let the process keep what a step frees, for the next step to use, where the C library is glibc.
 
     It would give activations back to the system and ask for them anew, page by page: 2,000 page faults a step for
-    0.8 million parameters, and up to a sixth of the step's time (docs/LOG.md).
+    0.8 million parameters, and up to a sixth of the step's time (docs/LOG.md). With FSDP2, which gathers and gives
+    back whole blocks and is there to save memory, what is kept lies in pieces and grows from step to step.
     """
     if mallopt := getattr(ctypes.CDLL(None) if sys.platform == "linux" else None, "mallopt", None):
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: never shrink the heap

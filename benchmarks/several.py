@@ -1,0 +1,157 @@
+"""What several processes cost, held to what scaling.py predicts: memory, bytes sent and seconds of a step.
+
+    python benchmarks/several.py
+
+Two processes of one thread each, over gloo and the machine's own loopback, train the preset `modern` with four layers,
+float32 and AdamW: as one, with a whole copy each (DDP), sharing the model out (FSDP2), and computing activations again
+besides. Memory is the most that a process held, less what it held before there was a model; bytes sent are those that
+the loopback counted. The speeds that predictions need, of a product, of memory and of the loopback, are measured by the
+same processes first. Linux only. Prints a table and writes JSON.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from multiprocessing import get_context
+from pathlib import Path
+from queue import Queue
+
+import torch
+from growth import held
+from scaling import Machine, Model, plan
+from torch import distributed
+
+VOCAB = 65
+CONTEXT = 64
+WAYS = {"one": ("one", False), "ddp": ("ddp", False), "fsdp": ("fsdp", False), "fsdp, checkpointing": ("fsdp", True)}
+
+
+def sent() -> int:
+    """The bytes that the loopback has carried."""
+    (line,) = (line for line in Path("/proc/net/dev").read_text().splitlines() if line.strip().startswith("lo:"))
+    return int(line.split()[9])
+
+
+def timed(work, times: int = 5) -> float:
+    """Seconds of a call, the median, after one that does not count."""
+    work()
+    seconds = []
+    for _ in range(times):
+        began = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+def speeds() -> Machine:
+    """What each of the processes reaches while the others do the same."""
+    a, large = torch.randn(1024, 1024), torch.ones(1 << 25)
+    share = torch.ones(1 << 23)
+    product, read = timed(lambda: a @ a), timed(large.sum)
+    exchange = timed(lambda: distributed.all_reduce(share))  # each sends its share once, of two processes
+    return Machine(2 * 1024**3 / product, 4 * len(large) / read, 4 * len(share) / exchange, 0.0, 15e-6)
+
+
+def steps(rank: int, world: int, way: str, width: int, tokens: int, n: int, port: int, results: Queue) -> None:
+    """Train for a while as one of the processes; the first tells what it saw."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.nn.parallel import DistributedDataParallel
+
+    from minigpt import LitLanguageModel
+    from minigpt.training.cli import keep_memory
+    from minigpt.training.fsdp import shard
+
+    if WAYS.get(way, ("one",))[0] != "fsdp":  # as in a training
+        keep_memory()
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    distributed.init_process_group("gloo", rank=rank, world_size=world)
+    machine = speeds() if way == "speeds" else None
+    if machine:
+        if rank == 0:
+            results.put(machine)
+        distributed.destroy_process_group()
+        return
+    strategy, checkpointing = WAYS[way]
+    before = held()
+    lit = LitLanguageModel(
+        VOCAB, CONTEXT, "gpt", n_embd=width, n_layer=4, n_head=max(1, width // 64), preset="modern",
+        activation_checkpointing=checkpointing,
+    )  # fmt: skip
+    parameters = sum(p.numel() for p in lit.model.parameters())
+    model = lit.model
+    if strategy == "ddp":
+        model = DistributedDataParallel(model)
+    elif strategy == "fsdp":
+        shard(model, init_device_mesh("cpu", (world,)))
+    optimizer = lit.configure_optimizers()
+
+    def step() -> None:
+        x = torch.randint(VOCAB, (tokens // CONTEXT, CONTEXT))
+        torch.nn.functional.cross_entropy(model(x).flatten(0, 1), x.roll(-1, dims=1).flatten()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()
+    distributed.barrier()
+    then = sent()
+    seconds = timed(step, n)
+    distributed.barrier()
+    if rank == 0:
+        bytes_sent = (sent() - then) / (n + 1) / world
+        results.put({"parameters": parameters, "seconds": seconds, "MB": held() - before, "sent MB": bytes_sent / 1e6})
+    distributed.destroy_process_group()
+
+
+def together(way: str, width: int, tokens: int, n: int, port: int) -> dict | Machine:
+    """`steps` in as many processes as the way takes."""
+    context, world = get_context("spawn"), 1 if way == "one" else 2
+    results = context.SimpleQueue()
+    processes = [
+        context.Process(target=steps, args=(rank, world, way, width, tokens, n, port, results)) for rank in range(world)
+    ]
+    for process in processes:
+        process.start()
+    found = results.get()
+    for process in processes:
+        process.join()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--widths", type=int, nargs="+", default=[512, 1024], help="widths of the models")
+    parser.add_argument("--tokens", type=int, default=1024, help="tokens of a process and step")
+    parser.add_argument("--steps", type=int, default=7, help="steps that are timed")
+    parser.add_argument("--json", type=Path, default=Path("several.json"), help="where to write the figures")
+    asked = parser.parse_args()
+    port = 29_530
+    machine = together("speeds", 0, 0, 0, port)
+    print(
+        f"Of each of two processes: {machine.flops / 1e9:.0f} GFLOP/s, {machine.bandwidth / 1e9:.1f} GB/s of memory, "
+        f"{machine.network / 1e9:.2f} GB/s to the other"
+    )
+    rows = []
+    columns = "predicted | measured | error"
+    print(f"| | | MB, {columns} | MB sent, {columns} | s, {columns} |")
+    print(f"|{'---|' * 11}")
+    for width in asked.widths:
+        for way, (strategy, checkpointing) in WAYS.items():
+            port += 1
+            found = together(way, width, asked.tokens, asked.steps, port)
+            devices = 1 if strategy == "one" else 2
+            said = plan(Model(4, width, VOCAB), machine, strategy, devices, asked.tokens, CONTEXT, 4, checkpointing)
+            cells = []
+            for key, name, unit in (("memory", "MB", 1e6), ("sent", "sent MB", 1e6), ("seconds", "seconds", 1)):
+                predicted, real = said[key] / unit, found[name]
+                error = f"{predicted / real - 1:+.0%}" if predicted and real else ""
+                cells += [f"{predicted:.3g}", f"{real:.3g}", error]
+            print(f"| {found['parameters']:,} | {way} | {' | '.join(cells)} |", flush=True)
+            rows.append({"way": way, "width": width, **found, "predicted": said})
+    asked.json.write_text(json.dumps({"machine": vars(machine), "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
