@@ -20,7 +20,6 @@ from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 from minigpt.errors import MiniGPTError
-from minigpt.runs import SHARDS
 
 DAMAGED = "The checkpoint '{}' is damaged: not all of its shards can be read. Name another."
 REST = "meta.pt"  # what Lightning keeps besides weights and moments
@@ -50,7 +49,7 @@ class _Unpickler(pickle.Unpickler):
 class _Reader(FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> index.Metadata:
         """The index, and nothing that lies outside the folder."""
-        with open(Path(self.path) / SHARDS, "rb") as file:
+        with open(self._get_metadata_path(), "rb") as file:
             metadata = _Unpickler(file).load()
         if any(Path(info.relative_path).name != info.relative_path for info in metadata.storage_data.values()):
             raise pickle.UnpicklingError("a part that lies elsewhere")
