@@ -98,7 +98,7 @@ def read_checkpoint(file: Path, weights: bool = True) -> dict:
     if file.is_dir():
         from minigpt import shards  # with what torch has for several processes: seconds to import
 
-        checkpoint = shards.read(file, weights)
+        checkpoint = shards.read(file) if weights else shards.read_rest(file)
     else:
         checkpoint = _read_export(file) if file.name == EXPORTED else _read_own(file)
     try:

@@ -6,22 +6,22 @@ there. This one allows what such a checkpoint consists of, and nothing else.
 
 import io
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint import FileSystemReader, load
 from torch.distributed.checkpoint import filesystem as files
 from torch.distributed.checkpoint import metadata as index
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, _EmptyStateDictLoadPlanner
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 from minigpt.errors import MiniGPTError
 
-DAMAGED = "The checkpoint '{}' is damaged: not all of its shards can be read. Name another."
 REST = "meta.pt"  # what Lightning keeps besides weights and moments
 KNOWN = {
     (index.__name__, kind.__name__): kind
@@ -36,7 +36,7 @@ KNOWN = {
 }  # fmt: skip
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):  # the one in Python: that in C takes as much memory as a file tells it to
     def find_class(self, module: str, name: str) -> Any:
         """What an index may name; paths in it are of another time and not followed."""
         if module.startswith("pathlib"):
@@ -51,41 +51,69 @@ class _Reader(FileSystemReader):
         """The index, and nothing that lies outside the folder."""
         with open(self._get_metadata_path(), "rb") as file:
             metadata = _Unpickler(file).load()
-        if any(Path(info.relative_path).name != info.relative_path for info in metadata.storage_data.values()):
-            raise pickle.UnpicklingError("a part that lies elsewhere")
+        for name in {info.relative_path for info in metadata.storage_data.values()}:
+            part = Path(self.path) / name
+            if Path(name).name != name or part.is_symlink() or not part.is_file():
+                raise pickle.UnpicklingError(f"'{name}' is no part of this checkpoint")
         return metadata
 
 
-class _Planner(_EmptyStateDictLoadPlanner):
+class _Plain(DefaultLoadPlanner):
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        """Hand on a value that is no tensor, if it is a plain one."""
-        torch.load(value, weights_only=True)
-        value.seek(0)
-        super().load_bytes(read_item, value)
+        """Hand on a value that is no tensor, written anew, since PyTorch would run what it might hold."""
+        plain = io.BytesIO()
+        torch.save(torch.load(value, weights_only=True), plain)
+        plain.seek(0)
+        super().load_bytes(read_item, plain)
 
 
-def read(folder: Path, weights: bool = True) -> dict[str, Any]:
+class _Whole(_Plain, _EmptyStateDictLoadPlanner):
+    """Loads all that there is."""
+
+
+@contextmanager
+def _answering(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (Exception, CheckpointException) as error:  # one for each way a file can be broken, and one that is neither
+        raise MiniGPTError(
+            f"The checkpoint '{folder}' is damaged: not all of its shards can be read. Name another."
+        ) from error
+
+
+def read_rest(folder: Path) -> dict[str, Any]:
+    """What a checkpoint in shards holds besides weights and moments, which may be more than a machine can hold.
+
+    Raises:
+        MiniGPTError: It is missing, damaged or not plain.
+    """
+    with _answering(folder):
+        return torch.load(folder / REST, map_location="cpu", weights_only=True)
+
+
+def read(folder: Path) -> dict[str, Any]:
     """A checkpoint in shards as one, on the CPU: what a run on one device would have written.
-
-    Args:
-        folder: Where the shards lie.
-        weights: Read weights and moments; without, they are left out, and all else is read and found harmless.
 
     Raises:
         MiniGPTError: Something is missing, damaged or not allowed.
     """
-    try:
-        reader, state = _Reader(folder), {}
-        entries = reader.read_metadata().state_dict_metadata
-        plain = {name for name, entry in entries.items() if isinstance(entry, index.BytesStorageMetadata)}
-        _load_state_dict(state, reader, planner=_Planner(None if weights else plain), no_dist=True)
-        checkpoint = torch.load(folder / REST, map_location="cpu", weights_only=True)
-        if weights:
-            checkpoint["state_dict"] = state["state_dict"]
-            checkpoint["optimizer_states"] = [numbered(state["optimizer_0"])]
-    except (Exception, CheckpointException) as error:  # one for each way a file can be broken, and one that is neither
-        raise MiniGPTError(DAMAGED.format(folder)) from error
-    return checkpoint
+    checkpoint, state = read_rest(folder), {}
+    with _answering(folder):
+        _load_state_dict(state, _Reader(folder), planner=_Whole(), no_dist=True)
+        return checkpoint | {
+            "state_dict": state["state_dict"],
+            "optimizer_states": [numbered(state["optimizer_0"])],
+        }
+
+
+def load_share(state: dict[str, Any], folder: Path) -> None:
+    """Fill the tensors of `state`, of which this process holds a share, from shards, however many there are.
+
+    Raises:
+        MiniGPTError: Something is missing, damaged or not allowed.
+    """
+    with _answering(folder):
+        load(state, storage_reader=_Reader(folder), planner=_Plain())
 
 
 def numbered(optimizer: dict[str, Any]) -> dict[str, Any]:

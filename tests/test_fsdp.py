@@ -173,9 +173,25 @@ def test_what_shards_may_hold_is_plain(sharded, folder, call, where):
     assert not Path("harm").exists()
 
 
+def test_nobody_else_unpickles_an_index(sharded, folder):
+    bad = folder / "bad"
+    shutil.copytree(runs.find_checkpoint(sharded), bad)
+    index = pickle.loads((bad / runs.SHARDS).read_bytes())
+    index.storage_meta = 5  # at which PyTorch's reader stumbles, and reads an index of each process
+    (bad / runs.SHARDS).write_bytes(pickle.dumps(index))
+    (bad / f"__0{runs.SHARDS}").write_bytes(pickle.dumps(Harm()))
+    line = [*MODEL, "--trainer.strategy", "fsdp2", "--trainer.max_steps", "101", "--ckpt_path", str(bad)]
+    err = start(*line).communicate(timeout=120)[1]
+    assert "step 101/101" in err
+    assert not Path("harm").exists()
+
+
 def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(folder):
     def full(path):
         raise OSError(28, "No space left on device")
+
+    def cut_off(path):
+        raise RuntimeError("basic_ios::clear: iostream error")  # torch's word for it
 
     def whole(path):
         (path / shards.REST).write_text("whole")
@@ -184,8 +200,9 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(folder):
     place = folder / "checkpoints" / "last.ckpt"
     for save in (whole, whole):
         save_sharded(SimpleNamespace(is_global_zero=True, strategy=strategy, save_checkpoint=save), place)
-    with pytest.raises(MiniGPTError, match="No space left"):
-        save_sharded(SimpleNamespace(is_global_zero=True, strategy=strategy, save_checkpoint=full), place)
+    for save, reason in ((full, "No space left"), (cut_off, "iostream error")):
+        with pytest.raises(MiniGPTError, match=reason):
+            save_sharded(SimpleNamespace(is_global_zero=True, strategy=strategy, save_checkpoint=save), place)
     assert (place / shards.REST).read_text() == "whole"
 
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -77,7 +78,9 @@ def save_sharded(trainer: Trainer, place: Path) -> None:
         link.unlink(missing_ok=True)
         link.symlink_to(fresh.name)
         os.replace(link, place)
-    except (CheckpointException, OSError) as error:
+    except (CheckpointException, OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search("iostream|inline_container", str(error)):
+            raise  # not torch's word for a failed write: another process is gone, perhaps
         raise _not_written(place, error) from error
     for old in place.parent.glob(f".{place.name}.*"):
         if old.name != fresh.name:

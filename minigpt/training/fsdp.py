@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import nn
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
+    get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from minigpt.errors import MiniGPTError
-from minigpt.shards import DAMAGED, numbered, renamed
+from minigpt.shards import load_share, numbered, read_rest, renamed
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -54,15 +54,19 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Take weights and moments from shards, however many there are, or from one file; returns all else."""
-        path = Path(self.broadcast(checkpoint_path))
-        if path.is_dir():
-            try:
-                return super().load_checkpoint(path, weights_only)  # `runs.read_checkpoint` found it harmless
-            except CheckpointException as error:
-                raise MiniGPTError(DAMAGED.format(path)) from error
+        path, (optimizer,) = Path(self.broadcast(checkpoint_path)), self.optimizers
+        if path.is_dir():  # not as Lightning would, which runs what a stranger's folder says
+            weights = {"state_dict": get_model_state_dict(self.model)}
+            load_share(weights, path)
+            self.model.load_state_dict(weights["state_dict"])
+            moments = {"optimizer_0": get_optimizer_state_dict(self.model, optimizer)}
+            load_share(moments, path)
+            options = StateDictOptions(cpu_offload=True)
+            set_optimizer_state_dict(self.model, optimizer, moments["optimizer_0"], options=options)
+            return read_rest(path)
         checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         names = {parameter: name for name, parameter in self.model.named_parameters()}
-        (optimizer,), (state,) = self.optimizers, checkpoint["optimizer_states"]
+        (state,) = checkpoint["optimizer_states"]
         state = renamed(state, [names[p] for group in optimizer.param_groups for p in group["params"]])
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
         set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=options)
