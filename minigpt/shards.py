@@ -45,17 +45,28 @@ class _Unpickler(pickle._Unpickler):  # the one in Python: that in C takes as mu
             return getattr(torch, name)
         return KNOWN[module, name]
 
+    def load_build(self) -> None:
+        """Give an object its state: one of these kinds, and no class or function attributes that it did not have."""
+        if type(self.stack[-2]) not in KNOWN.values():
+            raise pickle.UnpicklingError("a state for what has none")
+        super().load_build()
+
+    dispatch = pickle._Unpickler.dispatch | {pickle.BUILD[0]: load_build}
+
 
 class _Reader(FileSystemReader):
-    def read_metadata(self, *args: Any, **kwargs: Any) -> index.Metadata:
-        """The index, and nothing that lies outside the folder."""
+    def __init__(self, folder: Path):
+        super().__init__(folder)
         with open(self._get_metadata_path(), "rb") as file:
-            metadata = _Unpickler(file).load()
-        for name in {info.relative_path for info in metadata.storage_data.values()}:
-            part = Path(self.path) / name
+            self.metadata = _Unpickler(file).load()
+        for name in {info.relative_path for info in self.metadata.storage_data.values()}:
+            part = folder / name
             if Path(name).name != name or part.is_symlink() or not part.is_file():
                 raise pickle.UnpicklingError(f"'{name}' is no part of this checkpoint")
-        return metadata
+
+    def read_metadata(self) -> index.Metadata:
+        """The index, read before PyTorch asks for it, which would write of its troubles on the way."""
+        return self.metadata
 
 
 class _Plain(DefaultLoadPlanner):

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from traceback import StackSummary
 from types import SimpleNamespace
 
@@ -146,6 +146,17 @@ class Harm:
         return Path("harm").touch, ()
 
 
+def test_an_index_gives_no_class_an_attribute(sharded, folder):
+    bad = folder / "bad"
+    shutil.copytree(runs.find_checkpoint(sharded), bad)
+    rest = (bad / runs.SHARDS).read_bytes()
+    state = pickle.dumps((None, {"harmed": 1}), 2)[2:-1]
+    (bad / runs.SHARDS).write_bytes(b"\x80\x04cpathlib\nPurePosixPath\n" + state + b"b0" + rest[2:])
+    with pytest.raises(MiniGPTError, match="is damaged"):
+        runs.read_checkpoint(bad)
+    assert not hasattr(PurePosixPath, "harmed")
+
+
 @pytest.mark.parametrize("where", ["index", "value", "rest", "elsewhere", "cut off", "gone"])
 def test_what_shards_may_hold_is_plain(sharded, folder, call, where):
     bad, longer = folder / "bad", ["train", "--config", TINY, *MODEL, "--trainer.max_steps", "120"]
@@ -172,6 +183,7 @@ def test_what_shards_may_hold_is_plain(sharded, folder, call, where):
         result = call(*command, str(bad))
         assert (result.status, result.out) == (2, "")
         assert result.err.strip().endswith("is damaged: not all of its shards can be read. Name another.")
+        assert command[0] == "train" or result.err.count("\n") == 1
     assert not Path("harm").exists()
 
 
