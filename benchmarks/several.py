@@ -14,9 +14,10 @@ import json
 import os
 import statistics
 import time
+from collections.abc import Callable
 from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
-from queue import Queue
 
 import torch
 from growth import held
@@ -45,16 +46,26 @@ def timed(work, times: int = 5) -> float:
     return statistics.median(seconds)
 
 
-def speeds() -> Machine:
-    """What each of the processes reaches while the others do the same."""
+def join(rank: int, world: int, port: int) -> None:
+    """Become one of so many processes, on one thread."""
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    distributed.init_process_group("gloo", rank=rank, world_size=world)
+
+
+def speeds(rank: int, world: int, port: int, results: SimpleQueue) -> None:
+    """What each of the processes reaches while the others do the same; the first tells."""
+    join(rank, world, port)
     a, large = torch.randn(1024, 1024), torch.ones(1 << 25)
     share = torch.ones(1 << 23)
     product, read = timed(lambda: a @ a), timed(large.sum)
     exchange = timed(lambda: distributed.all_reduce(share))  # each sends its share once, of two processes
-    return Machine(2 * 1024**3 / product, 4 * len(large) / read, 4 * len(share) / exchange, 0.0, 15e-6)
+    if rank == 0:
+        results.put(Machine(2 * 1024**3 / product, 4 * len(large) / read, 4 * len(share) / exchange, 0.0, 15e-6))
+    distributed.destroy_process_group()
 
 
-def steps(rank: int, world: int, way: str, width: int, tokens: int, n: int, port: int, results: Queue) -> None:
+def steps(rank: int, world: int, port: int, results: SimpleQueue, way: str, width: int, tokens: int, n: int) -> None:
     """Train for a while as one of the processes; the first tells what it saw."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.nn.parallel import DistributedDataParallel
@@ -63,18 +74,10 @@ def steps(rank: int, world: int, way: str, width: int, tokens: int, n: int, port
     from minigpt.training.cli import keep_memory
     from minigpt.training.fsdp import shard
 
-    if WAYS.get(way, ("one",))[0] != "fsdp":  # as in a training
-        keep_memory()
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    distributed.init_process_group("gloo", rank=rank, world_size=world)
-    machine = speeds() if way == "speeds" else None
-    if machine:
-        if rank == 0:
-            results.put(machine)
-        distributed.destroy_process_group()
-        return
     strategy, checkpointing = WAYS[way]
+    if strategy != "fsdp":  # as in a training
+        keep_memory()
+    join(rank, world, port)
     before = held()
     lit = LitLanguageModel(
         VOCAB, CONTEXT, "gpt", n_embd=width, n_layer=4, n_head=max(1, width // 64), preset="modern",
@@ -105,13 +108,11 @@ def steps(rank: int, world: int, way: str, width: int, tokens: int, n: int, port
     distributed.destroy_process_group()
 
 
-def together(way: str, width: int, tokens: int, n: int, port: int) -> dict | Machine:
-    """`steps` in as many processes as the way takes."""
-    context, world = get_context("spawn"), 1 if way == "one" else 2
+def together(task: Callable[..., None], world: int, port: int, *arguments: str | int) -> dict | Machine:
+    """A task in so many processes: what the first of them tells."""
+    context = get_context("spawn")
     results = context.SimpleQueue()
-    processes = [
-        context.Process(target=steps, args=(rank, world, way, width, tokens, n, port, results)) for rank in range(world)
-    ]
+    processes = [context.Process(target=task, args=(rank, world, port, results, *arguments)) for rank in range(world)]
     for process in processes:
         process.start()
     found = results.get()
@@ -128,7 +129,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("several.json"), help="where to write the figures")
     asked = parser.parse_args()
     port = 29_530
-    machine = together("speeds", 0, 0, 0, port)
+    machine = together(speeds, 2, port)
     print(
         f"Of each of two processes: {machine.flops / 1e9:.0f} GFLOP/s, {machine.bandwidth / 1e9:.1f} GB/s of memory, "
         f"{machine.network / 1e9:.2f} GB/s to the other"
@@ -140,8 +141,8 @@ def main() -> None:
     for width in asked.widths:
         for way, (strategy, checkpointing) in WAYS.items():
             port += 1
-            found = together(way, width, asked.tokens, asked.steps, port)
             devices = 1 if strategy == "one" else 2
+            found = together(steps, devices, port, way, width, asked.tokens, asked.steps)
             said = plan(Model(4, width, VOCAB), machine, strategy, devices, asked.tokens, CONTEXT, 4, checkpointing)
             cells = []
             for key, name, unit in (("memory", "MB", 1e6), ("sent", "sent MB", 1e6), ("seconds", "seconds", 1)):

@@ -5,11 +5,13 @@ there. This one allows what such a checkpoint consists of, and nothing else.
 """
 
 import io
+import math
 import pickle
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch.distributed.checkpoint import FileSystemReader, load
@@ -57,16 +59,24 @@ class _Unpickler(pickle._Unpickler):  # the one in Python: that in C takes as mu
 class _Reader(FileSystemReader):
     def __init__(self, folder: Path):
         super().__init__(folder)
-        with open(self._get_metadata_path(), "rb") as file:
+        with open(_part(folder, Path(self._get_metadata_path()).name), "rb") as file:
             self.metadata = _Unpickler(file).load()
         for name in {info.relative_path for info in self.metadata.storage_data.values()}:
-            part = folder / name
-            if Path(name).name != name or part.is_symlink() or not part.is_file():
-                raise pickle.UnpicklingError(f"'{name}' is no part of this checkpoint")
+            _part(folder, name)
+        entries, paths = self.metadata.state_dict_metadata, self.metadata.planner_data
+        tensors = [entry for entry in entries.values() if isinstance(entry, index.TensorStorageMetadata)]
+        if any(sum(math.prod(chunk.sizes) for chunk in tensor.chunks) != math.prod(tensor.size) for tensor in tensors):
+            raise ValueError("a tensor of which not every number is there once")
+        if any(isinstance(step, int) and not 0 <= step < len(entries) for path in paths.values() for step in path):
+            raise ValueError("a place in a longer list than there are values")
 
     def read_metadata(self) -> index.Metadata:
         """The index, read before PyTorch asks for it, which would write of its troubles on the way."""
         return self.metadata
+
+    def _slice_file(self, file: IO[bytes], info: files._StorageInfo) -> IO[bytes]:
+        """A part of a file, of which PyTorch looks at no checksum."""
+        return _whole_archive(io.BytesIO(super()._slice_file(file, info).read()))
 
 
 class _Plain(DefaultLoadPlanner):
@@ -80,6 +90,23 @@ class _Plain(DefaultLoadPlanner):
 
 class _Whole(_Plain, _EmptyStateDictLoadPlanner):
     """Loads all that there is."""
+
+
+def _part(folder: Path, name: str) -> Path:
+    """A file of a checkpoint, and nothing that lies elsewhere."""
+    part = folder / name
+    if Path(name).name != name or part.is_symlink() or not part.is_file():
+        raise ValueError(f"'{name}' is no part of this checkpoint")
+    return part
+
+
+def _whole_archive(file: IO[bytes]) -> IO[bytes]:
+    """What torch.save wrote, once its checksums are found right."""
+    with zipfile.ZipFile(file) as archive:
+        if archive.testzip():
+            raise ValueError("a checksum that differs")
+    file.seek(0)
+    return file
 
 
 @contextmanager
@@ -98,8 +125,8 @@ def read_rest(folder: Path) -> dict[str, Any]:
     Raises:
         MiniGPTError: It is missing, damaged or not plain.
     """
-    with _answering(folder):
-        return torch.load(folder / REST, map_location="cpu", weights_only=True)
+    with _answering(folder), open(_part(folder, REST), "rb") as file:
+        return torch.load(_whole_archive(file), map_location="cpu", weights_only=True)
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -108,13 +135,17 @@ def read(folder: Path) -> dict[str, Any]:
     Raises:
         MiniGPTError: Something is missing, damaged or not allowed.
     """
-    checkpoint, state = read_rest(folder), {}
-    with _answering(folder):
-        _load_state_dict(state, _Reader(folder), planner=_Whole(), no_dist=True)
-        return checkpoint | {
-            "state_dict": state["state_dict"],
-            "optimizer_states": [numbered(state["optimizer_0"])],
-        }
+    place, state = folder.resolve(), {}  # a training may let the link lead elsewhere meanwhile
+    try:
+        checkpoint = read_rest(place)
+        with _answering(folder):
+            _load_state_dict(state, _Reader(place), planner=_Whole(), no_dist=True)
+            weights, moments = state["state_dict"], numbered(state["optimizer_0"])
+    except MiniGPTError:
+        if folder.resolve() == place:
+            raise
+        return read(folder)
+    return checkpoint | {"state_dict": weights, "optimizer_states": [moments]}
 
 
 def load_share(state: dict[str, Any], folder: Path) -> None:

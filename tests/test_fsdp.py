@@ -69,17 +69,24 @@ def test_shards_are_read_and_exported_and_trained_on_as_one_checkpoint(sharded, 
     held = shards.read(last.resolve())
     numbers = [n for group in held["optimizer_states"][0]["param_groups"] for n in group["params"]]
     assert sorted(numbers) == sorted(held["optimizer_states"][0]["state"]) == list(range(len(held["state_dict"])))
-    for copy in ("version_1", "version_2"):
-        shutil.copytree(sharded, folder / "lightning_logs/tiny" / copy, symlinks=True)
+    for copy, links in (("version_1", False), ("version_2", True)):
+        shutil.copytree(sharded, folder / "lightning_logs/tiny" / copy, symlinks=links)
     more = [*MODEL, "--trainer.max_steps", "120", "--ckpt_path"]
-    ends = [  # of shards by one process, of shards by two, and of one file by two
+    by_two_into_one_file = {
+        "class_path": "lightning.pytorch.strategies.ModelParallelStrategy",
+        "init_args": {"data_parallel_size": 2, "tensor_parallel_size": 1, "save_distributed_checkpoint": False},
+    }
+    whole = ["--trainer.devices", "2", "--trainer.strategy", json.dumps(by_two_into_one_file)]
+    ends = [  # of shards copied without links by one process, of shards by two, and of one file by two, compiled
         ("version_1", start(*more, "lightning_logs/tiny/version_1")),
-        ("version_2", start(*SHARED_OUT, *more, "lightning_logs/tiny/version_2")),
-        ("version_3", start(*SHARED_OUT, *more, str(file))),
+        ("version_2", start(*whole, *more, "lightning_logs/tiny/version_2")),
+        ("version_3", start(*SHARED_OUT, "--model.compile", "true", *more, str(file))),
     ]
     for version, process in ends:
         err = process.communicate(timeout=120)[1]
         assert process.returncode == 0, err
+        assert "cannot be compiled" not in err
+        assert ("compiled in" in err) == (version == "version_3")
         run = Path("lightning_logs/tiny") / version
         assert runs.read_checkpoint(runs.find_checkpoint(run, prefer=("last",)))["global_step"] == 120
         losses = [value for step, value in curves(run)["train/loss"] if step > 100]
@@ -87,6 +94,29 @@ def test_shards_are_read_and_exported_and_trained_on_as_one_checkpoint(sharded, 
             [value for step, value in curves(Path("lightning_logs/tiny/version_1"))["train/loss"] if step > 100],
             abs=1e-5,
         )
+    for version in (1, 2):
+        place = Path(f"lightning_logs/tiny/version_{version}/checkpoints")
+        assert (place / "last.ckpt").is_file()
+        assert not list(place.glob(".last.ckpt*")), "the shards that it replaced are cleared away"
+
+
+def test_reading_follows_a_training_that_moves_the_link(sharded, folder, monkeypatch):
+    place, known = folder / "last.ckpt", runs.find_checkpoint(sharded, prefer=("last",)).resolve()
+    for name in ("old", "new"):
+        shutil.copytree(known, folder / name)
+    place.symlink_to("old")
+    read_rest = shards.read_rest
+
+    def while_it_saves(path):
+        rest = read_rest(path)
+        if place.resolve().name == "old":
+            place.unlink()
+            place.symlink_to("new")
+            shutil.rmtree(folder / "old")
+        return rest
+
+    monkeypatch.setattr(shards, "read_rest", while_it_saves)
+    assert same(shards.read(place)["state_dict"], shards.read(known)["state_dict"])
 
 
 def test_a_run_that_is_killed_and_stopped_ends_with_the_same_bits(sharded):
@@ -157,7 +187,13 @@ def test_an_index_gives_no_class_an_attribute(sharded, folder):
     assert not hasattr(PurePosixPath, "harmed")
 
 
-@pytest.mark.parametrize("where", ["index", "value", "rest", "elsewhere", "cut off", "gone"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "index", "value", "rest", "elsewhere", "linked", "cut off", "gone", "flipped bits", "no numbers",
+        "a list of many",
+    ],
+)  # fmt: skip
 def test_what_shards_may_hold_is_plain(sharded, folder, call, where):
     bad, longer = folder / "bad", ["train", "--config", TINY, *MODEL, "--trainer.max_steps", "120"]
     shutil.copytree(runs.find_checkpoint(sharded), bad)
@@ -174,6 +210,20 @@ def test_what_shards_may_hold_is_plain(sharded, folder, call, where):
         torch.save(Harm(), bad / shards.REST)
     elif where == "elsewhere":
         some.relative_path = f"../bad/{some.relative_path}"
+    elif where == "linked":
+        part.rename(folder / part.name)
+        part.symlink_to(folder / part.name)
+    elif where == "flipped bits":
+        tensor = next(info for key, info in index.storage_data.items() if key.fqn.endswith("exp_avg_sq"))
+        bad_part, middle = bad / tensor.relative_path, tensor.offset + tensor.length // 2
+        data = bytearray(bad_part.read_bytes())
+        data[middle] ^= 0x40
+        bad_part.write_bytes(data)
+    elif where == "no numbers":
+        next(iter(index.state_dict_metadata.values())).chunks.clear()
+    elif where == "a list of many":
+        name = next(iter(index.planner_data))
+        index.planner_data[name] = (*index.planner_data[name][:-1], 10**9)
     elif where == "cut off":
         part.write_bytes(part.read_bytes()[:-2000])
     else:
@@ -222,7 +272,19 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(folder):
         with pytest.raises(MiniGPTError, match=f"written \\(.*{reason}.*\\). Make room") as caught:
             save_sharded(SimpleNamespace(is_global_zero=True, strategy=strategy, save_checkpoint=save), place)
         assert "Traceback" not in str(caught.value)
+        assert len(list(place.parent.iterdir())) == 2, "the link, and the folder that it leads to"
     assert (place / shards.REST).read_text() == "whole"
+
+
+def test_shards_take_the_place_of_a_copy_made_without_links(folder):
+    place = folder / "last.ckpt"
+    place.mkdir()
+    (place / shards.REST).write_text("copied")
+    strategy = SimpleNamespace(broadcast=lambda path: path)
+    save = lambda path: (path / shards.REST).write_text("fresh")  # noqa: E731
+    save_sharded(SimpleNamespace(is_global_zero=True, strategy=strategy, save_checkpoint=save), place)
+    assert (place / shards.REST).read_text() == "fresh"
+    assert len(list(folder.iterdir())) == 2, "the link, and the folder that it leads to"
 
 
 @pytest.mark.parametrize(

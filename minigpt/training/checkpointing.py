@@ -41,7 +41,7 @@ class WholeFileCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            _put(Path(temporary), path)
         except BaseException as error:
             Path(temporary).unlink(missing_ok=True)
             if isinstance(error, (OSError, RuntimeError)):  # torch reports a failed write as a RuntimeError
@@ -71,20 +71,36 @@ def save_sharded(trainer: Trainer, place: Path) -> None:
         if not trainer.is_global_zero:
             return
         for path in (fresh / shards.REST, fresh):  # PyTorch has flushed the rest
-            handle = os.open(path, os.O_RDONLY)
-            os.fsync(handle)
-            os.close(handle)
+            _flush(path)
         link = place.with_name(f".{place.name}")
         link.unlink(missing_ok=True)
         link.symlink_to(fresh.name)
-        os.replace(link, place)
+        _put(link, place)
     except (CheckpointException, OSError, RuntimeError) as error:
+        if trainer.is_global_zero and fresh:
+            shutil.rmtree(fresh, ignore_errors=True)  # room for the next try
         if isinstance(error, RuntimeError) and not re.search("iostream|inline_container", str(error)):
             raise  # not torch's word for a failed write: another process is gone, perhaps
         raise _not_written(place, error) from error
+
+
+def _put(fresh: Path, place: Path) -> None:
+    """Move what was written beside its place there, and then remove the shards that nothing leads to any more."""
+    if place.is_dir() and not place.is_symlink():  # shards in a copy of a run that was made without links
+        place.rename(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
+    os.replace(fresh, place)
+    _flush(place.parent)
     for old in place.parent.glob(f".{place.name}.*"):
-        if old.name != fresh.name:
+        if old.is_dir() and old != place.resolve():
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _not_written(path: Path, error: BaseException) -> MiniGPTError:

@@ -178,7 +178,8 @@ class MiniGPTCLI(LightningCLI):
             raise MiniGPTError(STRATEGIES)
         asked = trainer.strategy if type(trainer.strategy) is ModelParallelStrategy else None
         if asked:
-            trainer.strategy = FSDP2Strategy(asked._save_distributed_checkpoint)
+            trainer.strategy = FSDP2Strategy()
+            vars(trainer.strategy).update(vars(asked))  # with a backend and a time limit of one's own
         try:
             trainer = super().instantiate_trainer(
                 logger=False,  # takes its place once the run has a folder

@@ -52,6 +52,13 @@ class FSDP2Strategy(ModelParallelStrategy):
         state = get_optimizer_state_dict(self.model, optimizer, options=options)
         return numbered(state) if whole and self.is_global_zero else state
 
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """Write shards as Lightning does, or one file as one device does: Lightning would remove the last one first."""
+        if self._save_distributed_checkpoint:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+        elif self.is_global_zero:
+            self.checkpoint_io.save_checkpoint(checkpoint, filepath)
+
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Take weights and moments from shards, however many there are, or from one file; returns all else."""
         path, (optimizer,) = Path(self.broadcast(checkpoint_path)), self.optimizers

@@ -264,7 +264,8 @@ class LitLanguageModel(LightningModule):
         compiled, began = torch.compile(self.loss), time.monotonic()
         try:
             # Unlike `backward` this leaves no gradients and wakes none of the hooks by which processes add theirs up.
-            torch.autograd.grad(compiled(x, y), [p for p in self.model.parameters() if p.requires_grad])
+            weights = [p for p in self.model.parameters() if p.requires_grad]
+            torch.autograd.grad(compiled(x, y), weights, allow_unused=True)  # FSDP2 computes with copies of its own
         except Exception:  # each stage of the compiler has its own
             note("The step cannot be compiled here, for want of a C++ compiler perhaps; training goes on without.")
             return self.loss
