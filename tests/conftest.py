@@ -22,10 +22,13 @@ class Result(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """Every test works in an empty folder, with a cache folder of its own in it."""
+    """Every test works in an empty folder, with a cache folder of its own in it, on as many threads as there were."""
+    threads = torch.get_num_threads()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user cache"))
-    return tmp_path
+    monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+    yield tmp_path
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

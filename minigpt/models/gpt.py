@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from minigpt.errors import MiniGPTError, did_you_mean
+from minigpt.models.embedding import Embedding
 
 # Three named settings of the switches. A switch that is given explicitly wins over its preset.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -146,10 +147,8 @@ class GPT(nn.Module):
         self.config = sizes | {"dropout": dropout} | settings  # to build this model again, whatever the presets become
         self.softcap = settings["softcap"]
 
-        self.embed = nn.Embedding(vocab_size, n_embd)
-        self.ngrams = nn.ModuleList(
-            nn.Embedding(settings["ngrams"], n_embd) for _ in range(2 * (settings["ngrams"] > 0))
-        )
+        self.embed = Embedding(vocab_size, n_embd)
+        self.ngrams = nn.ModuleList(Embedding(settings["ngrams"], n_embd) for _ in range(2 * (settings["ngrams"] > 0)))
         learned = settings["position"] == "learned"
         self.position = nn.Embedding(block_size, n_embd) if learned else None
         self.cos, self.sin = (None, None) if learned else rope_tables(block_size, n_embd // n_head)

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from minigpt.models.embedding import Embedding
+
 
 class TinyGPT(nn.Module):
     """A bigram model: the logits of the next id depend on the current id only.
@@ -19,7 +21,7 @@ class TinyGPT(nn.Module):
         super().__init__()
         self.config = {"vocab_size": vocab_size, "block_size": block_size, "n_embd": n_embd}
         self.block_size = block_size
-        self.embed = nn.Embedding(vocab_size, n_embd)
+        self.embed = Embedding(vocab_size, n_embd)
         self.lm_head = nn.Linear(n_embd, vocab_size)
 
     def forward(self, idx: torch.Tensor) -> torch.Tensor:
