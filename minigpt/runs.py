@@ -19,7 +19,7 @@ from minigpt.data.tokens import Tokens, tokenize
 from minigpt.errors import MiniGPTError
 from minigpt.generation.text import LanguageModel
 from minigpt.models import build_model
-from minigpt.models.gpt import Linear
+from minigpt.models.layers import Linear
 
 ROOT = "lightning_logs"
 SHARDS = ".metadata"  # in a folder with a checkpoint in shards

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from minigpt.errors import MiniGPTError, did_you_mean
-from minigpt.models.embedding import Embedding
+from minigpt.models.layers import Embedding, Linear, dropped
 
 # Three named settings of the switches. A switch that is given explicitly wins over its preset.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -152,7 +152,7 @@ class GPT(nn.Module):
         learned = settings["position"] == "learned"
         self.position = nn.Embedding(block_size, n_embd) if learned else None
         self.cos, self.sin = (None, None) if learned else rope_tables(block_size, n_embd // n_head)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
         self.blocks = nn.ModuleList(Block(n, n_embd, n_head, n_kv_head, dropout, settings) for n in range(n_layer))
         self.norm = make_norm(n_embd, settings)
         self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
@@ -201,7 +201,7 @@ class GPT(nn.Module):
             rope = self.cos[positions].unsqueeze(-3), self.sin[positions].unsqueeze(-3)  # (1, T, D) or (B, 1, T, D)
         else:
             x = x + self.position.weight[positions]
-        x = self.dropout(x)
+        x = dropped(x, self.dropout) if self.training else x
         for block in self.blocks:
             if self.activation_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, rope, cache, use_reentrant=False)
@@ -319,7 +319,7 @@ class Attention(nn.Module):
         else:
             y = _attend(q, k, v, mask, dropout)  # (B, H, T, D)
         y = self.proj(y.transpose(1, 2).reshape(B, T, C))
-        return F.dropout(y, self.dropout) if dropout else y
+        return dropped(y, dropout)
 
     def project(
         self, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor] | None
@@ -338,44 +338,13 @@ def _attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, dropout: float
 ) -> torch.Tensor:
     T = q.shape[-2]
-    if mask is None and T <= LONGEST_PLAIN and q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+    plain = torch.is_autocast_enabled("cpu") or dropout  # the kernel draws what is dropped in its slow way
+    if mask is None and T <= LONGEST_PLAIN and q.device.type == "cpu" and plain:
         # Forward and back, these operations take about half of the kernel's time, in bf16 or float32 (docs/LOG.md).
         scores = (q / math.sqrt(q.shape[-1])) @ k.mT  # (B, H, T, T)
         hidden = torch.full((T, T), -math.inf, dtype=scores.dtype).triu(1)
-        return F.dropout((scores + hidden).softmax(-1), dropout) @ v
+        return dropped((scores + hidden).softmax(-1), dropout) @ v
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None)
-
-
-class Linear(nn.Linear):
-    """A linear layer that answers a single row, the case of generation, on all CPU cores.
-
-    A product with one row is bound by how fast the weights are read, and BLAS reads them with one core. As a batch of
-    products, each with a part of the weights, it reads with all.
-    """
-
-    parts = 4
-
-    def __init__(self, in_features: int, out_features: int, bias: bool):
-        super().__init__(in_features, out_features, bias)
-        large = in_features * out_features > 100_000  # smaller ones lie in a core's own cache
-        self.in_parts = large and in_features % self.parts == 0 and out_features % self.parts == 0
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        one_row = self.in_parts and x.numel() == self.in_features and x.device.type == "cpu"
-        if not one_row or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return F.linear(x, self.weight, self.bias)
-        if self.weight.stride(0) == 1:  # as `lay_out` left it: split by inputs, and sum
-            y = torch.bmm(x.view(self.parts, 1, -1), self.weight.t().view(self.parts, -1, self.out_features)).sum(0)
-        else:  # split by outputs
-            inputs = x.view(1, 1, -1).expand(self.parts, 1, -1)
-            y = torch.bmm(inputs, self.weight.view(self.parts, -1, self.in_features).mT)
-        y = y.view(*x.shape[:-1], self.out_features)
-        return y if self.bias is None else y + self.bias
-
-    def lay_out(self) -> None:
-        """Store the weights with the longer side contiguous, the order in which one row reads them fastest."""
-        if self.out_features > self.in_features:
-            self.weight.data = self.weight.data.t().contiguous().t()
 
 
 class MLP(nn.Module):
@@ -398,7 +367,7 @@ class MLP(nn.Module):
         else:
             x = F.gelu(self.up(x), approximate="tanh")  # GPT-2's
         x = self.down(x)
-        return F.dropout(x, self.dropout) if self.training and self.dropout else x
+        return dropped(x, self.dropout) if self.training else x
 
 
 def mlp_width(n_embd: int, kind: str) -> int:

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from minigpt.models.embedding import Embedding
+from minigpt.models.layers import Embedding
 
 
 class TinyGPT(nn.Module):

@@ -1,0 +1,103 @@
+"""What PyTorch has as well, where a CPU can be faster, or compiled code exact."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Linear(nn.Linear):
+    """A linear layer that answers a single row, the case of generation, on all CPU cores.
+
+    A product with one row is bound by how fast the weights are read, and BLAS reads them with one core. As a batch of
+    products, each with a part of the weights, it reads with all.
+    """
+
+    parts = 4
+
+    def __init__(self, in_features: int, out_features: int, bias: bool):
+        super().__init__(in_features, out_features, bias)
+        large = in_features * out_features > 100_000  # smaller ones lie in a core's own cache
+        self.in_parts = large and in_features % self.parts == 0 and out_features % self.parts == 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        one_row = self.in_parts and x.numel() == self.in_features and x.device.type == "cpu"
+        if not one_row or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return F.linear(x, self.weight, self.bias)
+        if self.weight.stride(0) == 1:  # as `lay_out` left it: split by inputs, and sum
+            y = torch.bmm(x.view(self.parts, 1, -1), self.weight.t().view(self.parts, -1, self.out_features)).sum(0)
+        else:  # split by outputs
+            inputs = x.view(1, 1, -1).expand(self.parts, 1, -1)
+            y = torch.bmm(inputs, self.weight.view(self.parts, -1, self.in_features).mT)
+        y = y.view(*x.shape[:-1], self.out_features)
+        return y if self.bias is None else y + self.bias
+
+    def lay_out(self) -> None:
+        """Store the weights with the longer side contiguous, the order in which one row reads them fastest."""
+        if self.out_features > self.in_features:
+            self.weight.data = self.weight.data.t().contiguous().t()
+
+
+class Embedding(nn.Embedding):
+    """A table of rows of which each id takes one.
+
+    Several tokens add to the gradient of one row. torch.compile has its threads add to it as they come, so that the
+    sums are rounded another way in each training; here PyTorch's own kernel adds them in one order.
+    """
+
+    def forward(self, idx: torch.Tensor) -> torch.Tensor:
+        """Ids of any shape to their rows, `C` numbers each."""
+        if torch.compiler.is_compiling() and torch.is_grad_enabled():
+            return _InOrder.apply(idx, self.weight)
+        return F.embedding(idx, self.weight)
+
+
+class _InOrder(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, idx: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(idx)
+        ctx.rows = len(weight)
+        return F.embedding(idx, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, torch.Tensor]:
+        (idx,) = ctx.saved_tensors
+        return None, _summed(gradient, idx, ctx.rows)
+
+
+@torch.library.custom_op("minigpt::summed_by_row", mutates_args=())
+def _summed(gradient: torch.Tensor, idx: torch.Tensor, rows: int) -> torch.Tensor:
+    return torch.ops.aten.embedding_dense_backward(gradient, idx, rows, -1, False)
+
+
+@_summed.register_fake
+def _(gradient: torch.Tensor, idx: torch.Tensor, rows: int) -> torch.Tensor:
+    return gradient.new_empty(rows, gradient.shape[-1])
+
+
+def dropped(x: torch.Tensor, share: float) -> torch.Tensor:
+    """`F.dropout` in training: each number is 0 in this share of cases, and the others grow by what is lost.
+
+    On a CPU a draw of the generator serves four numbers, with 16 bits for each, and the share is met to 1/65,536. A
+    transformer drops among far more numbers than it has parameters, and PyTorch, which draws for each of them, takes
+    longer for it than for the products.
+    """
+    if not share or x.device.type != "cpu":
+        return F.dropout(x, share)
+    words = _words(torch.randint(2**63 - 1, (1,)), x.numel()).view(x.shape)
+    return x * (words >= min(round(share * 2**16), 2**16 - 1) - 2**15) * (1 / (1 - share))
+
+
+# A function of its seed: compilers leave out what is computed twice, and checkpointing computes it again.
+@torch.library.custom_op("minigpt::words", mutates_args=())
+def _words(seed: torch.Tensor, n: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed.item())
+    draws = torch.empty(math.ceil(n / 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    return draws.view(torch.int16)[:n]
+
+
+@_words.register_fake
+def _(seed: torch.Tensor, n: int) -> torch.Tensor:
+    return torch.empty(n, dtype=torch.int16)
