@@ -1,0 +1,72 @@
+"""Layers that stand in for PyTorch's do what those do."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from minigpt.models import build_model
+from minigpt.models.layers import Embedding, dropped
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_share_is_dropped_and_the_rest_makes_up_for_it(share, dtype):
+    x = torch.ones(999, 1001, dtype=dtype, requires_grad=True)  # no multiple of four
+    y = dropped(x, share)
+    assert (y == 0).double().mean().item() == pytest.approx(share, abs=0.003)
+    assert y.dtype == dtype
+    assert y.unique().tolist() == [0, torch.tensor(1 / (1 - share), dtype=dtype).item()]
+    y.sum().backward()
+    assert torch.equal(x.grad, y)
+    for dim in (0, 1):  # neither rows nor columns are dropped together
+        assert (y == 0).double().mean(dim).std() == pytest.approx((share * (1 - share) / 1000) ** 0.5, rel=0.2)
+
+
+def test_what_is_dropped_is_the_generators_choice():
+    x = torch.ones(64, 64)
+    torch.manual_seed(3)
+    first, second = dropped(x, 0.5), dropped(x, 0.5)
+    torch.manual_seed(3)
+    assert torch.equal(dropped(x, 0.5), first)
+    assert not torch.equal(first, second)
+    assert dropped(x, 0.0) is x or torch.equal(dropped(x, 0.0), x)
+    assert (dropped(x, 1 - 1e-9) == 0).double().mean() > 0.99
+
+
+def test_compiled_code_drops_anew_each_time_and_the_same_on_the_way_back():
+    def layers(x):
+        return [dropped(x.sin(), 0.5) for _ in range(4)]
+
+    x = torch.linspace(1, 2, 4096, requires_grad=True)
+    outs = torch.compile(layers)(x)
+    for n, out in enumerate(outs):
+        (gradient,) = torch.autograd.grad(out.sum(), x, retain_graph=True)
+        assert torch.equal(gradient == 0, out == 0)
+        assert not any(torch.equal(out == 0, other == 0) for other in outs[:n])
+
+
+def test_compiled_blocks_computed_again_have_the_gradients_of_those_that_are_kept():
+    sizes = {"vocab_size": 11, "block_size": 16, "n_embd": 32, "n_layer": 2, "n_head": 2, "dropout": 0.3}
+    idx = torch.arange(64).view(4, 16) % 11
+    found = []
+    for again in (False, True):
+        torch.manual_seed(0)
+        torch.compiler.reset()
+        model = build_model("gpt", preset="llama", **sizes).train()
+        model.activation_checkpointing = again
+        loss = torch.compile(lambda model=model: F.cross_entropy(model(idx).flatten(0, 1), idx.flatten()))
+        torch.manual_seed(1)
+        found.append(torch.autograd.grad(loss(), list(model.parameters())))
+    assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(*found, strict=True))
+
+
+def test_an_embedding_compiled_on_two_threads_has_one_gradient():
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    table, idx = Embedding(7, 16), torch.randint(7, (64, 64))
+    weights = torch.randn(64, 64, 16)
+    compiled = torch.compile(lambda: (table(idx) * weights).sum())
+    gradients = [torch.autograd.grad(compiled(), table.weight)[0] for _ in range(20)]
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
+    (eager,) = torch.autograd.grad((F.embedding(idx, table.weight) * weights).sum(), table.weight)
+    assert torch.allclose(eager, gradients[0], atol=1e-4)
