@@ -41,7 +41,7 @@ WITHOUT = {
 }  # fmt: skip
 
 STRATEGIES = "minigpt trains on one device, or on several with --trainer.strategy ddp or fsdp2. Set one of them."
-RECITES = 20  # parameters for a character of text; a quarter as many, with dropout, still learn (configs/shakespeare.yaml)
+RECITES = 20  # parameters a character of text; a quarter as many, with dropout, still learn (configs/shakespeare.yaml)
 
 
 def config_name(path: str | Path) -> str:
