@@ -6,8 +6,9 @@ DIR is a clone of github.com/karpathy/nanoGPT. Each contender is a loop in a pro
 that ratios come from a round. nanoGPT's step is its own: its model, its AdamW with clipping, its `loss.item()`. Ours
 is what `scripts/train.py` does at a step, without Lightning (whose price train_overhead.py tells): the preset `gpt2`
 without biases, fused AdamW and clipping, in float32 and with `--trainer.precision bf16-mixed`, each also with
-`--model.compile true`. The share of peak holds 6 floating-point operations per parameter and token to what a product of
-two float32 matrices reaches here, and lets attention go for nothing. Prints a table and writes JSON.
+`--model.compile true`. Dropout is what nanoGPT publishes for a size; the larger one is timed without, too. The share
+of peak holds 6 floating-point operations per parameter and token to what a product of two float32 matrices reaches
+here, and lets attention go for nothing. Prints a table and writes JSON.
 """
 
 import argparse

@@ -280,8 +280,11 @@ def test_shards_take_the_place_of_a_copy_made_without_links(folder):
     place = folder / "last.ckpt"
     place.mkdir()
     (place / shards.REST).write_text("copied")
+
+    def save(path):
+        (path / shards.REST).write_text("fresh")
+
     strategy = SimpleNamespace(broadcast=lambda path: path)
-    save = lambda path: (path / shards.REST).write_text("fresh")  # noqa: E731
     save_sharded(SimpleNamespace(is_global_zero=True, strategy=strategy, save_checkpoint=save), place)
     assert (place / shards.REST).read_text() == "fresh"
     assert len(list(folder.iterdir())) == 2, "the link, and the folder that it leads to"

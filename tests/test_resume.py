@@ -8,14 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import QUICK, ROOT, TINY
-from filelock import FileLock
 from lightning.pytorch.callbacks import Callback
 from test_training import curves
 
@@ -272,26 +270,6 @@ def test_one_line_serves_first_start_and_restart(train, folder):
     assert state(folder / "lightning_logs" / "tiny" / "version_0")["global_step"] == 20
 
 
-def test_a_run_is_trained_by_one_process_at_a_time(train, folder):
-    train("--trainer.max_steps", "10")
-    run_dir = folder / "lightning_logs" / "tiny" / "version_0"
-    with FileLock(run_dir / ".lock"):
-        before = (run_dir / "checkpoints" / "last.ckpt").read_bytes()
-        result = train("--trainer.max_steps", "20", "--ckpt_path", "last")
-        assert result.status == 2
-        assert "Another process is training lightning_logs/tiny/version_0" in result.err
-        assert (run_dir / "checkpoints" / "last.ckpt").read_bytes() == before
-    assert train("--trainer.max_steps", "20", "--ckpt_path", "last").status == 0
-
-
-def test_a_best_score_without_its_file_counts_for_nothing(train, folder):
-    train("--trainer.max_steps", "10")
-    best = folder / "lightning_logs" / "tiny" / "version_0" / "checkpoints" / "best.ckpt"
-    best.unlink()
-    train("--trainer.max_steps", "11", "--model.learning_rate", "3", "--ckpt_path", "last")  # worse than before
-    assert best.exists()
-
-
 def test_a_run_resumes_from_another_folder_and_through_a_link(call, folder, monkeypatch):
     (folder / "texte.txt").write_text("le chat dort. " * 400, encoding="utf-8")
     fit(*SHORT, "--data.path", "texte.txt", stop=Interrupt(33))
@@ -339,54 +317,6 @@ def test_a_schedule_keeps_its_horizon_unless_set_anew(train, folder):
     assert 0 < rate() < 1e-4
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(train, folder):
-    train("--trainer.max_steps", "10")
-    last = folder / "lightning_logs" / "tiny" / "version_0" / "checkpoints" / "last.ckpt"
-    good = last.read_bytes()
-    broken = ["--model.learning_rate", "1e38", "--checkpoint.every_n_steps", "1"]
-    result = train("--trainer.max_steps", "100", "--ckpt_path", "last", *broken)
-    assert result.status == 2
-    assert "step 1" in result.err
-    assert "1e+38" in result.err
-    assert "lightning_logs/tiny/version_0/checkpoints/last.ckpt" in result.err
-    assert "Traceback" not in result.err
-    weights = torch.load(last, weights_only=True)["state_dict"].values()
-    assert last.read_bytes() == good or all(w.isfinite().all() for w in weights)
-
-
-def test_a_fault_writes_nothing_and_names_the_last_good_checkpoint(folder, capfd):
-    class Fault(Callback):
-        def on_before_optimizer_step(self, trainer, *_):
-            if trainer.global_step == 14:
-                raise RuntimeError("a fault")
-
-    cli = MiniGPTCLI(["--config", TINY, *SHORT])
-    cli.trainer.callbacks.insert(0, Fault())
-    with pytest.raises(RuntimeError, match="a fault"):
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule)
-    last = "lightning_logs/tiny/version_0/checkpoints/last.ckpt"
-    assert f"The training broke in step 15; the last good checkpoint is {last}." in capfd.readouterr().err
-    assert state(cli.run_dir)["global_step"] == 10
-
-
-def test_a_write_that_fails_leaves_the_old_checkpoint(folder, monkeypatch):
-    from minigpt import MiniGPTError
-    from minigpt.training.checkpointing import WholeFileCheckpointIO
-
-    path = folder / "checkpoints" / "last.ckpt"
-    WholeFileCheckpointIO().save_checkpoint({"step": 1}, path)
-
-    def full_disk(checkpoint, file):
-        file.write(b"half of ")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(MiniGPTError, match="No space left"):
-        WholeFileCheckpointIO().save_checkpoint({"step": 2}, path)
-    assert torch.load(path, weights_only=True) == {"step": 1}
-    assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_process_that_is_stopped_goes_on(folder, undisturbed, number, status):
@@ -409,26 +339,6 @@ def test_a_process_that_is_stopped_goes_on(folder, undisturbed, number, status):
     target = ["--trainer.max_steps", str(reached + 17)]
     fit(*SHORT, *target, "--ckpt_path", "last")
     assert same(state(run_dir), state(fit(*SHORT, *target).run_dir))
-
-
-@pytest.mark.slow
-def test_a_second_signal_stops_at_once(folder):
-    program = (
-        "import os, signal, time\n"
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from minigpt.training.checkpointing import Checkpoints\n"
-        "callback = Checkpoints()\n"
-        "signal.signal(signal.SIGINT, callback._note_signal)\n"
-        "os.kill(os.getpid(), signal.SIGINT)\n"
-        "print('still here', flush=True)\n"
-        "os.kill(os.getpid(), signal.SIGINT)\n"
-        "time.sleep(30)\n"
-    )
-    start = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout == "still here\n"
-    assert done.returncode == -signal.SIGINT
-    assert time.monotonic() - start < 25
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import library, nn
 from torch.nn import functional as F
 
 
@@ -67,7 +67,7 @@ class _InOrder(torch.autograd.Function):
         return None, _summed(gradient, idx, ctx.rows)
 
 
-@torch.library.custom_op("minigpt::summed_by_row", mutates_args=())
+@library.custom_op("minigpt::summed_by_row", mutates_args=())
 def _summed(gradient: torch.Tensor, idx: torch.Tensor, rows: int) -> torch.Tensor:
     return torch.ops.aten.embedding_dense_backward(gradient, idx, rows, -1, False)
 
@@ -84,14 +84,16 @@ def dropped(x: torch.Tensor, share: float) -> torch.Tensor:
     transformer drops among far more numbers than it has parameters, and PyTorch, which draws for each of them, takes
     longer for it than for the products.
     """
-    if not share or x.device.type != "cpu":
+    if not share:
+        return x
+    if x.device.type != "cpu":
         return F.dropout(x, share)
     words = _words(torch.randint(2**63 - 1, (1,)), x.numel()).view(x.shape)
     return x * (words >= min(round(share * 2**16), 2**16 - 1) - 2**15) * (1 / (1 - share))
 
 
 # A function of its seed: compilers leave out what is computed twice, and checkpointing computes it again.
-@torch.library.custom_op("minigpt::words", mutates_args=())
+@library.custom_op("minigpt::words", mutates_args=())
 def _words(seed: torch.Tensor, n: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed.item())
     draws = torch.empty(math.ceil(n / 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
