@@ -28,7 +28,8 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from minigpt import GPT, TinyGPT
-from minigpt.generation.engine import compile_decoding, generate_ids
+from minigpt.generation.decoding import compile_decoding
+from minigpt.generation.engine import generate_ids
 from minigpt.models.gpt import Linear
 
 V = 65
@@ -96,7 +97,7 @@ def hugging_face(shape: tuple[int, ...]) -> Contender:
     return run
 
 
-def project(shape: tuple[int, ...], batch_size: int, compiled: bool, precision: torch.dtype) -> tuple[Contender, float]:
+def project(shape: tuple[int, ...], compiled: bool, precision: torch.dtype) -> tuple[Contender, float]:
     """`minigpt` with a model of this shape, and the seconds that compiling it took."""
     block, n_layer, n_head, n_embd = shape
     torch.manual_seed(0)
@@ -106,7 +107,7 @@ def project(shape: tuple[int, ...], batch_size: int, compiled: bool, precision: 
             layer.lay_out()
     started = time.perf_counter()
     if compiled:
-        compile_decoding(model, batch_size)
+        compile_decoding(model)
     return lambda batch_size: ours(model, batch_size, block - 1), time.perf_counter() - started
 
 
@@ -187,7 +188,7 @@ def main() -> None:
                     "minigpt --compile": (True, torch.float32),
                     "minigpt --compile --precision bf16": (True, torch.bfloat16),
                 }.items():
-                    contenders[label], compile_seconds[label] = project(shape, batch_size, *options)
+                    contenders[label], compile_seconds[label] = project(shape, *options)
                 compile_seconds.pop("minigpt")
             measured = measure(contenders, batch_size, tokens, asked.rounds, weights)
             results.append({"model": name, "batch_size": batch_size, **measured, "compile_seconds": compile_seconds})

@@ -115,12 +115,12 @@ def generate(args: list[str]) -> int:
     parser.add_argument("--num_samples", type=int, default=1, help="how many texts, with a line `---` between them")
     parser.add_argument("--stop", default=None, help="end a text before this would be complete")
     parser.add_argument("--precision", choices=["32", "bf16"], default="32", help="bf16: half the memory, three digits")
-    parser.add_argument("--compile", action="store_true", help="spend up to a minute on faster code first")
+    parser.add_argument("--compile", action="store_true", help="spend some seconds on faster code first, for a CPU")
     _add_unknown(parser)
     asked = parser.parse_args(args)
 
     from minigpt import runs
-    from minigpt.generation.engine import compile_decoding
+    from minigpt.generation.decoding import compile_decoding
 
     file = runs.find_checkpoint(asked.ckpt_path)
     lm = runs.language_model(runs.read_checkpoint(file), _device(asked.device), asked.precision)
@@ -134,10 +134,10 @@ def generate(args: list[str]) -> int:
     if len(lm.tokenizer.encode(prompt)) > lm.model.block_size:
         note(f"The model sees the last {lm.model.block_size} tokens of a prompt this long.")
     if asked.compile:
-        note("(compiling, for up to a minute)")
+        note("(compiling, for some seconds)")
         started = time.monotonic()
         try:
-            compile_decoding(lm.model, rows)
+            compile_decoding(lm.model)
             note(f"(compiled in {time.monotonic() - started:.0f} s)")
         except MiniGPTError as error:
             print(error, file=sys.stderr)

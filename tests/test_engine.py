@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minigpt import GPT, MiniGPTError, TinyGPT
-from minigpt.generation.engine import compile_decoding, generate_ids
+from minigpt.generation.engine import generate_ids
 from minigpt.generation.sampling import filter_logits, sample
 from minigpt.models.gpt import PRESETS, KVCache, Linear
 
@@ -123,37 +123,6 @@ def test_a_linear_layer_gives_one_row_what_it_gives_many(shape, bias, laid_out):
     torch.testing.assert_close(layer(x), expected)
     torch.testing.assert_close(layer(x[:, 1:2]), expected[:, 1:2])
     assert all(torch.equal(value, state[name]) for name, value in layer.state_dict().items())
-
-
-@pytest.mark.slow
-@torch.no_grad()
-def test_compiled_models_give_the_plain_greedy_text_each_its_own():
-    models = [lively("modern"), lively("modern")]
-    models[1].embed.weight.add_(torch.randn(30, 32, generator=torch.Generator().manual_seed(8)))
-    prompts = [[1, 2, 3], [4]]
-    expected = [[plainly(model, prompt, 20, temperature=0.0) for prompt in prompts] for model in models]
-    assert expected[0] != expected[1]
-    for model in models:
-        try:
-            compile_decoding(model, 2)
-        except MiniGPTError as error:
-            pytest.skip(str(error))
-        assert model.compiled is not None
-    with torch.compiler.set_stance("fail_on_recompile"):
-        assert [rows(generate_ids(model, prompts, 20, temperature=0.0)) for model in models] == expected
-        assert rows(generate_ids(models[0], prompts[:1], 20, temperature=0.0)) == expected[0][:1]  # another batch size
-
-
-def test_a_model_that_cannot_be_compiled_is_left_as_it_was(monkeypatch):
-    def fails(*args, **kwargs):
-        raise RuntimeError("no compiler")
-
-    monkeypatch.setattr(torch, "compile", lambda *args, **kwargs: fails)
-    model = lively()
-    with pytest.raises(MiniGPTError, match="cannot be compiled here"):
-        compile_decoding(model)
-    assert model.compiled is None
-    assert len(list(generate_ids(model, [[1]], 5))) == 5
 
 
 def test_a_text_may_be_asked_for_without_end():

@@ -4,20 +4,17 @@ What a model sees is the last `block_size` ids, at positions counted from the fi
 next logits, which agree but for rounding:
 
 - a table, for a model whose prediction depends on the last id alone: computed, filtered and softmaxed once;
-- a cache of keys and values, for a model that has one (`GPT`): each id is computed once, while they fit into the block;
+- a cache of keys and values, for a model that has one (`GPT`): each id is computed once, while they fit into the block
+  (in C++, where that was asked for: `decoding.py`);
 - the window itself, for every other model, and past the block: there each new id moves all positions by one (and in a
   deeper layer even what lies under a relative position has looked at ids that are gone), so nothing cached is right.
 """
 
-import contextlib
-import io
-import types
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
 
-from minigpt.errors import MiniGPTError
 from minigpt.generation.sampling import draw, filter_logits
 from minigpt.models import device_of
 from minigpt.models.gpt import GPT, KVCache
@@ -176,64 +173,3 @@ class _Logits:
             windows, _ = rows.windows(self.size)
             logits[full] = self.model(windows[full])[:, -1]
         return logits
-
-
-@torch.no_grad()
-def compile_decoding(model: GPT, batch_size: int = 1) -> None:
-    """Compile what `generate_ids` runs for each new id, for batches of this size, in place.
-
-    The compiled code holds a copy of the weights in its own layout, so it serves a model that learns no more.
-    Batches of other sizes run as before.
-
-    Raises:
-        MiniGPTError: It cannot be compiled here, for want of a C++ compiler, say. The model goes on as it was.
-    """
-    if not isinstance(model, GPT):
-        raise MiniGPTError(f"{type(model).__name__} has nothing to compile; it goes on as it is.")
-
-    # In float32 generated products beat the library's, once weights come from memory and not, as in the trial that
-    # would choose between them, from the CPU's cache. There are none for some small shapes.
-    backends = ["CPP", "ATEN,CPP"] if model.embed.weight.dtype == torch.float32 else ["ATEN,CPP"]
-    was_training = model.training
-    model.eval()
-    try:
-        for backend in backends:
-            try:
-                return _compile(model, batch_size, backend)
-            except Exception as error:  # each stage of the compiler has its own
-                model.compiled, reason = None, error
-        raise MiniGPTError(
-            "The model cannot be compiled here, for want of a C++ compiler perhaps; it goes on as it is."
-        ) from reason
-    finally:
-        model.train(was_training)
-
-
-def _compile(model: GPT, batch_size: int, backend: str) -> None:
-    def logits(idx: torch.Tensor, cache: KVCache) -> torch.Tensor:
-        return model.logits(idx, cache)
-
-    # torch.compile keeps programs by code object: with the guards on weights left out, two models must not share one.
-    own = types.FunctionType(logits.__code__.replace(), globals(), closure=logits.__closure__)
-    program = torch.compile(
-        own,
-        dynamic=False,
-        options={
-            "max_autotune": True,
-            "max_autotune_gemm_backends": backend,
-            "guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe,  # they cost more than a layer
-        },
-    )
-
-    def step(idx: torch.Tensor, cache: KVCache) -> torch.Tensor:
-        if len(idx) != batch_size or cache.columns == 1:  # another shape would be another program
-            return model.logits(idx, cache)
-        torch._dynamo.mark_dynamic(cache.mask, 3)  # one program for any number of ids in the cache
-        return program(idx, cache)
-
-    idx = torch.zeros(batch_size, 1, dtype=torch.int64, device=device_of(model))
-    cache = KVCache(model, batch_size)
-    with torch._inductor.config.patch(freezing=True), contextlib.redirect_stderr(io.StringIO()):
-        for _ in range(3):
-            model(idx, cache)
-            model.compiled = step

@@ -93,7 +93,7 @@ class GPT(nn.Module):
         MiniGPTError: A size does not divide another, or a switch has a value that it does not know.
     """
 
-    compiled = None  # `logits` for one id a row, where `compile_decoding` has compiled it
+    compiled = None  # `forward` for one id a row behind a cache, where `compile_decoding` has compiled it
     # Keep between blocks only what goes from one to the next, and compute the rest again on the way back: less memory
     # for a third more work (Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016).
     activation_checkpointing = False
@@ -188,10 +188,7 @@ class GPT(nn.Module):
             cache.extend(idx)
             if self.compiled is not None and idx.shape[1] == 1:
                 return self.compiled(idx, cache)
-        return self.logits(idx, cache)
-
-    def logits(self, idx: torch.Tensor, cache: "KVCache | None") -> torch.Tensor:
-        """`forward`, once the cache has made place for the ids."""
+            cache.mask = cache.visible()
         positions = slice(idx.shape[1]) if cache is None else cache.positions
         x = self.embed(idx)  # (B, T, C)
         if self.ngrams:
@@ -234,24 +231,23 @@ class KVCache:
 
     def __init__(self, model: GPT, batch_size: int):
         weight = model.embed.weight
-        # A column too many, so that no view of the others is contiguous, which compiled code would take for a new case.
-        columns = model.block_size + 1
-        shape = (batch_size, columns, model.n_kv_head, model.n_embd // model.n_head)
+        shape = (batch_size, model.n_kv_head, model.block_size, model.n_embd // model.n_head)
         self.keys = [weight.new_zeros(shape) for _ in range(model.n_layer)]
         self.values = [weight.new_zeros(shape) for _ in range(model.n_layer)]
         self.length = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)  # the ids that each row holds
         self.rows = torch.arange(batch_size, device=weight.device)[:, None]
         self.steps = torch.arange(model.block_size, device=weight.device)
         self.columns = 0  # attention looks at this many: as many as were ever filled
+        self.pointers = None  # where keys and values lie, for compiled code
         self.ids = None  # those that the rows hold, behind two zeros, for a model that looks at the last two
         if model.ngrams:
             self.ids = torch.zeros(batch_size, model.block_size + 2, dtype=torch.int64, device=weight.device)
             self.two = torch.arange(2, device=weight.device)
         hidden = weight.new_full((model.block_size,), -math.inf)
-        self.masks = torch.cat((weight.new_zeros(model.block_size), hidden)).unfold(0, columns, 1)
+        self.masks = torch.cat((weight.new_zeros(model.block_size), hidden)).unfold(0, model.block_size, 1)
 
     def extend(self, idx: torch.Tensor) -> None:
-        """Make place for `(B, n)` more ids, and lay down what each of them may look at."""
+        """Make place for `(B, n)` more ids."""
         n = idx.shape[1]
         self.positions = self.length[:, None] + self.steps[:n]  # (B, n)
         if self.ids is not None:
@@ -259,15 +255,18 @@ class KVCache:
             self.ids[self.rows, self.positions + 2] = idx
         self.length = self.length + n
         self.columns = min(self.columns + n, len(self.steps))
+
+    def visible(self) -> torch.Tensor:
+        """The mask `(B, 1, n, S)` of what each of the new ids may look at."""
         # Row r of `masks`, all windows of one vector, shows the columns up to block_size - 1 - r.
-        self.mask = self.masks[len(self.steps) - 1 - self.positions][:, None, :, : self.columns]  # (B, 1, n, S)
+        return self.masks[len(self.steps) - 1 - self.positions][:, None, :, : self.columns]
 
     def store(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Add `(B, H, n, D)` keys and values of the new ids; those of all ids, `(B, H, S, D)`."""
         stored = []
         for kept, new in ((self.keys[layer], k), (self.values[layer], v)):
-            kept[self.rows, self.positions] = new.transpose(1, 2)
-            stored.append(kept[:, : self.mask.shape[-1]].transpose(1, 2))
+            kept[self.rows, :, self.positions] = new.transpose(1, 2)
+            stored.append(kept[:, :, : self.columns])
         return tuple(stored)
 
 
@@ -313,11 +312,7 @@ class Attention(nn.Module):
             k, v = (t.repeat_interleave(self.groups, dim=1) for t in (k, v))
         dropout = self.dropout if self.training else 0.0
         mask = None if cache is None else cache.mask
-        if T == 1 and mask is not None and torch.compiler.is_compiling():  # a fused loop beats the attention kernel
-            weights = (k.float() * q.float()).sum(-1) / math.sqrt(self.head_size) + mask[:, 0]  # (B, H, S)
-            y = (weights.softmax(-1).unsqueeze(-1) * v.float()).sum(2, keepdim=True).to(q.dtype)
-        else:
-            y = _attend(q, k, v, mask, dropout)  # (B, H, T, D)
+        y = _attend(q, k, v, mask, dropout)  # (B, H, T, D)
         y = self.proj(y.transpose(1, 2).reshape(B, T, C))
         return dropped(y, dropout)
 

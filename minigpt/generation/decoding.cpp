@@ -1,0 +1,337 @@
+// What GPT computes for one new token of each row, behind a cache of keys and values: models/gpt.py says the same in
+// PyTorch, and tests/test_decoding.py holds the two together. All threads walk through the layers side by side and meet
+// after each product; the weights are read once, in the order in which they lie.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+#include <vector>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+constexpr int64_t WIDTH = 16, COLUMNS = 2 * WIDTH;  // of a weight's outputs, so many lie side by side
+using Floats = float __attribute__((vector_size(4 * WIDTH)));
+using Ints = int32_t __attribute__((vector_size(4 * WIDTH)));
+using Pairs = uint32_t __attribute__((vector_size(4 * WIDTH)));
+using Shorts = uint16_t __attribute__((vector_size(2 * WIDTH)));
+
+// Mirrored by ctypes in decoding.py.
+struct Linear {
+    const void* weight;  // (outputs / COLUMNS, inputs / TOGETHER, COLUMNS, TOGETHER), or null
+    const float* bias;   // or null
+    int64_t inputs, outputs;
+};
+struct Norm {
+    const float *weight, *bias;  // the bias may be null
+};
+struct Layer {
+    Norm norm1, norm2;
+    Linear qkv, proj, gate, up, down;
+};
+struct Model {
+    int64_t n_layer, n_head, n_kv_head, n_embd, vocab_size, block_size, ngrams, threads;
+    int64_t rmsnorm, relu2, qk_norm;
+    float norm_eps, softcap;
+    const float *embed, *pair, *triple, *position, *cos, *sin;  // null for what the model does without
+    const Layer* layers;
+    Norm norm;
+    Linear head;
+};
+
+struct BFloat16 {
+    uint16_t bits;
+};
+template <class Number>
+constexpr int64_t TOGETHER = 4 / sizeof(Number);  // inputs whose weights lie side by side
+
+static Floats load(const float* p) {
+    Floats x;
+    std::memcpy(&x, p, sizeof x);
+    return x;
+}
+static Floats load(const BFloat16* p) {
+    Shorts bits;
+    std::memcpy(&bits, p, sizeof bits);
+    return (Floats)(__builtin_convertvector(bits, Ints) << 16);
+}
+static float load_one(const float* p) { return *p; }
+static float load_one(const BFloat16* p) {
+    uint32_t bits = uint32_t(p->bits) << 16;
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+static void store(float* p, float x) { *p = x; }
+static void store(BFloat16* p, float x) {  // to the nearest, ties to even
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof x);
+    p->bits = uint16_t((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+}
+
+static float total(Floats x) {
+    float halves[2][WIDTH / 2], sum = 0;
+    std::memcpy(halves, &x, sizeof x);
+    for (int i = 0; i < WIDTH / 2; i++) sum += halves[0][i] + halves[1][i];
+    return sum;
+}
+static Floats exp(Floats x) {
+    x = x < -87.0f ? Floats{} - 87.0f : x > 88.0f ? Floats{} + 88.0f : x;
+    Ints n = __builtin_convertvector(x * 1.44269504f, Ints);
+    Floats k = __builtin_convertvector(n, Floats), r = x - k * 0.693359375f + k * 2.12194440e-4f, e = r / 10 + 1;
+    for (int i = 9; i > 0; i--) e = e * r / float(i) + 1;  // Taylor's series: |r| stays below ln 2
+    return e * (Floats)((n + 127) << 23);
+}
+static Floats sigmoid(Floats x) { return 1 / (1 + exp(-x)); }
+
+// Weights of `WIDTH` outputs for inputs that lie together, and what the two add to the sums.
+static Floats weights(const float* w) { return load(w); }
+static Pairs weights(const BFloat16* w) {
+    Pairs pairs;
+    std::memcpy(&pairs, w, sizeof pairs);
+    return pairs;
+}
+static Floats add(Floats sums, const float* x, Floats weights) { return sums + *x * weights; }
+static Floats add(Floats sums, const BFloat16* x, Pairs weights) {
+#ifdef __AVX512BF16__
+    uint32_t pair;
+    std::memcpy(&pair, x, sizeof pair);
+    return (Floats)_mm512_dpbf16_ps((__m512)sums, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)weights);
+#else
+    return sums + load_one(x) * (Floats)(weights << 16) + load_one(x + 1) * (Floats)(weights & 0xFFFF0000);
+#endif
+}
+
+// The sums of `COLUMNS` outputs, for M rows of inputs.
+template <int M, class Number>
+static void products(const Number* w, const Number* x, int64_t inputs, Floats (&sums)[M][2]) {
+    constexpr int64_t N = TOGETHER<Number>;
+    Floats other[2] = {};
+    int64_t k = 0;
+    if (M == 1)  // one row alone would wait for each sum, so it makes two
+        for (; k + N < inputs; k += 2 * N, w += 2 * N * COLUMNS)
+            for (int half = 0; half < 2; half++) {
+                sums[0][half] = add(sums[0][half], x + k, weights(w + half * N * WIDTH));
+                other[half] = add(other[half], x + k + N, weights(w + N * COLUMNS + half * N * WIDTH));
+            }
+    for (; k < inputs; k += N, w += N * COLUMNS) {
+        auto first = weights(w), second = weights(w + N * WIDTH);
+        for (int m = 0; m < M; m++) {
+            sums[m][0] = add(sums[m][0], x + m * inputs + k, first);
+            sums[m][1] = add(sums[m][1], x + m * inputs + k, second);
+        }
+    }
+    for (int half = 0; half < 2; half++) sums[0][half] += other[half];
+}
+
+// Hands `WIDTH` outputs at a time to `take(row, column, outputs)`.
+template <int M, class Number, class Take>
+static void some_rows(const Linear& layer, int64_t block, const Number* x, int64_t inputs, int64_t row, Take take) {
+    Floats sums[M][2] = {};
+    products<M>((const Number*)layer.weight + block * inputs * COLUMNS, x + row * inputs, inputs, sums);
+    for (int m = 0; m < M; m++)
+        for (int half = 0; half < 2; half++) {
+            int64_t column = block * COLUMNS + half * WIDTH;
+            if (layer.bias) sums[m][half] += load(layer.bias + column);
+            if (column < layer.outputs) take(row + m, column, sums[m][half]);
+        }
+}
+template <class Number, class Take>
+static void linear(const Linear& layer, const float* x, int64_t rows, Take take) {
+    const int64_t inputs = (layer.inputs + TOGETHER<Number> - 1) / TOGETHER<Number> * TOGETHER<Number>;
+    std::vector<Number> rounded;
+    const Number* given;
+    if constexpr (std::is_same_v<Number, float>) {
+        given = x;
+    } else {  // each thread for itself, which takes less than to share it out
+        rounded.resize(rows * inputs);
+        for (int64_t row = 0; row < rows; row++)
+            for (int64_t i = 0; i < layer.inputs; i++) store(&rounded[row * inputs + i], x[row * layer.inputs + i]);
+        given = rounded.data();
+    }
+#pragma omp for schedule(static)
+    for (int64_t block = 0; block < (layer.outputs + COLUMNS - 1) / COLUMNS; block++) {
+        int64_t row = 0;  // the more rows share one look at a weight the better; of eight, registers hold the sums
+        for (; row + 8 <= rows; row += 8) some_rows<8>(layer, block, given, inputs, row, take);
+        for (; row + 4 <= rows; row += 4) some_rows<4>(layer, block, given, inputs, row, take);
+        for (; row < rows; row++) some_rows<1>(layer, block, given, inputs, row, take);
+    }
+}
+static auto into(float* y, int64_t outputs) {
+    return [=](int64_t row, int64_t column, Floats value) {
+        std::memcpy(y + row * outputs + column, &value, 4 * std::min(WIDTH, outputs - column));
+    };
+}
+
+static void normalise(const Model& model, const Norm& norm, const float* x, float* y) {
+    int64_t n = model.n_embd;
+    float mean = 0, square = 0;
+    if (!model.rmsnorm)
+        for (int64_t i = 0; i < n; i++) mean += x[i];
+    mean /= n;
+    for (int64_t i = 0; i < n; i++) square += (x[i] - mean) * (x[i] - mean);
+    float scale = 1 / std::sqrt(square / n + model.norm_eps);
+    for (int64_t i = 0; i < n; i++) y[i] = (x[i] - mean) * scale * norm.weight[i] + (norm.bias ? norm.bias[i] : 0);
+}
+
+// A head's query or key, normed and turned as the model asks.
+static void prepare(const Model& model, float* x, int64_t size, int64_t position) {
+    if (model.qk_norm) {
+        float square = 0;
+        for (int64_t i = 0; i < size; i++) square += x[i] * x[i];
+        float scale = 1 / std::sqrt(square / size + std::numeric_limits<float>::epsilon());
+        for (int64_t i = 0; i < size; i++) x[i] *= scale;
+    }
+    if (model.cos) {
+        const float *cos = model.cos + position * size, *sin = model.sin + position * size;
+        for (int64_t i = 0; i < size / 2; i++) {
+            float first = x[i], second = x[i + size / 2];
+            x[i] = first * cos[i] - second * sin[i];
+            x[i + size / 2] = second * cos[i + size / 2] + first * sin[i + size / 2];
+        }
+    }
+}
+
+// Adds up what `n` values weigh, N vectors of each `size`.
+template <int N, class Number>
+static void gather(const float* weights, const Number* values, int64_t n, int64_t size, float* y) {
+    Floats sums[N] = {};
+    for (int64_t s = 0; s < n; s++)
+        for (int i = 0; i < N; i++) sums[i] += weights[s] * load(values + s * size + i * WIDTH);
+    std::memcpy(y, sums, sizeof sums);
+}
+
+// What a query `(size)` gathers from the first `n` keys and values `(n, size)`.
+template <class Number>
+static void attend(
+    const float* query, const Number* keys, const Number* values, int64_t n, int64_t size,
+    float* weights, float* y
+) {
+    float largest = -INFINITY, sum = 0;
+    for (int64_t s = 0; s < n; s++) {
+        const Number* key = keys + s * size;
+        Floats sums = {};
+        int64_t i = 0;
+        for (; i + WIDTH <= size; i += WIDTH) sums += load(query + i) * load(key + i);
+        weights[s] = total(sums);
+        for (; i < size; i++) weights[s] += query[i] * load_one(key + i);
+        largest = std::max(largest, weights[s]);
+    }
+    float scale = 1 / std::sqrt(float(size));
+    for (int64_t s = 0; s < n; s += WIDTH) {  // `weights` has room for a whole number of them
+        Floats e = exp(scale * (load(weights + s) - largest));
+        std::memcpy(weights + s, &e, sizeof e);
+    }
+    for (int64_t s = 0; s < n; s++) sum += weights[s];
+    int64_t i = 0;
+    for (; i + 4 * WIDTH <= size; i += 4 * WIDTH) gather<4>(weights, values + i, n, size, y + i);
+    for (; i + WIDTH <= size; i += WIDTH) gather<1>(weights, values + i, n, size, y + i);
+    for (; i < size; i++) {
+        y[i] = 0;
+        for (int64_t s = 0; s < n; s++) y[i] += weights[s] * load_one(values + s * size + i);
+    }
+    for (i = 0; i < size; i++) y[i] /= sum;
+}
+
+template <class Number>
+static void decode(
+    const Model& model, int64_t rows, const int64_t* ids, const int64_t* before, const int64_t* positions,
+    Number* const* keys, Number* const* values, float* logits
+) {
+    const int64_t n_embd = model.n_embd, size = n_embd / model.n_head, groups = model.n_head / model.n_kv_head;
+    const int64_t n_qkv = (model.n_head + 2 * model.n_kv_head) * size, n_hidden = model.layers[0].up.outputs;
+    std::vector<float> x(rows * n_embd), qkv(rows * n_qkv), y(rows * n_embd), hidden(rows * n_hidden), gate;
+    if (model.layers[0].gate.weight) gate.resize(rows * n_hidden);
+    auto to_x = [&](int64_t row, int64_t column, Floats value) {
+        int64_t n = std::min(WIDTH, n_embd - column);
+        for (int64_t i = 0; i < n; i++) x[row * n_embd + column + i] += value[i];
+    };
+
+#pragma omp parallel num_threads(model.threads)
+    {
+        std::vector<float> normed(rows * n_embd), weights(model.block_size + WIDTH);
+        auto norm_all = [&](const Norm& norm) {  // each thread for itself, which takes less than to share it out
+            for (int64_t row = 0; row < rows; row++) normalise(model, norm, &x[row * n_embd], &normed[row * n_embd]);
+        };
+#pragma omp for schedule(static)
+        for (int64_t row = 0; row < rows; row++) {
+            int64_t pair = ids[row] * 1000003, triple = 0;
+            if (model.ngrams) {
+                pair += before[2 * row + 1];
+                triple = (pair * 1000003 + before[2 * row]) % model.ngrams;
+                pair %= model.ngrams;
+            }
+            for (int64_t i = 0; i < n_embd; i++) {
+                float sum = model.embed[ids[row] * n_embd + i];
+                if (model.ngrams) sum += model.pair[pair * n_embd + i] + model.triple[triple * n_embd + i];
+                if (model.position) sum += model.position[positions[row] * n_embd + i];
+                x[row * n_embd + i] = sum;
+            }
+        }
+        for (int64_t n = 0; n < model.n_layer; n++) {
+            const Layer& layer = model.layers[n];
+            norm_all(layer.norm1);
+            linear<Number>(layer.qkv, normed.data(), rows, into(qkv.data(), n_qkv));
+#pragma omp for schedule(static)
+            for (int64_t task = 0; task < rows * model.n_kv_head; task++) {
+                int64_t row = task / model.n_kv_head, head = task % model.n_kv_head;
+                Number *kept_keys = keys[n] + task * model.block_size * size;  // (block_size, size)
+                Number *kept_values = values[n] + task * model.block_size * size;
+                float* query = &qkv[row * n_qkv + head * groups * size];
+                float* key = &qkv[row * n_qkv + (model.n_head + head) * size];
+                float* value = key + model.n_kv_head * size;
+                prepare(model, key, size, positions[row]);
+                for (int64_t i = 0; i < size; i++) {
+                    store(kept_keys + positions[row] * size + i, key[i]);
+                    store(kept_values + positions[row] * size + i, value[i]);
+                }
+                for (int64_t g = 0; g < groups; g++) {
+                    prepare(model, query + g * size, size, positions[row]);
+                    attend(
+                        query + g * size, kept_keys, kept_values, positions[row] + 1, size, weights.data(),
+                        &y[row * n_embd + (head * groups + g) * size]
+                    );
+                }
+            }
+            linear<Number>(layer.proj, y.data(), rows, to_x);
+            norm_all(layer.norm2);
+            if (layer.gate.weight) linear<Number>(layer.gate, normed.data(), rows, into(gate.data(), n_hidden));
+            auto to_hidden = into(hidden.data(), n_hidden);
+            linear<Number>(layer.up, normed.data(), rows, [&](int64_t row, int64_t column, Floats value) {
+                if (layer.gate.weight) {
+                    Floats g = {};
+                    std::memcpy(&g, &gate[row * n_hidden + column], 4 * std::min(WIDTH, n_hidden - column));
+                    value *= g * sigmoid(g);
+                } else if (model.relu2) {
+                    value = value > 0.0f ? value * value : Floats{};
+                } else {
+                    value *= sigmoid(1.59576912f * (value + 0.044715f * value * value * value));  // GELU, GPT-2's
+                }
+                to_hidden(row, column, value);
+            });
+            linear<Number>(layer.down, hidden.data(), rows, to_x);
+        }
+        norm_all(model.norm);
+        auto to_logits = into(logits, model.vocab_size);
+        linear<Number>(model.head, normed.data(), rows, [&](int64_t row, int64_t column, Floats value) {
+            if (model.softcap) value = model.softcap * (2 * sigmoid(2 / model.softcap * value) - 1);
+            to_logits(row, column, value);
+        });
+    }
+}
+
+extern "C" void decode_float(
+    const Model* model, int64_t rows, const int64_t* ids, const int64_t* before, const int64_t* positions,
+    float* const* keys, float* const* values, float* logits
+) {
+    decode(*model, rows, ids, before, positions, keys, values, logits);
+}
+extern "C" void decode_bfloat16(
+    const Model* model, int64_t rows, const int64_t* ids, const int64_t* before, const int64_t* positions,
+    BFloat16* const* keys, BFloat16* const* values, float* logits
+) {
+    decode(*model, rows, ids, before, positions, keys, values, logits);
+}

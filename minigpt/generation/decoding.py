@@ -1,0 +1,157 @@
+"""The step of generation in C++, for a CPU: one new id for each row of a batch, as fast as the weights can be read.
+
+`decoding.cpp` says what `GPT.logits` says, for one id behind a cache. It exists since in PyTorch some fifty operations
+of a few microseconds each share the step with the products, which have a row or a few and leave the memory idle.
+"""
+
+import ctypes
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from minigpt.errors import MiniGPTError
+from minigpt.models.gpt import GPT, NORM_EPS, KVCache
+
+# Sums in any order and products with sums in one, which torch.compile forbids its own code.
+FLAGS = (
+    "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno", "-ffp-contract=fast",
+    "-ftree-vectorize",
+)  # fmt: skip
+COLUMNS = 32  # outputs of a weight that lie side by side; as in decoding.cpp, whose structures these are
+
+
+ALONE = 200_000  # with fewer parameters one thread is faster than several that wait for each other
+FUNCTIONS = {torch.float32: "decode_float", torch.bfloat16: "decode_bfloat16"}
+
+
+def compile_decoding(model: nn.Module) -> None:
+    """Compile what `generate_ids` runs for each new id, in place; the model then serves, and learns no more.
+
+    Raises:
+        MiniGPTError: There is nothing to compile, or no way to do it here. The model goes on as it was.
+    """
+    if not isinstance(model, GPT):
+        raise MiniGPTError(f"{type(model).__name__} has nothing to compile; it goes on as it is.")
+    model.compiled = Decoding(model)
+
+
+class _Linear(ctypes.Structure):
+    _fields_ = [("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p)] + [
+        (name, ctypes.c_int64) for name in ("inputs", "outputs")
+    ]
+
+
+class _Norm(ctypes.Structure):
+    _fields_ = [("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p)]
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [("norm1", _Norm), ("norm2", _Norm)] + [
+        (name, _Linear) for name in ("qkv", "proj", "gate", "up", "down")
+    ]
+
+
+class _Model(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("n_layer", "n_head", "n_kv_head", "n_embd", "vocab_size", "block_size")),
+        *((name, ctypes.c_int64) for name in ("ngrams", "threads", "rmsnorm", "relu2", "qk_norm")),
+        *((name, ctypes.c_float) for name in ("norm_eps", "softcap")),
+        *((name, ctypes.c_void_p) for name in ("embed", "pair", "triple", "position", "cos", "sin")),
+        ("layers", ctypes.POINTER(_Layer)),
+        ("norm", _Norm),
+        ("head", _Linear),
+    ]
+
+
+class Decoding:
+    """A GPT's `logits` for one new id a row, with a copy of its weights in the order in which they are read.
+
+    Args:
+        model: A model on a CPU, in float32 or bfloat16, that learns no more. In bfloat16 are weights, cache and what
+            goes into products, as in PyTorch; all else is in float32.
+
+    Raises:
+        MiniGPTError: It is elsewhere, or cannot be compiled here, for want of a C++ compiler, say.
+    """
+
+    def __init__(self, model: GPT):
+        weight = model.embed.weight
+        if weight.device.type != "cpu" or weight.dtype not in FUNCTIONS:
+            raise MiniGPTError("The compiled step of generation is for a CPU; the model goes on as it is.")
+        self.run = _library()[FUNCTIONS[weight.dtype]]
+        self.vocab_size = model.lm_head.out_features
+        self._kept: list[torch.Tensor] = []  # what the structures point to
+        self._layers = (_Layer * model.n_layer)(*(self._layer(block) for block in model.blocks))
+        settings = model.settings
+        threads = 1 if sum(p.numel() for p in model.parameters()) < ALONE else torch.get_num_threads()
+        tables = {"embed": model.embed.weight, "cos": model.cos, "sin": model.sin}
+        tables |= dict(zip(("pair", "triple"), (table.weight for table in model.ngrams), strict=False))
+        tables |= {} if model.position is None else {"position": model.position.weight}
+        self._model = _Model(
+            model.n_layer, model.n_head, model.n_kv_head, model.n_embd, self.vocab_size, model.block_size,
+            settings["ngrams"], threads, settings["norm"] == "rmsnorm", settings["mlp"] == "relu2",
+            settings["qk_norm"], NORM_EPS[settings["norm"]], settings["softcap"],
+            **{name: self._floats(table) for name, table in tables.items()},
+            layers=self._layers, norm=self._norm(model.norm), head=self._linear(model.lm_head),
+        )  # fmt: skip
+
+    def __call__(self, idx: torch.Tensor, cache: KVCache) -> torch.Tensor:
+        """`(B, 1)` ids, for which the cache has made place, to `(B, 1, V)` logits."""
+        rows = len(idx)
+        if cache.pointers is None:
+            addresses = ctypes.c_void_p * len(cache.keys)
+            cache.pointers = [addresses(*(t.data_ptr() for t in kept)) for kept in (cache.keys, cache.values)]
+        logits = torch.empty(rows, 1, self.vocab_size)
+        idx, positions = idx.contiguous(), cache.positions.contiguous()
+        self.run(
+            ctypes.byref(self._model), ctypes.c_int64(rows), _address(idx),
+            None if cache.ids is None else _address(cache.before), _address(positions), *cache.pointers,
+            _address(logits),
+        )  # fmt: skip
+        return logits
+
+    def _layer(self, block: nn.Module) -> _Layer:
+        linears = {"qkv": block.attn.qkv, "proj": block.attn.proj}
+        linears |= {"gate": block.mlp.gate, "up": block.mlp.up, "down": block.mlp.down}
+        return _Layer(
+            self._norm(block.norm1), self._norm(block.norm2),
+            **{name: self._linear(layer) for name, layer in linears.items() if layer is not None},
+        )  # fmt: skip
+
+    def _norm(self, norm: nn.Module) -> _Norm:
+        return _Norm(self._floats(norm.weight), self._floats(getattr(norm, "bias", None)))
+
+    def _linear(self, layer: nn.Linear) -> _Linear:
+        weight, bias = layer.weight.detach(), layer.bias
+        outputs, inputs = weight.shape
+        together = 4 // weight.element_size()  # inputs whose weights lie side by side
+        packed = nn.functional.pad(weight, (0, -inputs % together, 0, -outputs % COLUMNS))
+        packed = packed.view(-1, COLUMNS, packed.shape[1] // together, together).transpose(1, 2).contiguous()
+        self._kept.append(packed)
+        if bias is not None:
+            bias = nn.functional.pad(bias.detach(), (0, -outputs % COLUMNS))
+        return _Linear(packed.data_ptr(), self._floats(bias), inputs, outputs)
+
+    def _floats(self, tensor: torch.Tensor | None) -> int | None:
+        """The address of these numbers in float32."""
+        if tensor is None:
+            return None
+        self._kept.append(tensor.detach().float().contiguous())
+        return self._kept[-1].data_ptr()
+
+
+def _address(tensor: torch.Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def _library() -> ctypes.CDLL:
+    """`decoding.cpp` in machine code, by the compiler and with the cache that torch.compile has."""
+    from torch._inductor.codecache import CppCodeCache  # takes seconds to import
+
+    try:
+        return CppCodeCache.load(Path(__file__).with_suffix(".cpp").read_text(encoding="utf-8"), extra_flags=FLAGS)
+    except Exception as error:  # each stage has its own
+        raise MiniGPTError(
+            "The model cannot be compiled here, for want of a C++ compiler perhaps; it goes on as it is."
+        ) from error

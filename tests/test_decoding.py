@@ -1,0 +1,125 @@
+import copy
+import math
+
+import pytest
+import torch
+from test_engine import lively, plainly, rows
+
+from minigpt import MiniGPTError, TinyGPT
+from minigpt.generation.decoding import compile_decoding
+from minigpt.generation.engine import generate_ids
+from minigpt.models.gpt import KVCache
+
+MODELS = {
+    "gpt2": {"preset": "gpt2"},
+    "without biases": {"preset": "gpt2", "bias": False, "tie_weights": False},
+    "llama": {"preset": "llama"},
+    "modern": {"preset": "modern"},
+    "grouped": {"preset": "llama", "n_kv_head": 2, "n_embd": 128},  # from here on some have several threads
+    "one head of keys": {"preset": "modern", "n_kv_head": 1, "mlp": "gelu", "norm": "layernorm", "bias": True},
+    "with n-grams": {"preset": "modern", "ngrams": 50},
+    "odd sizes": {"preset": "gpt2", "n_embd": 180, "qk_norm": True},  # heads of 45, blocks of weights half empty
+    "heads of several vectors": {"preset": "modern", "n_embd": 376, "mlp": "swiglu"},  # of 94: 64 and 16 and 14
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiler():
+    try:
+        compile_decoding(lively())
+    except MiniGPTError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("n_rows", [1, 2, 13])  # of which 8, 4 and 1 go together
+@torch.no_grad()
+def test_the_compiled_step_gives_the_plain_logits_at_every_position(settings, n_rows):
+    torch.manual_seed(0)
+    model = lively(**settings)
+    idx = torch.randint(30, (16, n_rows), generator=torch.Generator().manual_seed(2)).T  # not contiguous
+    whole = model(idx)
+    compile_decoding(model)
+    cache = KVCache(model, n_rows)
+    pieces = [model(idx[:, :3], cache)] + [model(idx[:, t : t + 1], cache) for t in range(3, 16)]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-4, atol=1e-4 * whole.abs().max().item())
+
+
+@pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)
+@torch.no_grad()
+def test_bfloat16_is_nearer_to_its_float32_than_pytorchs(settings):
+    torch.manual_seed(0)
+    model = lively(**settings).bfloat16()
+    idx = torch.randint(30, (2, 16), generator=torch.Generator().manual_seed(2))
+    whole = copy.deepcopy(model).float()(idx)
+    compiled = copy.deepcopy(model)
+    compile_decoding(compiled)
+
+    def away(model):
+        cache = KVCache(model, 2)
+        return (torch.cat([model(idx[:, t : t + 1], cache) for t in range(16)], dim=1) - whole).square().mean().sqrt()
+
+    assert away(compiled) < away(model)
+    assert away(compiled) < 0.03 * whole.square().mean().sqrt()
+
+
+@torch.no_grad()
+def test_compiled_models_give_the_plain_texts_each_its_own_also_past_the_block():
+    models = [lively("modern"), lively("modern")]
+    models[1].embed.weight.add_(torch.randn(30, 32, generator=torch.Generator().manual_seed(8)))
+    ids = torch.randint(30, (40,), generator=torch.Generator().manual_seed(4)).tolist()
+    prompts = [ids[:1], ids[3:12], ids]
+    for controls in ({"temperature": 0.0}, {"temperature": 0.9, "top_k": 9, "top_p": 0.95}):
+
+        def drawn(model, controls=controls):
+            generators = [torch.Generator().manual_seed(n) for n in range(len(prompts))]
+            return rows(generate_ids(model, prompts, 30, **controls, generators=generators))
+
+        expected = [drawn(model) for model in models]
+        assert expected[0] != expected[1]
+        for model in models:
+            compile_decoding(model)
+            assert model.compiled is not None
+        assert [drawn(model) for model in models] == expected
+        for model in models:
+            model.compiled = None
+
+
+@torch.no_grad()
+def test_the_compiled_step_goes_on_after_a_cache_has_forgotten():
+    model = lively("llama", ngrams=50)
+    idx = torch.randint(30, (2, 12), generator=torch.Generator().manual_seed(3))
+    expected = model(idx[:, :7])[:, -1]
+    compile_decoding(model)
+    cache = KVCache(model, 2)
+    model(idx[:, :6], cache)
+    for _ in range(3):
+        model(torch.zeros(2, 1, dtype=torch.int64), cache)  # a guess that was wrong
+    cache.length -= 3
+    torch.testing.assert_close(model(idx[:, 6:7], cache)[:, 0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_predictions_that_are_no_numbers_stay_none():
+    model = lively()
+    with torch.no_grad():
+        model.embed.weight.fill_(math.nan)
+    compile_decoding(model)
+    cache = KVCache(model, 1)
+    assert model(torch.tensor([[1]]), cache).isnan().all()
+
+
+def test_a_model_that_cannot_be_compiled_is_left_as_it_was(monkeypatch):
+    def fails(*args, **kwargs):
+        raise RuntimeError("no compiler")
+
+    with pytest.raises(MiniGPTError, match="TinyGPT has nothing to compile"):
+        compile_decoding(TinyGPT(30))
+    model = lively().double()
+    with pytest.raises(MiniGPTError, match="for a CPU"):
+        compile_decoding(model)
+    monkeypatch.setattr("torch._inductor.codecache.CppCodeCache.load", fails)
+    model = lively()
+    with pytest.raises(MiniGPTError, match="cannot be compiled here"):
+        compile_decoding(model)
+    assert model.compiled is None
+    assert rows(generate_ids(model, [[1]], 5, temperature=0.0)) == [plainly(model, [1], 5, temperature=0.0)]
