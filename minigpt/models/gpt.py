@@ -265,7 +265,7 @@ class KVCache:
         """Add `(B, H, n, D)` keys and values of the new ids; those of all ids, `(B, H, S, D)`."""
         stored = []
         for kept, new in ((self.keys[layer], k), (self.values[layer], v)):
-            kept[self.rows, :, self.positions] = new.transpose(1, 2)
+            kept.scatter_(2, self.positions[:, None, :, None].expand_as(new), new)
             stored.append(kept[:, :, : self.columns])
         return tuple(stored)
 
