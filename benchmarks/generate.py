@@ -5,11 +5,10 @@
 Untrained models: TinyGPT, and GPT-2-shaped ones of 0.80 M parameters (4 layers of 128, block 64) and of 10.65 M (6 of
 384, block 256), 65 characters of vocabulary. Each contender continues one id up to its block (200 ids for TinyGPT),
 with the article's controls, temperature 0.8, top-k 30 and top-p 0.9 (which nanoGPT lacks), one text at a time and
-sixteen. The contenders take turns, round by round, so that a
-slow minute of the machine falls on all; ratios are medians of the ratios within a round. nanoGPT keeps no cache and is
-slow: it runs in the first round alone. `limit` is the memory's: how often a second the weights could be read, at the
-read bandwidth measured in each round; a batch shares one reading, and weights that stay in a CPU's own cache come
-faster. Prints a table, and writes JSON with --out.
+sixteen. The contenders take turns, round by round, so that a slow minute of the machine falls on all; ratios are
+medians of the ratios within a round. nanoGPT keeps no cache and is slow: it runs in the first round alone. `limit` is
+the memory's: how often a second the weights could be read, at the read bandwidth measured in each round; a batch shares
+one reading, and weights that stay in a CPU's own cache come faster. Prints a table, and writes JSON with --out.
 """
 
 import argparse
@@ -30,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from minigpt import GPT, TinyGPT
 from minigpt.generation.decoding import compile_decoding
 from minigpt.generation.engine import generate_ids
-from minigpt.models.gpt import Linear
+from minigpt.models.layers import Linear
 
 V = 65
 CONTROLS = {"temperature": 0.8, "top_k": 30, "top_p": 0.9}

@@ -58,6 +58,16 @@ def test_what_cannot_be_compiled_goes_on_as_it_is(call, trained_run):
     assert (compiled.status, compiled.out) == (0, plain.out)
 
 
+def test_compiled_generation_writes_the_same_text(call, train):
+    train("--model.name", "gpt", "--model.preset", "modern", "--model.n_layer", "1", "--model.n_head", "2",
+          "--model.n_embd", "16", "--trainer.max_steps", "5")  # fmt: skip
+    plain, compiled = call("generate", "--seed", "1"), call("generate", "--seed", "1", "--compile")
+    if "cannot be compiled here" in compiled.err:
+        pytest.skip(compiled.err)
+    assert "(compiled in" in compiled.err
+    assert (compiled.status, compiled.out) == (0, plain.out)
+
+
 def test_evaluate_reports_what_the_model_recites(call, trained_run):
     result = call("evaluate", "--ckpt_path", str(trained_run), "--memorisation", "2")
     memorised = json.loads(result.out)["memorisation"]

@@ -3,13 +3,15 @@ import math
 
 import pytest
 import torch
-from test_engine import lively, plainly, rows
+from test_engine import disturbed, lively, plainly, rows
 
-from minigpt import MiniGPTError, TinyGPT
+from minigpt import GPT, MiniGPTError, TinyGPT
 from minigpt.generation.decoding import compile_decoding
 from minigpt.generation.engine import generate_ids
 from minigpt.models.gpt import KVCache
+from minigpt.models.layers import Linear
 
+BLOCK = 37  # no whole number of vectors
 MODELS = {
     "gpt2": {"preset": "gpt2"},
     "without biases": {"preset": "gpt2", "bias": False, "tie_weights": False},
@@ -18,9 +20,15 @@ MODELS = {
     "grouped": {"preset": "llama", "n_kv_head": 2, "n_embd": 128},  # from here on some have several threads
     "one head of keys": {"preset": "modern", "n_kv_head": 1, "mlp": "gelu", "norm": "layernorm", "bias": True},
     "with n-grams": {"preset": "modern", "ngrams": 50},
-    "odd sizes": {"preset": "gpt2", "n_embd": 180, "qk_norm": True},  # heads of 45, blocks of weights half empty
+    "odd sizes": {"preset": "gpt2", "n_embd": 183, "n_head": 3, "qk_norm": True},  # heads of 61, blocks half empty
     "heads of several vectors": {"preset": "modern", "n_embd": 376, "mlp": "swiglu"},  # of 94: 64 and 16 and 14
+    "a larger vocabulary": {"preset": "modern", "vocab_size": 77},
+    "one position": {"preset": "gpt2", "block_size": 1},
 }
+
+
+def made(vocab_size: int = 30, block_size: int = BLOCK, n_head: int = 4, n_embd: int = 32, **settings) -> GPT:
+    return disturbed(GPT(vocab_size, block_size, 3, n_head, n_embd, **settings))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,31 +41,38 @@ def compiler():
 
 @pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("n_rows", [1, 2, 13])  # of which 8, 4 and 1 go together
+@pytest.mark.parametrize("laid_out", [False, True])
 @torch.no_grad()
-def test_the_compiled_step_gives_the_plain_logits_at_every_position(settings, n_rows):
+def test_the_compiled_step_gives_the_plain_logits_at_every_position(settings, n_rows, laid_out):
     torch.manual_seed(0)
-    model = lively(**settings)
-    idx = torch.randint(30, (16, n_rows), generator=torch.Generator().manual_seed(2)).T  # not contiguous
+    model = made(**settings)
+    idx = torch.randint(30, (model.block_size, n_rows), generator=torch.Generator().manual_seed(2)).T  # not contiguous
     whole = model(idx)
+    if laid_out:
+        for layer in model.modules():
+            if isinstance(layer, Linear):
+                layer.lay_out()
     compile_decoding(model)
     cache = KVCache(model, n_rows)
-    pieces = [model(idx[:, :3], cache)] + [model(idx[:, t : t + 1], cache) for t in range(3, 16)]
+    pieces = [model(idx[:, :3], cache)] + [model(idx[:, t : t + 1], cache) for t in range(3, model.block_size)]
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-4, atol=1e-4 * whole.abs().max().item())
 
 
 @pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("n_rows", [2, 13])
 @torch.no_grad()
-def test_bfloat16_is_nearer_to_its_float32_than_pytorchs(settings):
+def test_bfloat16_is_nearer_to_its_float32_than_pytorchs(settings, n_rows):
     torch.manual_seed(0)
-    model = lively(**settings).bfloat16()
-    idx = torch.randint(30, (2, 16), generator=torch.Generator().manual_seed(2))
+    model = made(**settings).bfloat16()
+    idx = torch.randint(30, (n_rows, model.block_size), generator=torch.Generator().manual_seed(2))
     whole = copy.deepcopy(model).float()(idx)
     compiled = copy.deepcopy(model)
     compile_decoding(compiled)
 
     def away(model):
-        cache = KVCache(model, 2)
-        return (torch.cat([model(idx[:, t : t + 1], cache) for t in range(16)], dim=1) - whole).square().mean().sqrt()
+        cache = KVCache(model, n_rows)
+        logits = torch.cat([model(idx[:, t : t + 1], cache) for t in range(model.block_size)], dim=1)
+        return (logits - whole).square().mean().sqrt()
 
     assert away(compiled) < away(model)
     assert away(compiled) < 0.03 * whole.square().mean().sqrt()
@@ -99,13 +114,39 @@ def test_the_compiled_step_goes_on_after_a_cache_has_forgotten():
     torch.testing.assert_close(model(idx[:, 6:7], cache)[:, 0], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_predictions_that_are_no_numbers_stay_none():
-    model = lively()
+def test_in_bfloat16_rows_of_unequal_length_go_past_the_block():
+    model = lively("modern").bfloat16()
+    compile_decoding(model)
+    assert torch.tensor(rows(generate_ids(model, [[1], [2, 3, 4]], 20, temperature=0.0))).shape == (2, 20)
+
+
+@pytest.mark.parametrize("name", ["embed.weight", "blocks.0.mlp.up.weight"])
+def test_predictions_that_are_no_numbers_stay_none(name):
+    model = lively("modern")
     with torch.no_grad():
-        model.embed.weight.fill_(math.nan)
+        model.get_parameter(name).fill_(math.nan)
     compile_decoding(model)
     cache = KVCache(model, 1)
     assert model(torch.tensor([[1]]), cache).isnan().all()
+
+
+def test_an_id_outside_the_vocabulary_or_the_block_is_refused():
+    model = lively()
+    compile_decoding(model)
+    cache = KVCache(model, 2)
+    for wrong in (30, -1):
+        with pytest.raises(IndexError):
+            model(torch.tensor([[1], [wrong]]), cache)
+    cache = KVCache(model, 1)
+    cache.length += 16
+    with pytest.raises(IndexError):
+        model(torch.tensor([[1]]), cache)
+
+
+def test_a_model_that_is_cast_is_compiled_no_more():
+    model = lively()
+    compile_decoding(model)
+    assert model.bfloat16().compiled is None
 
 
 def test_a_model_that_cannot_be_compiled_is_left_as_it_was(monkeypatch):
@@ -115,7 +156,7 @@ def test_a_model_that_cannot_be_compiled_is_left_as_it_was(monkeypatch):
     with pytest.raises(MiniGPTError, match="TinyGPT has nothing to compile"):
         compile_decoding(TinyGPT(30))
     model = lively().double()
-    with pytest.raises(MiniGPTError, match="for a CPU"):
+    with pytest.raises(MiniGPTError, match="float32 or bfloat16"):
         compile_decoding(model)
     monkeypatch.setattr("torch._inductor.codecache.CppCodeCache.load", fails)
     model = lively()

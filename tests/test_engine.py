@@ -13,7 +13,10 @@ SHAPES = {"plain": {}, "grouped": {"n_kv_head": 2}}
 
 def lively(preset: str = "gpt2", block_size: int = 16, n_embd: int = 32, **settings) -> GPT:
     """A model that is far from its initial weights, so that every part of it shows in the logits."""
-    model = GPT(30, block_size, 3, 4, n_embd, preset, **settings)
+    return disturbed(GPT(30, block_size, 3, 4, n_embd, preset, **settings))
+
+
+def disturbed(model: GPT) -> GPT:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():

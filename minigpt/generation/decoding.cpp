@@ -1,6 +1,6 @@
 // What GPT computes for one new token of each row, behind a cache of keys and values: models/gpt.py says the same in
 // PyTorch, and tests/test_decoding.py holds the two together. All threads walk through the layers side by side and meet
-// after each product; the weights are read once, in the order in which they lie.
+// after each product; weights come from memory once, in the order in which they lie.
 
 #include <algorithm>
 #include <cmath>
@@ -13,7 +13,7 @@
 #include <immintrin.h>
 #endif
 
-constexpr int64_t WIDTH = 16, COLUMNS = 2 * WIDTH;  // of a weight's outputs, so many lie side by side
+constexpr int64_t WIDTH = 16, COLUMNS = 2 * WIDTH;  // numbers in a vector; outputs whose weights lie side by side
 using Floats = float __attribute__((vector_size(4 * WIDTH)));
 using Ints = int32_t __attribute__((vector_size(4 * WIDTH)));
 using Pairs = uint32_t __attribute__((vector_size(4 * WIDTH)));
@@ -72,6 +72,16 @@ static void store(BFloat16* p, float x) {  // to the nearest, ties to even
     p->bits = uint16_t((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
 }
 
+// Of a row that has `n` more numbers, as many as go into a vector; a copy of a size known here is one instruction.
+static Floats get(const float* p, int64_t n) {
+    Floats x = {};
+    n >= WIDTH ? std::memcpy(&x, p, sizeof x) : std::memcpy(&x, p, 4 * n);
+    return x;
+}
+static void put(Floats x, float* p, int64_t n) {
+    n >= WIDTH ? std::memcpy(p, &x, sizeof x) : std::memcpy(p, &x, 4 * n);
+}
+
 static float total(Floats x) {
     float halves[2][WIDTH / 2], sum = 0;
     std::memcpy(halves, &x, sizeof x);
@@ -81,8 +91,8 @@ static float total(Floats x) {
 static Floats exp(Floats x) {
     x = x < -87.0f ? Floats{} - 87.0f : x > 88.0f ? Floats{} + 88.0f : x;
     Ints n = __builtin_convertvector(x * 1.44269504f, Ints);
-    Floats k = __builtin_convertvector(n, Floats), r = x - k * 0.693359375f + k * 2.12194440e-4f, e = r / 10 + 1;
-    for (int i = 9; i > 0; i--) e = e * r / float(i) + 1;  // Taylor's series: |r| stays below ln 2
+    Floats r = x - __builtin_convertvector(n, Floats) * 0.693147181f, e = 0.1f * r + 1;
+    for (int i = 9; i > 0; i--) e = e * r * (1 / float(i)) + 1;  // Taylor's series: |r| stays below ln 2
     return e * (Floats)((n + 127) << 23);
 }
 static Floats sigmoid(Floats x) { return 1 / (1 + exp(-x)); }
@@ -161,9 +171,7 @@ static void linear(const Linear& layer, const float* x, int64_t rows, Take take)
     }
 }
 static auto into(float* y, int64_t outputs) {
-    return [=](int64_t row, int64_t column, Floats value) {
-        std::memcpy(y + row * outputs + column, &value, 4 * std::min(WIDTH, outputs - column));
-    };
+    return [=](int64_t row, int64_t column, Floats value) { put(value, y + row * outputs + column, outputs - column); };
 }
 
 static void normalise(const Model& model, const Norm& norm, const float* x, float* y) {
@@ -246,8 +254,8 @@ static void decode(
     std::vector<float> x(rows * n_embd), qkv(rows * n_qkv), y(rows * n_embd), hidden(rows * n_hidden), gate;
     if (model.layers[0].gate.weight) gate.resize(rows * n_hidden);
     auto to_x = [&](int64_t row, int64_t column, Floats value) {
-        int64_t n = std::min(WIDTH, n_embd - column);
-        for (int64_t i = 0; i < n; i++) x[row * n_embd + column + i] += value[i];
+        float* sums = &x[row * n_embd + column];
+        put(get(sums, n_embd - column) + value, sums, n_embd - column);
     };
 
 #pragma omp parallel num_threads(model.threads)
@@ -302,11 +310,10 @@ static void decode(
             auto to_hidden = into(hidden.data(), n_hidden);
             linear<Number>(layer.up, normed.data(), rows, [&](int64_t row, int64_t column, Floats value) {
                 if (layer.gate.weight) {
-                    Floats g = {};
-                    std::memcpy(&g, &gate[row * n_hidden + column], 4 * std::min(WIDTH, n_hidden - column));
+                    Floats g = get(&gate[row * n_hidden + column], n_hidden - column);
                     value *= g * sigmoid(g);
                 } else if (model.relu2) {
-                    value = value > 0.0f ? value * value : Floats{};
+                    value = value < 0.0f ? Floats{} : value * value;  // what is no number stays none
                 } else {
                     value *= sigmoid(1.59576912f * (value + 0.044715f * value * value * value));  // GELU, GPT-2's
                 }
@@ -323,15 +330,29 @@ static void decode(
     }
 }
 
-extern "C" void decode_float(
+// 1 where an id is not in the vocabulary, or the cache has no place for it, and 0 where all is well.
+template <class Number>
+static int checked(
+    const Model& model, int64_t rows, const int64_t* ids, const int64_t* before, const int64_t* positions,
+    Number* const* keys, Number* const* values, float* logits
+) {
+    for (int64_t row = 0; row < rows; row++) {
+        if (ids[row] < 0 || ids[row] >= model.vocab_size) return 1;
+        if (positions[row] < 0 || positions[row] >= model.block_size) return 1;
+    }
+    decode(model, rows, ids, before, positions, keys, values, logits);
+    return 0;
+}
+
+extern "C" int decode_float(
     const Model* model, int64_t rows, const int64_t* ids, const int64_t* before, const int64_t* positions,
     float* const* keys, float* const* values, float* logits
 ) {
-    decode(*model, rows, ids, before, positions, keys, values, logits);
+    return checked(*model, rows, ids, before, positions, keys, values, logits);
 }
-extern "C" void decode_bfloat16(
+extern "C" int decode_bfloat16(
     const Model* model, int64_t rows, const int64_t* ids, const int64_t* before, const int64_t* positions,
     BFloat16* const* keys, BFloat16* const* values, float* logits
 ) {
-    decode(*model, rows, ids, before, positions, keys, values, logits);
+    return checked(*model, rows, ids, before, positions, keys, values, logits);
 }

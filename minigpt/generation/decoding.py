@@ -1,6 +1,6 @@
 """The step of generation in C++, for a CPU: one new id for each row of a batch, as fast as the weights can be read.
 
-`decoding.cpp` says what `GPT.logits` says, for one id behind a cache. It exists since in PyTorch some fifty operations
+`decoding.cpp` says what `GPT.forward` says, for one id behind a cache. It exists since in PyTorch some fifty operations
 of a few microseconds each share the step with the products, which have a row or a few and leave the memory idle.
 """
 
@@ -13,12 +13,10 @@ from torch import nn
 from minigpt.errors import MiniGPTError
 from minigpt.models.gpt import GPT, NORM_EPS, KVCache
 
-# Sums in any order and products with sums in one, which torch.compile forbids its own code.
-FLAGS = (
-    "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno", "-ffp-contract=fast",
-    "-ftree-vectorize",
-)  # fmt: skip
-COLUMNS = 32  # outputs of a weight that lie side by side; as in decoding.cpp, whose structures these are
+# Let sums be reordered and fused with products, and loops be vectorised: torch.compile's own flags forbid it.
+FLAGS = ("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno", "-ffp-contract=fast")
+FLAGS_OF_GCC = ("-ftree-loop-vectorize",)
+COLUMNS = 32  # outputs whose weights lie side by side, as in decoding.cpp
 
 
 ALONE = 200_000  # with fewer parameters one thread is faster than several that wait for each other
@@ -36,6 +34,7 @@ def compile_decoding(model: nn.Module) -> None:
     model.compiled = Decoding(model)
 
 
+# The structures of decoding.cpp.
 class _Linear(ctypes.Structure):
     _fields_ = [("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p)] + [
         (name, ctypes.c_int64) for name in ("inputs", "outputs")
@@ -65,7 +64,7 @@ class _Model(ctypes.Structure):
 
 
 class Decoding:
-    """A GPT's `logits` for one new id a row, with a copy of its weights in the order in which they are read.
+    """A GPT's `forward` for one new id a row behind a cache, with a copy of the weights in the order of reading.
 
     Args:
         model: A model on a CPU, in float32 or bfloat16, that learns no more. In bfloat16 are weights, cache and what
@@ -78,7 +77,7 @@ class Decoding:
     def __init__(self, model: GPT):
         weight = model.embed.weight
         if weight.device.type != "cpu" or weight.dtype not in FUNCTIONS:
-            raise MiniGPTError("The compiled step of generation is for a CPU; the model goes on as it is.")
+            raise MiniGPTError("Compiled generation is for a CPU, in float32 or bfloat16; the model goes on as it is.")
         self.run = _library()[FUNCTIONS[weight.dtype]]
         self.vocab_size = model.lm_head.out_features
         self._kept: list[torch.Tensor] = []  # what the structures point to
@@ -102,13 +101,15 @@ class Decoding:
         if cache.pointers is None:
             addresses = ctypes.c_void_p * len(cache.keys)
             cache.pointers = [addresses(*(t.data_ptr() for t in kept)) for kept in (cache.keys, cache.values)]
-        logits = torch.empty(rows, 1, self.vocab_size)
-        idx, positions = idx.contiguous(), cache.positions.contiguous()
-        self.run(
-            ctypes.byref(self._model), ctypes.c_int64(rows), _address(idx),
-            None if cache.ids is None else _address(cache.before), _address(positions), *cache.pointers,
-            _address(logits),
+        logits = torch.empty(rows, 1, self.vocab_size, dtype=torch.float32)
+        idx, positions = idx.to(torch.int64).contiguous(), cache.positions.contiguous()
+        before = None if cache.ids is None else cache.before.contiguous()
+        outside = self.run(
+            ctypes.byref(self._model), ctypes.c_int64(rows), _address(idx), _address(before), _address(positions),
+            *cache.pointers, _address(logits),
         )  # fmt: skip
+        if outside:
+            raise IndexError("an id is outside the vocabulary, or one more than the block holds")
         return logits
 
     def _layer(self, block: nn.Module) -> _Layer:
@@ -141,16 +142,18 @@ class Decoding:
         return self._kept[-1].data_ptr()
 
 
-def _address(tensor: torch.Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())
+def _address(tensor: torch.Tensor | None) -> ctypes.c_void_p | None:
+    return None if tensor is None else ctypes.c_void_p(tensor.data_ptr())
 
 
 def _library() -> ctypes.CDLL:
     """`decoding.cpp` in machine code, by the compiler and with the cache that torch.compile has."""
-    from torch._inductor.codecache import CppCodeCache  # takes seconds to import
-
     try:
-        return CppCodeCache.load(Path(__file__).with_suffix(".cpp").read_text(encoding="utf-8"), extra_flags=FLAGS)
+        from torch._inductor.codecache import CppCodeCache  # takes seconds to import
+        from torch._inductor.cpp_builder import is_gcc
+
+        source = Path(__file__).with_suffix(".cpp").read_text(encoding="utf-8")
+        return CppCodeCache.load(source, extra_flags=FLAGS + (FLAGS_OF_GCC if is_gcc() else ()))
     except Exception as error:  # each stage has its own
         raise MiniGPTError(
             "The model cannot be compiled here, for want of a C++ compiler perhaps; it goes on as it is."

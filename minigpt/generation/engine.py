@@ -171,5 +171,5 @@ class _Logits:
         logits = self.model(rows.latest[:, None], cache)[:, -1]
         if full:
             windows, _ = rows.windows(self.size)
-            logits[full] = self.model(windows[full])[:, -1]
+            logits[full] = self.model(windows[full])[:, -1].to(logits.dtype)  # compiled code answers in float32
         return logits

@@ -164,6 +164,7 @@ class GPT(nn.Module):
         # The tables go where the weights go, but are no buffers: weight averaging would average those, and round.
         if self.cos is not None:
             self.cos, self.sin = fn(self.cos), fn(self.sin)
+        self.compiled = None  # it is for the weights as they were
         return super()._apply(fn, recurse)
 
     def _initialise(self) -> None:
