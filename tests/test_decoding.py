@@ -1,11 +1,13 @@
 import copy
 import math
+import platform
 
 import pytest
 import torch
 from test_engine import disturbed, lively, plainly, rows
 
 from minigpt import GPT, MiniGPTError, TinyGPT
+from minigpt.generation import decoding
 from minigpt.generation.decoding import compile_decoding
 from minigpt.generation.engine import generate_ids
 from minigpt.models.gpt import KVCache
@@ -76,6 +78,25 @@ def test_bfloat16_is_nearer_to_its_float32_than_pytorchs(settings, n_rows):
 
     assert away(compiled) < away(model)
     assert away(compiled) < 0.03 * whole.square().mean().sqrt()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="flags of another kind of processor")
+@pytest.mark.parametrize(("simdlen", "march"), [(256, "x86-64-v3"), (1, "x86-64")])
+@torch.no_grad()
+def test_older_processors_compute_the_same(monkeypatch, simdlen, march):
+    monkeypatch.setattr(decoding, "FLAGS", (*decoding.FLAGS, f"-march={march}", "-Wno-psabi"))
+    for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.05)):
+        model = made(**MODELS["odd sizes"]).to(dtype)
+        idx = torch.randint(30, (9, 6), generator=torch.Generator().manual_seed(2))
+        whole = copy.deepcopy(model).float()(idx)
+        native = copy.deepcopy(model)
+        compile_decoding(native)
+        with torch._inductor.config.patch({"cpp.simdlen": simdlen}):
+            compile_decoding(model)
+        assert model.compiled.columns < native.compiled.columns or native.compiled.columns < 32
+        cache = KVCache(model, 9)
+        logits = torch.cat([model(idx[:, t : t + 1], cache) for t in range(6)], dim=1)
+        torch.testing.assert_close(logits, whole, rtol=tolerance, atol=tolerance * whole.abs().max().item())
 
 
 @torch.no_grad()

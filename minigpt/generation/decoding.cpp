@@ -13,7 +13,15 @@
 #include <immintrin.h>
 #endif
 
-constexpr int64_t WIDTH = 16, COLUMNS = 2 * WIDTH;  // numbers in a vector; outputs whose weights lie side by side
+// Numbers in a vector; rows at once, so that registers hold their sums; outputs whose weights lie side by side.
+#if defined(__AVX512F__)
+constexpr int64_t WIDTH = 16, ROWS = 8;
+#elif defined(__AVX__)
+constexpr int64_t WIDTH = 8, ROWS = 4;
+#else
+constexpr int64_t WIDTH = 4, ROWS = 4;
+#endif
+constexpr int64_t COLUMNS = 2 * WIDTH;
 using Floats = float __attribute__((vector_size(4 * WIDTH)));
 using Ints = int32_t __attribute__((vector_size(4 * WIDTH)));
 using Pairs = uint32_t __attribute__((vector_size(4 * WIDTH)));
@@ -164,8 +172,8 @@ static void linear(const Linear& layer, const float* x, int64_t rows, Take take)
     }
 #pragma omp for schedule(static)
     for (int64_t block = 0; block < (layer.outputs + COLUMNS - 1) / COLUMNS; block++) {
-        int64_t row = 0;  // the more rows share one look at a weight the better; of eight, registers hold the sums
-        for (; row + 8 <= rows; row += 8) some_rows<8>(layer, block, given, inputs, row, take);
+        int64_t row = 0;  // the more rows share one look at a weight the better
+        for (; row + ROWS <= rows; row += ROWS) some_rows<ROWS>(layer, block, given, inputs, row, take);
         for (; row + 4 <= rows; row += 4) some_rows<4>(layer, block, given, inputs, row, take);
         for (; row < rows; row++) some_rows<1>(layer, block, given, inputs, row, take);
     }
@@ -329,6 +337,8 @@ static void decode(
         });
     }
 }
+
+extern "C" int columns() { return COLUMNS; }
 
 // 1 where an id is not in the vocabulary, or the cache has no place for it, and 0 where all is well.
 template <class Number>

@@ -16,7 +16,6 @@ from minigpt.models.gpt import GPT, NORM_EPS, KVCache
 # Let sums be reordered and fused with products, and loops be vectorised: torch.compile's own flags forbid it.
 FLAGS = ("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno", "-ffp-contract=fast")
 FLAGS_OF_GCC = ("-ftree-loop-vectorize",)
-COLUMNS = 32  # outputs whose weights lie side by side, as in decoding.cpp
 
 
 ALONE = 200_000  # with fewer parameters one thread is faster than several that wait for each other
@@ -78,7 +77,9 @@ class Decoding:
         weight = model.embed.weight
         if weight.device.type != "cpu" or weight.dtype not in FUNCTIONS:
             raise MiniGPTError("Compiled generation is for a CPU, in float32 or bfloat16; the model goes on as it is.")
-        self.run = _library()[FUNCTIONS[weight.dtype]]
+        library = _library()
+        self.run = library[FUNCTIONS[weight.dtype]]
+        self.columns = library.columns()  # outputs whose weights lie side by side
         self.vocab_size = model.lm_head.out_features
         self._kept: list[torch.Tensor] = []  # what the structures point to
         self._layers = (_Layer * model.n_layer)(*(self._layer(block) for block in model.blocks))
@@ -127,11 +128,11 @@ class Decoding:
         weight, bias = layer.weight.detach(), layer.bias
         outputs, inputs = weight.shape
         together = 4 // weight.element_size()  # inputs whose weights lie side by side
-        packed = nn.functional.pad(weight, (0, -inputs % together, 0, -outputs % COLUMNS))
-        packed = packed.view(-1, COLUMNS, packed.shape[1] // together, together).transpose(1, 2).contiguous()
+        packed = nn.functional.pad(weight, (0, -inputs % together, 0, -outputs % self.columns))
+        packed = packed.view(-1, self.columns, packed.shape[1] // together, together).transpose(1, 2).contiguous()
         self._kept.append(packed)
         if bias is not None:
-            bias = nn.functional.pad(bias.detach(), (0, -outputs % COLUMNS))
+            bias = nn.functional.pad(bias.detach(), (0, -outputs % self.columns))
         return _Linear(packed.data_ptr(), self._floats(bias), inputs, outputs)
 
     def _floats(self, tensor: torch.Tensor | None) -> int | None:
