@@ -252,11 +252,17 @@ static void attend(
     for (i = 0; i < size; i++) y[i] /= sum;
 }
 
+// Keys and values are (n_layer, rows, n_kv_head, block_size, size). 1, and nothing done, where an id is not in the
+// vocabulary or the cache has no place for it; else 0.
 template <class Number>
-static void decode(
+static int decode(
     const Model& model, int64_t rows, const int64_t* ids, const int64_t* before, const int64_t* positions,
-    Number* const* keys, Number* const* values, float* logits
+    Number* keys, Number* values, float* logits
 ) {
+    for (int64_t row = 0; row < rows; row++) {
+        if (ids[row] < 0 || ids[row] >= model.vocab_size) return 1;
+        if (positions[row] < 0 || positions[row] >= model.block_size) return 1;
+    }
     const int64_t n_embd = model.n_embd, size = n_embd / model.n_head, groups = model.n_head / model.n_kv_head;
     const int64_t n_qkv = (model.n_head + 2 * model.n_kv_head) * size, n_hidden = model.layers[0].up.outputs;
     std::vector<float> x(rows * n_embd), qkv(rows * n_qkv), y(rows * n_embd), hidden(rows * n_hidden), gate;
@@ -294,8 +300,8 @@ static void decode(
 #pragma omp for schedule(static)
             for (int64_t task = 0; task < rows * model.n_kv_head; task++) {
                 int64_t row = task / model.n_kv_head, head = task % model.n_kv_head;
-                Number *kept_keys = keys[n] + task * model.block_size * size;  // (block_size, size)
-                Number *kept_values = values[n] + task * model.block_size * size;
+                int64_t first = (n * rows * model.n_kv_head + task) * model.block_size * size;  // of this head's cache
+                Number *kept_keys = keys + first, *kept_values = values + first;
                 float* query = &qkv[row * n_qkv + head * groups * size];
                 float* key = &qkv[row * n_qkv + (model.n_head + head) * size];
                 float* value = key + model.n_kv_head * size;
@@ -336,33 +342,20 @@ static void decode(
             to_logits(row, column, value);
         });
     }
+    return 0;
 }
 
 extern "C" int columns() { return COLUMNS; }
 
-// 1 where an id is not in the vocabulary, or the cache has no place for it, and 0 where all is well.
-template <class Number>
-static int checked(
-    const Model& model, int64_t rows, const int64_t* ids, const int64_t* before, const int64_t* positions,
-    Number* const* keys, Number* const* values, float* logits
-) {
-    for (int64_t row = 0; row < rows; row++) {
-        if (ids[row] < 0 || ids[row] >= model.vocab_size) return 1;
-        if (positions[row] < 0 || positions[row] >= model.block_size) return 1;
-    }
-    decode(model, rows, ids, before, positions, keys, values, logits);
-    return 0;
-}
-
 extern "C" int decode_float(
     const Model* model, int64_t rows, const int64_t* ids, const int64_t* before, const int64_t* positions,
-    float* const* keys, float* const* values, float* logits
+    float* keys, float* values, float* logits
 ) {
-    return checked(*model, rows, ids, before, positions, keys, values, logits);
+    return decode(*model, rows, ids, before, positions, keys, values, logits);
 }
 extern "C" int decode_bfloat16(
     const Model* model, int64_t rows, const int64_t* ids, const int64_t* before, const int64_t* positions,
-    BFloat16* const* keys, BFloat16* const* values, float* logits
+    BFloat16* keys, BFloat16* values, float* logits
 ) {
-    return checked(*model, rows, ids, before, positions, keys, values, logits);
+    return decode(*model, rows, ids, before, positions, keys, values, logits);
 }

@@ -16,8 +16,6 @@ from minigpt.models.gpt import GPT, NORM_EPS, KVCache
 # Let sums be reordered and fused with products, and loops be vectorised: torch.compile's own flags forbid it.
 FLAGS = ("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno", "-ffp-contract=fast")
 FLAGS_OF_GCC = ("-ftree-loop-vectorize",)
-
-
 ALONE = 200_000  # with fewer parameters one thread is faster than several that wait for each other
 FUNCTIONS = {torch.float32: "decode_float", torch.bfloat16: "decode_bfloat16"}
 
@@ -99,15 +97,12 @@ class Decoding:
     def __call__(self, idx: torch.Tensor, cache: KVCache) -> torch.Tensor:
         """`(B, 1)` ids, for which the cache has made place, to `(B, 1, V)` logits."""
         rows = len(idx)
-        if cache.pointers is None:
-            addresses = ctypes.c_void_p * len(cache.keys)
-            cache.pointers = [addresses(*(t.data_ptr() for t in kept)) for kept in (cache.keys, cache.values)]
         logits = torch.empty(rows, 1, self.vocab_size, dtype=torch.float32)
         idx, positions = idx.to(torch.int64).contiguous(), cache.positions.contiguous()
         before = None if cache.ids is None else cache.before.contiguous()
         outside = self.run(
             ctypes.byref(self._model), ctypes.c_int64(rows), _address(idx), _address(before), _address(positions),
-            *cache.pointers, _address(logits),
+            _address(cache.keys[0]), _address(cache.values[0]), _address(logits),
         )  # fmt: skip
         if outside:
             raise IndexError("an id is outside the vocabulary, or one more than the block holds")

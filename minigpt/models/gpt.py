@@ -232,14 +232,15 @@ class KVCache:
 
     def __init__(self, model: GPT, batch_size: int):
         weight = model.embed.weight
-        shape = (batch_size, model.n_kv_head, model.block_size, model.n_embd // model.n_head)
-        self.keys = [weight.new_zeros(shape) for _ in range(model.n_layer)]
-        self.values = [weight.new_zeros(shape) for _ in range(model.n_layer)]
+        shape = (model.n_layer, batch_size, model.n_kv_head, model.block_size, model.n_embd // model.n_head)
+        self.keys, self.values = (
+            weight.new_zeros(shape).unbind(),
+            weight.new_zeros(shape).unbind(),
+        )  # one for each layer
         self.length = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)  # the ids that each row holds
         self.rows = torch.arange(batch_size, device=weight.device)[:, None]
         self.steps = torch.arange(model.block_size, device=weight.device)
         self.columns = 0  # attention looks at this many: as many as were ever filled
-        self.pointers = None  # where keys and values lie, for compiled code
         self.ids = None  # those that the rows hold, behind two zeros, for a model that looks at the last two
         if model.ngrams:
             self.ids = torch.zeros(batch_size, model.block_size + 2, dtype=torch.int64, device=weight.device)
