@@ -1,14 +1,16 @@
 """Tokens per second of training at nanoGPT's architecture and batches, side by side with nanoGPT in one run.
 
-    python benchmarks/throughput.py --nanogpt DIR
+    python benchmarks/throughput.py --nanogpt DIR [--device cuda]
 
 DIR is a clone of github.com/karpathy/nanoGPT. Each contender is a loop in a process of its own, and they take turns, so
-that ratios come from a round. nanoGPT's step is its own: its model, its AdamW with clipping, its `loss.item()`. Ours
-is what `scripts/train.py` does at a step, without Lightning (whose price train_overhead.py tells): the preset `gpt2`
-without biases, fused AdamW and clipping, in float32 and with `--trainer.precision bf16-mixed`, each also with
-`--model.compile true`. Dropout is what nanoGPT publishes for a size; the larger one is timed without, too. The share
-of peak holds 6 floating-point operations per parameter and token to what a product of two float32 matrices reaches
-here, and lets attention go for nothing. Prints a table and writes JSON.
+that ratios come from a round. nanoGPT's step is its own: its model, its AdamW with clipping, in float32 on a CPU and
+under bf16 autocast on a GPU, as its train.py has it. Ours is what `scripts/train.py` does at a step, without Lightning
+(whose price train_overhead.py tells): the preset `gpt2` without biases, fused AdamW and clipping, in float32 on a CPU
+and with `--trainer.precision bf16-mixed` on both, each also with `--model.compile true`. The first loop of a table is
+what ratios are to: nanoGPT as it is on a CPU, compiled on a GPU, which is how its settings run it there. Dropout is
+what nanoGPT publishes for a size; the larger one is timed without, too. The share of peak holds 6 floating-point
+operations per parameter and token to what a product of two matrices reaches here (float32 on a CPU, bf16 on a GPU), and
+lets attention go for nothing. Prints a table and writes JSON.
 """
 
 import argparse
@@ -29,95 +31,112 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 LARGE = {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256}
-SIZES = {  # nanoGPT's settings for characters: on a CPU, and those for a GPU with the batch that a CPU can bear
-    "0.80 M, 12 x 64": ({"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "dropout": 0.0}, 12, 60),
-    "10.65 M, 8 x 256": (LARGE | {"dropout": 0.2}, 8, 4),
-    "10.65 M, no dropout, 8 x 256": (LARGE | {"dropout": 0.0}, 8, 4),
+SMALL = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "dropout": 0.0}
+SIZES = {  # nanoGPT's settings for characters: sizes, batch and steps a round. A CPU cannot bear a batch of 64 windows.
+    "cpu": {
+        "0.80 M, 12 x 64": (SMALL, 12, 60),
+        "10.65 M, 8 x 256": (LARGE | {"dropout": 0.2}, 8, 4),
+        "10.65 M, no dropout, 8 x 256": (LARGE | {"dropout": 0.0}, 8, 4),
+    },
+    "cuda": {
+        "0.80 M, 12 x 64": (SMALL, 12, 200),
+        "10.65 M, 64 x 256": (LARGE | {"dropout": 0.2}, 64, 100),
+        "10.65 M, no dropout, 64 x 256": (LARGE | {"dropout": 0.0}, 64, 100),
+    },
 }
 VOCAB, NANOGPT = 65, "nanoGPT"
-LOOPS = [
-    "nanoGPT", "nanoGPT, compiled", "minigpt, float32", "minigpt, float32, compiled", "minigpt, bf16",
-    "minigpt, bf16, compiled",
-]  # fmt: skip
+LOOPS = {  # the first is what the others are held to
+    "cpu": [
+        "nanoGPT, float32", "nanoGPT, float32, compiled", "minigpt, float32", "minigpt, float32, compiled",
+        "minigpt, bf16", "minigpt, bf16, compiled",
+    ],
+    "cuda": ["nanoGPT, bf16, compiled", "nanoGPT, bf16", "minigpt, bf16, compiled", "minigpt, bf16"],
+}  # fmt: skip
 
 
-def peak() -> float:
-    """Floating-point operations per second of a product of float32 matrices."""
-    a = torch.randn(2048, 2048)
+def peak(device: str) -> float:
+    """Floating-point operations per second of a product of matrices, in the precision of the first loop."""
+    size, dtype = (2048, torch.float32) if device == "cpu" else (8192, torch.bfloat16)
+    a = torch.randn(size, size, device=device, dtype=dtype)
     seconds = []
     for _ in range(5):
         began = time.perf_counter()
-        a @ a
+        (a @ a)[0, 0].item()  # waits for a GPU
         seconds.append(time.perf_counter() - began)
-    return 2 * 2048**3 / min(seconds)
+    return 2 * size**3 / min(seconds)
 
 
-def nanogpt_step(sizes: dict, batch: int, compiled: bool) -> Callable[[], None]:
-    """A step of nanoGPT's train.py, on random ids."""
+Loop = tuple[Callable[[torch.Tensor, torch.Tensor], torch.Tensor], torch.nn.Module, torch.optim.Optimizer]
+
+
+def nanogpt_loop(sizes: dict, device: str, compiled: bool) -> Loop:
+    """The loss of `(x, y)`, the model and the optimizer of nanoGPT's train.py."""
     from model import GPT, GPTConfig
 
-    model = GPT(GPTConfig(vocab_size=VOCAB, bias=False, **sizes))
-    optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
+    torch.backends.cuda.matmul.allow_tf32 = True  # as there
+    model = GPT(GPTConfig(vocab_size=VOCAB, bias=False, **sizes)).to(device)
     forward = torch.compile(model) if compiled else model
-    return lambda: train(lambda x, y: forward(x, y)[1], model, optimizer, (batch, sizes["block_size"]))
+    return lambda x, y: forward(x, y)[1], model, model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), device)
 
 
-def minigpt_step(sizes: dict, batch: int, precision: str, compiled: bool) -> Callable[[], None]:
-    """A step of scripts/train.py without Lightning, on random ids."""
+def minigpt_loop(sizes: dict, device: str, compiled: bool) -> Loop:
+    """The loss of `(x, y)`, the model and the optimizer of scripts/train.py."""
     from minigpt import LitLanguageModel
     from minigpt.training.cli import keep_memory
 
     keep_memory()
     lit = LitLanguageModel(
         VOCAB, name="gpt", preset="gpt2", bias=False, learning_rate=1e-3, weight_decay=0.1, beta2=0.99, **sizes
-    )
-    optimizer = lit.configure_optimizers()
-    loss = torch.compile(lit.loss) if compiled else lit.loss
-    autocast = torch.autocast("cpu", dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+    ).to(device)
+    return torch.compile(lit.loss) if compiled else lit.loss, lit.model, lit.configure_optimizers()
 
-    def loss_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+
+def step_of(loop: str, sizes: dict, batch: int, device: str) -> Callable[[], torch.Tensor]:
+    """A function that takes one step of a loop on random ids, and gives its loss."""
+    name, precision, *how = loop.split(", ")
+    with redirect_stdout(io.StringIO()):  # nanoGPT tells of its parameters
+        loss_of, model, optimizer = (nanogpt_loop if name == NANOGPT else minigpt_loop)(sizes, device, bool(how))
+    autocast = torch.autocast(device, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+
+    def step() -> torch.Tensor:
+        x = torch.randint(VOCAB, (batch, sizes["block_size"]), device=device)
         with autocast:
-            return loss(x, y)
+            loss = loss_of(x, x.roll(-1, dims=1))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
 
-    return lambda: train(loss_of, lit.model, optimizer, (batch, sizes["block_size"]))
-
-
-def train(loss_of: Callable, model: torch.nn.Module, optimizer: torch.optim.Optimizer, shape: tuple[int, int]) -> None:
-    x = torch.randint(VOCAB, shape)
-    loss = loss_of(x, x.roll(-1, dims=1))
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    loss.item()
+    return step
 
 
-def serve(loop: str, sizes: dict, batch: int, threads: int, clone: str, connection: Connection) -> None:
+def serve(loop: str, sizes: dict, batch: int, device: str, threads: int, clone: str, connection: Connection) -> None:
     """Do as many steps as asked, as often as asked, and tell how long they took."""
     torch.set_num_threads(threads)
     sys.path.insert(0, clone)
-    name, *how = loop.split(", ")
-    compiled = "compiled" in how
-    with redirect_stdout(io.StringIO()):  # nanoGPT tells of its parameters
-        step = nanogpt_step(sizes, batch, compiled) if name == NANOGPT else minigpt_step(sizes, batch, how[0], compiled)
+    step = step_of(loop, sizes, batch, device)
     while steps := connection.recv():
         began = time.perf_counter()
         for _ in range(steps):
-            step()
+            loss = step()
+        loss.item()  # waits for a GPU
         connection.send(time.perf_counter() - began)
 
 
-def measure(sizes: dict, batch: int, steps: int, rounds: int, clone: str) -> tuple[dict[str, list[float]], dict]:
+def measure(
+    sizes: dict, batch: int, steps: int, device: str, rounds: int, clone: str
+) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Tokens per second of each loop in each round, and the seconds of its first step."""
     spawn, workers, first = multiprocessing.get_context("spawn"), {}, {}
-    for loop in LOOPS:
+    for loop in LOOPS[device]:
         workers[loop], end = spawn.Pipe()
-        arguments = (loop, sizes, batch, torch.get_num_threads(), clone, end)
+        arguments = (loop, sizes, batch, device, torch.get_num_threads(), clone, end)
         spawn.Process(target=serve, args=arguments, daemon=True).start()
         end.close()  # so that a worker that dies is an EOFError here
         workers[loop].send(1)
         first[loop] = workers[loop].recv()
-    speeds: dict[str, list[float]] = {loop: [] for loop in LOOPS}
+    speeds: dict[str, list[float]] = {loop: [] for loop in LOOPS[device]}
     for n in range(rounds + 1):
         for loop, worker in workers.items():
             worker.send(steps)
@@ -133,22 +152,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nanogpt", type=Path, required=True, help="a clone of nanoGPT")
     parser.add_argument("--rounds", type=int, default=9, help="how often each loop is timed")
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="which tables to make")
+    parser.add_argument("--device", choices=SIZES, default="cpu", help="where to train")
+    names = {name: None for sizes in SIZES.values() for name in sizes}
+    parser.add_argument("--sizes", nargs="+", choices=names, help="which tables to make; all if not given")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     asked = parser.parse_args()
+    device, known = asked.device, SIZES[asked.device]
+    if device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no GPU here. Leave it out to train on the CPU.")
+    if missing := [name for name in asked.sizes or () if name not in known]:
+        parser.error(f"--sizes '{missing[0]}' is none of --device {device}. It takes {'; '.join(known)}.")
     from minigpt import GPT
 
-    most, results = peak(), {}
-    print(f"float32 products reach {most / 1e9:.0f} GFLOP/s on {torch.get_num_threads()} threads")
-    for name in asked.sizes:
-        sizes, batch, steps = SIZES[name]
+    most, results = peak(device), {}
+    where = f"{torch.get_num_threads()} threads" if device == "cpu" else torch.cuda.get_device_name()
+    print(f"products reach {most / 1e9:,.0f} GFLOP/s on {where}")
+    for name in asked.sizes or known:
+        sizes, batch, steps = known[name]
         parameters = sum(p.numel() for p in GPT(VOCAB, preset="gpt2", bias=False, **sizes).parameters())
-        speeds, first = measure(sizes, batch, steps, asked.rounds, str(asked.nanogpt.resolve()))
+        speeds, first = measure(sizes, batch, steps, device, asked.rounds, str(asked.nanogpt.resolve()))
         results[name] = {"tokens_per_s": speeds, "first_step_s": first}
-        print(f"\n{name:28}{'tokens/s (min to max)':>28}{'of nanoGPT':>22}{'of peak':>9}{'first step, s':>15}")
+        print(f"\n{name:28}{'tokens/s (min to max)':>28}{'of the first':>22}{'of peak':>9}{'first step, s':>15}")
         for loop, values in speeds.items():
             spread = f"{statistics.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})"
-            ratios = list(map(truediv, values, speeds[NANOGPT]))
+            ratios = list(map(truediv, values, speeds[LOOPS[device][0]]))
             ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
             share = statistics.median(values) * 6 * parameters / most
             print(f"{loop:28}{spread:>28}{ratio:>22}{share:>9.2f}{first[loop]:>15.1f}", flush=True)

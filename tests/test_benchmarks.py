@@ -83,18 +83,72 @@ def test_sharing_out_saves_memory_and_costs_network():
 
 
 def test_what_is_timed_is_a_step_that_learns(monkeypatch):
-    monkeypatch.setattr(throughput.torch, "randint", lambda high, shape: torch.arange(math.prod(shape)).view(shape) % 8)
+    monkeypatch.setattr(
+        throughput.torch, "randint", lambda high, shape, **_: torch.arange(math.prod(shape)).view(shape) % 8
+    )
     losses = []
     backward = torch.Tensor.backward
     monkeypatch.setattr(torch.Tensor, "backward", lambda loss: losses.append(loss.item()) or backward(loss))
     sizes = {"n_layer": 1, "n_head": 2, "n_embd": 32, "block_size": 16}
     for precision in ("float32", "bf16"):
-        step = throughput.minigpt_step(sizes, 4, precision, compiled=False)
+        step = throughput.step_of(f"minigpt, {precision}", sizes, 4, "cpu")
         for _ in range(60):
             step()
         assert losses.pop() < losses[0] - 1
         losses.clear()
     assert growth.step(16, 16, 1).keys() == {"parameters", "seconds", "MB"}
+
+
+STAND_IN = """
+import torch
+from torch.nn import functional as F
+from minigpt import GPT as OurGPT
+
+class GPTConfig:
+    def __init__(self, **settings):
+        self.settings = settings
+
+class GPT(OurGPT):
+    def __init__(self, config):
+        super().__init__(**config.settings)
+
+    def forward(self, x, y):
+        logits = super().forward(x)
+        assert logits.dtype == torch.bfloat16
+        return logits, F.cross_entropy(logits.flatten(0, 1), y.flatten())
+
+    def configure_optimizers(self, weight_decay, learning_rate, betas, device):
+        return torch.optim.SGD(self.parameters(), learning_rate)
+"""
+
+
+def test_a_table_holds_every_loop_to_the_first(folder, monkeypatch, capsys):
+    # As on a GPU, where nanoGPT trains under autocast, too; a stand-in takes its place.
+    (folder / "model.py").write_text(STAND_IN)
+    loops = ["nanoGPT, bf16", "minigpt, bf16"]
+    monkeypatch.setitem(throughput.LOOPS, "cpu", loops)
+    monkeypatch.setitem(throughput.SIZES, "cpu", {"small": (throughput.SMALL | {"n_layer": 1}, 2, 3)})
+    monkeypatch.setattr(sys, "argv", ["it", "--nanogpt", str(folder), "--rounds", "2", "--json", "figures.json"])
+    monkeypatch.chdir(folder)
+    throughput.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines[-2:]] == loops
+    assert "1.00 (1.00 to 1.00)" in lines[-2]
+    speeds = json.loads((folder / "figures.json").read_text())["results"]["small"]["tokens_per_s"]
+    assert all(len(speeds[loop]) == 2 and min(speeds[loop]) > 0 for loop in loops)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [(["--device", "cuda"], "torch sees no GPU here"), (["--sizes", "10.65 M, 64 x 256"], "none of --device cpu")],
+)
+def test_a_size_or_a_device_that_is_not_there_is_named(monkeypatch, capsys, asked, said):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["it", "--nanogpt", ".", *asked])
+    with pytest.raises(SystemExit) as stopped:
+        throughput.main()
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.slow
