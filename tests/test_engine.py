@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -126,6 +127,30 @@ def test_a_linear_layer_gives_one_row_what_it_gives_many(shape, bias, laid_out):
     torch.testing.assert_close(layer(x), expected)
     torch.testing.assert_close(layer(x[:, 1:2]), expected[:, 1:2])
     assert all(torch.equal(value, state[name]) for name, value in layer.state_dict().items())
+
+
+@pytest.mark.parametrize("shape", [(384, 512), (512, 384)])
+@torch.no_grad()
+def test_a_layer_laid_out_answers_with_the_weights_it_has_now(shape):
+    torch.manual_seed(6)
+    layer, other = Linear(*shape, bias=False), Linear(*shape, bias=False)
+    layer.lay_out()
+    x = torch.randn(1, 1, shape[0])
+    copied, assigned = copy.deepcopy(layer), copy.deepcopy(layer)
+    copied.weight.mul_(2)
+    torch.testing.assert_close(copied(x), 2 * layer(x))
+    assigned.load_state_dict(other.state_dict(), assign=True)
+    torch.testing.assert_close(assigned(x), other(x))
+    layer.load_state_dict(other.state_dict())
+    torch.testing.assert_close(layer(x), other(x))
+    torch.testing.assert_close(layer.double()(x.double()).float(), other(x))
+
+
+def test_ids_that_were_drawn_can_be_trained_on():
+    model = lively()
+    for drawn in generate_ids(model, [[1, 2], [3]], 3):
+        model(drawn[:, None]).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
 
 
 def test_a_text_may_be_asked_for_without_end():

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt import MiniGPTError
-from minigpt.generation.sampling import filter_logits, sample
+from minigpt.generation.sampling import draw, filter_logits, sample
 
 
 def kept(logits: torch.Tensor) -> list[list[int]]:
@@ -78,6 +78,23 @@ def test_the_input_is_left_as_it_was_and_the_work_done_in_float32():
 def test_what_a_control_cannot_mean_is_refused(control, value):
     with pytest.raises(MiniGPTError, match=control):
         filter_logits(torch.zeros(1, 5), **{control: value})
+
+
+def test_draws_are_those_of_torch_multinomial():
+    probabilities = filter_logits(torch.randn(5, 65), top_k=30).softmax(dim=-1)
+
+    def generators(number: int) -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(7 + n) for n in range(number)]
+
+    ((ours,), (theirs,)) = generators(1), generators(1)
+    for _ in range(50):
+        assert torch.equal(draw(probabilities, ours), torch.multinomial(probabilities, 1, generator=theirs))
+    ours, theirs = generators(5), generators(5)
+    for _ in range(50):
+        alone = [
+            torch.multinomial(row, 1, generator=own) for row, own in zip(probabilities.split(1), theirs, strict=True)
+        ]
+        assert torch.equal(draw(probabilities, ours), torch.cat(alone))
 
 
 def test_draws_follow_the_probabilities():

@@ -119,10 +119,14 @@ def draw(
     Raises:
         MiniGPTError: The probabilities are no numbers: the model's training diverged.
     """
-    try:
-        if generator is None or isinstance(generator, torch.Generator):
-            return torch.multinomial(probabilities, num_samples=1, generator=generator)
-        rows = zip(probabilities.split(1), generator, strict=True)
-        return torch.cat([torch.multinomial(row, num_samples=1, generator=own) for row, own in rows])
-    except RuntimeError as error:
-        raise MiniGPTError("The model's predictions are no numbers: its training diverged. Train it again.") from error
+    if probabilities.isnan().any():
+        raise MiniGPTError("The model's predictions are no numbers: its training diverged. Train it again.")
+    # `torch.multinomial`, draw for draw, without its other checks, which take longer than the draw: the first of a race
+    # of exponential times, each divided by its rate.
+    race = torch.empty_like(probabilities)
+    if generator is None or isinstance(generator, torch.Generator):
+        race.exponential_(generator=generator)
+    else:
+        for row, own in zip(race.unbind(), generator, strict=True):
+            row.exponential_(generator=own)
+    return (probabilities / race).argmax(dim=-1, keepdim=True)

@@ -189,7 +189,7 @@ class GPT(nn.Module):
             cache.extend(idx)
             if self.compiled is not None and idx.shape[1] == 1:
                 return self.compiled(idx, cache)
-            cache.mask = cache.visible()
+            cache.prepare()
         positions = slice(idx.shape[1]) if cache is None else cache.positions
         x = self.embed(idx)  # (B, T, C)
         if self.ngrams:
@@ -233,10 +233,7 @@ class KVCache:
     def __init__(self, model: GPT, batch_size: int):
         weight = model.embed.weight
         shape = (model.n_layer, batch_size, model.n_kv_head, model.block_size, model.n_embd // model.n_head)
-        self.keys, self.values = (
-            weight.new_zeros(shape).unbind(),
-            weight.new_zeros(shape).unbind(),
-        )  # one for each layer
+        self.keys, self.values = weight.new_zeros(shape).unbind(), weight.new_zeros(shape).unbind()  # one a layer
         self.length = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)  # the ids that each row holds
         self.rows = torch.arange(batch_size, device=weight.device)[:, None]
         self.steps = torch.arange(model.block_size, device=weight.device)
@@ -258,17 +255,19 @@ class KVCache:
         self.length = self.length + n
         self.columns = min(self.columns + n, len(self.steps))
 
-    def visible(self) -> torch.Tensor:
-        """The mask `(B, 1, n, S)` of what each of the new ids may look at."""
+    def prepare(self) -> None:
+        """Say for all layers where the new ids are kept, and what each of them may look at."""
+        _, heads, _, size = self.keys[0].shape
+        self.places = self.positions[:, None, :, None].expand(-1, heads, -1, size)  # (B, H, n, D)
         # Row r of `masks`, all windows of one vector, shows the columns up to block_size - 1 - r.
-        return self.masks[len(self.steps) - 1 - self.positions][:, None, :, : self.columns]
+        self.mask = self.masks[len(self.steps) - 1 - self.positions].narrow(2, 0, self.columns)[:, None]  # (B, 1, n, S)
 
     def store(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Add `(B, H, n, D)` keys and values of the new ids; those of all ids, `(B, H, S, D)`."""
         stored = []
         for kept, new in ((self.keys[layer], k), (self.values[layer], v)):
-            kept.scatter_(2, self.positions[:, None, :, None].expand_as(new), new)
-            stored.append(kept[:, :, : self.columns])
+            kept.scatter_(2, self.places, new)
+            stored.append(kept.narrow(2, 0, self.columns))
         return tuple(stored)
 
 

@@ -16,28 +16,40 @@ class Linear(nn.Linear):
     """
 
     parts = 4
+    blocks = None  # the weights in parts, where `lay_out` was called
 
     def __init__(self, in_features: int, out_features: int, bias: bool):
         super().__init__(in_features, out_features, bias)
         large = in_features * out_features > 100_000  # smaller ones lie in a core's own cache
         self.in_parts = large and in_features % self.parts == 0 and out_features % self.parts == 0
+        self.one_row = (1, 1, in_features)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        one_row = self.in_parts and x.numel() == self.in_features and x.device.type == "cpu"
+        """`(B, T, in_features)` activations to `(B, T, out_features)`."""
+        one_row = self.in_parts and x.shape == self.one_row and x.is_cpu
         if not one_row or torch.is_grad_enabled():
             return F.linear(x, self.weight, self.bias)
-        if self.weight.stride(0) == 1:  # as `lay_out` left it: split by inputs, and sum
-            y = torch.bmm(x.view(self.parts, 1, -1), self.weight.t().view(self.parts, -1, self.out_features)).sum(0)
-        else:  # split by outputs
-            inputs = x.view(1, 1, -1).expand(self.parts, 1, -1)
-            y = torch.bmm(inputs, self.weight.view(self.parts, -1, self.in_features).mT)
-        y = y.view(*x.shape[:-1], self.out_features)
+        blocks = self.blocks
+        if blocks is None or blocks.data_ptr() != self._parameters["weight"].data_ptr():  # a copy has its own
+            blocks = self._blocks()
+        if blocks.size(1) < self.in_features:
+            y = torch.bmm(x.view(self.parts, 1, -1), blocks).sum(0, keepdim=True)
+        else:
+            y = torch.bmm(x.expand(self.parts, -1, -1), blocks).view(1, 1, -1)
         return y if self.bias is None else y + self.bias
 
     def lay_out(self) -> None:
         """Store the weights with the longer side contiguous, the order in which one row reads them fastest."""
         if self.out_features > self.in_features:
             self.weight.data = self.weight.data.t().contiguous().t()
+        self.blocks = self._blocks() if self.in_parts else None
+
+    def _blocks(self) -> torch.Tensor:
+        """The weights with a part of the inputs each, whose answers are summed, or a part of the outputs."""
+        weight = self.weight.detach()
+        if weight.stride(0) == 1:  # as `lay_out` left it
+            return weight.t().view(self.parts, -1, self.out_features)
+        return weight.view(self.parts, -1, self.in_features).mT
 
 
 class Embedding(nn.Embedding):
