@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from minigpt import GPT
-from minigpt.models.layers import Embedding, dropped
+from minigpt.models.layers import Embedding, dropped, gelu
 
 PARTITIONED = "aot_eager_decomp_partition"  # the compiler's ways with random numbers, without its C++
 
@@ -72,3 +72,11 @@ def test_an_embedding_compiled_on_two_threads_has_one_gradient():
     assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
     (eager,) = torch.autograd.grad((F.embedding(idx, table.weight) * weights).sum(), table.weight)
     assert torch.allclose(eager, gradients[0], atol=1e-4)
+
+
+def test_gelu_in_compiled_code_is_the_same_function():
+    x = torch.linspace(-12, 12, 4001, requires_grad=True)
+    y, expected = torch.compile(lambda x: gelu(x), backend=PARTITIONED)(x), F.gelu(x, approximate="tanh")
+    assert torch.allclose(y, expected, atol=1e-6)
+    (gradient,), (right,) = torch.autograd.grad(y.sum(), x), torch.autograd.grad(expected.sum(), x)
+    assert torch.allclose(gradient, right, atol=1e-5)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from minigpt.errors import MiniGPTError, did_you_mean
-from minigpt.models.layers import Embedding, Linear, dropped
+from minigpt.models.layers import Embedding, Linear, dropped, gelu
 
 # Three named settings of the switches. A switch that is given explicitly wins over its preset.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -361,7 +361,7 @@ class MLP(nn.Module):
         elif self.kind == "relu2":
             x = F.relu(self.up(x)).square()
         else:
-            x = F.gelu(self.up(x), approximate="tanh")  # GPT-2's
+            x = gelu(self.up(x))
         x = self.down(x)
         return dropped(x, self.dropout) if self.training else x
 
