@@ -146,6 +146,27 @@ def test_a_layer_laid_out_answers_with_the_weights_it_has_now(shape):
     torch.testing.assert_close(layer.double()(x.double()).float(), other(x))
 
 
+def test_what_a_hook_or_a_model_keeps_of_a_step_can_be_trained_on():
+    model, kept = lively(), []
+    handle = model.blocks[0].mlp.register_forward_hook(lambda module, args, out: kept.append(out))
+    list(generate_ids(model, [[1, 2]], 3))
+    probe = torch.nn.Linear(kept[-1].shape[-1], 2)
+    probe(kept[-1]).sum().backward()
+    handle.remove()
+
+    class Lazy(GPT):
+        scale = None
+
+        def forward(self, idx, cache=None):
+            self.scale = torch.full((1,), 0.5) if self.scale is None else self.scale
+            return super().forward(idx, cache) * self.scale
+
+    lazy = Lazy(**model.config)
+    list(generate_ids(lazy, [[1, 2]], 3))
+    lazy(torch.tensor([[1, 2]])).sum().backward()
+    assert lazy.embed.weight.grad is not None
+
+
 def test_ids_that_were_drawn_can_be_trained_on():
     model = lively()
     for drawn in generate_ids(model, [[1, 2], [3]], 3):

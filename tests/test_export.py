@@ -149,6 +149,8 @@ def test_onnxruntime_gives_the_logits_of_every_model(settings):
     files = FORMATS["onnx"]({}, lm)
     assert sorted(files) == ["model.onnx", "tokenizer.json"]
     assert str(ROOT).encode() not in files["model.onnx"]
+    gelu = lm.model.settings["mlp"] == "gelu" if settings else False
+    assert (b"Gelu" in files["model.onnx"]) == gelu  # the operation that runtimes have a kernel for
     theirs = session(files["model.onnx"])
     assert [(x.name, x.type, x.shape) for x in theirs.get_inputs()] == [("ids", "tensor(int64)", ["batch", "length"])]
     assert theirs.get_modelmeta().custom_metadata_map["block_size"] == str(lm.model.block_size)

@@ -1,11 +1,14 @@
 """Layers that stand in for PyTorch's do what those do."""
 
+import copy
+
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from minigpt import GPT
-from minigpt.models.layers import Embedding, dropped, gelu
+from minigpt.models.layers import Embedding, Linear, dropped, gelu
 
 PARTITIONED = "aot_eager_decomp_partition"  # the compiler's ways with random numbers, without its C++
 
@@ -74,9 +77,35 @@ def test_an_embedding_compiled_on_two_threads_has_one_gradient():
     assert torch.allclose(eager, gradients[0], atol=1e-4)
 
 
-def test_gelu_in_compiled_code_is_the_same_function():
+def test_gelu_in_code_compiled_for_training_is_the_same_function_without_a_tanh():
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph.code)
+        return graph
+
     x = torch.linspace(-12, 12, 4001, requires_grad=True)
-    y, expected = torch.compile(lambda x: gelu(x), backend=PARTITIONED)(x), F.gelu(x, approximate="tanh")
+    compiled = torch.compile(lambda x: gelu(x), backend=backend)
+    y, expected = compiled(x), F.gelu(x, approximate="tanh")
     assert torch.allclose(y, expected, atol=1e-6)
     (gradient,), (right,) = torch.autograd.grad(y.sum(), x), torch.autograd.grad(expected.sum(), x)
     assert torch.allclose(gradient, right, atol=1e-5)
+    with torch.no_grad():
+        compiled(x)
+    assert ["sigmoid" in code for code in graphs] == [True, False]
+    assert ["gelu" in code for code in graphs] == [False, True]
+
+
+@pytest.mark.parametrize("shape", [(384, 512), (512, 384)])
+def test_a_layer_laid_out_can_be_parametrized_cast_and_copied(shape):
+    torch.manual_seed(6)
+    layer = Linear(*shape, bias=False)
+    layer.lay_out()
+    x = torch.randn(1, 1, shape[0])
+    copied = copy.deepcopy(layer)
+    with torch.no_grad():
+        parametrize.register_parametrization(layer, "weight", torch.nn.Hardtanh(-0.01, 0.01))
+        torch.testing.assert_close(layer(x), F.linear(x, layer.weight))
+        copied(x)
+    assert copied.blocks.data_ptr() == copied.weight.data_ptr()  # and not held twice
+    assert copied.double().blocks.dtype == torch.float64

@@ -119,8 +119,7 @@ def draw(
     Raises:
         MiniGPTError: The probabilities are no numbers: the model's training diverged.
     """
-    if probabilities.isnan().any():
-        raise MiniGPTError("The model's predictions are no numbers: its training diverged. Train it again.")
+    check_numbers(probabilities)
     # `torch.multinomial`, draw for draw, without its other checks, which take longer than the draw: the first of a race
     # of exponential times, each divided by its rate.
     race = torch.empty_like(probabilities)
@@ -130,3 +129,13 @@ def draw(
         for row, own in zip(race.unbind(), generator, strict=True):
             row.exponential_(generator=own)
     return (probabilities / race).argmax(dim=-1, keepdim=True)
+
+
+def check_numbers(probabilities: torch.Tensor) -> None:
+    """Refuse probabilities that are no numbers.
+
+    Raises:
+        MiniGPTError: Some are not: the model's training diverged.
+    """
+    if probabilities.isnan().any():
+        raise MiniGPTError("The model's predictions are no numbers: its training diverged. Train it again.")

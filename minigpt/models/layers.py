@@ -1,6 +1,7 @@
 """What PyTorch has as well, where a CPU can be faster, or compiled code exact."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,9 +30,11 @@ class Linear(nn.Linear):
         one_row = self.in_parts and x.shape == self.one_row and x.is_cpu
         if not one_row or torch.is_grad_enabled():
             return F.linear(x, self.weight, self.bias)
-        blocks = self.blocks
-        if blocks is None or blocks.data_ptr() != self._parameters["weight"].data_ptr():  # a copy has its own
+        blocks, weight = self.blocks, self._parameters.get("weight")  # None where parametrized
+        if blocks is None:
             blocks = self._blocks()
+        elif weight is None or blocks.data_ptr() != weight.data_ptr():  # those of a copy are others
+            blocks = self.blocks = self._blocks()
         if blocks.size(1) < self.in_features:
             y = torch.bmm(x.view(self.parts, 1, -1), blocks).sum(0, keepdim=True)
         else:
@@ -43,6 +46,11 @@ class Linear(nn.Linear):
         if self.out_features > self.in_features:
             self.weight.data = self.weight.data.t().contiguous().t()
         self.blocks = self._blocks() if self.in_parts else None
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "Linear":
+        super()._apply(fn, recurse)
+        self.blocks = None if self.blocks is None else self._blocks()  # those of before would stay in memory
+        return self
 
     def _blocks(self) -> torch.Tensor:
         """The weights with a part of the inputs each, whose answers are summed, or a part of the outputs."""
@@ -93,9 +101,9 @@ def gelu(x: torch.Tensor) -> torch.Tensor:
     """GPT-2's GELU, `x / 2 (1 + tanh(u))` with `u = sqrt(2 / pi) (x + 0.044715 x ** 3)`, for numbers of any shape.
 
     Where torch.compile makes code for training, it is `x sigmoid(2 u)`, the same function: an exponential costs a CPU
-    less than a tanh does.
+    less than a tanh does. An exported model keeps the operation that runtimes know.
     """
-    if torch.compiler.is_compiling() and torch.is_grad_enabled():
+    if torch.compiler.is_compiling() and torch.is_grad_enabled() and not torch.compiler.is_exporting():
         u = math.sqrt(2 / math.pi) * (1 + 0.044715 * x * x) * x
         return x * torch.sigmoid(2 * u)
     return F.gelu(x, approximate="tanh")
