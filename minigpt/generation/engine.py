@@ -102,7 +102,7 @@ def _walk(
 ) -> Iterator[torch.Tensor]:
     """Draw from the rows of a table."""
     if len(prompts) == 1:
-        # What `draw` does, with its check made once, which costs as much as the rest.
+        # What `draw` does, with its check made once, which would take half as long again.
         generator = generators[0] if generators else None
         after, last, race = table.unbind(), prompts[0][-1], torch.empty_like(table[0])
         check_numbers(table)
