@@ -115,17 +115,18 @@ def test_predictions_that_are_no_numbers_are_named():
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("laid_out", [True, False])
 @torch.no_grad()
-def test_a_linear_layer_gives_one_row_what_it_gives_many(shape, bias, laid_out):
+def test_a_linear_layer_gives_few_rows_what_it_gives_many(shape, bias, laid_out):
     torch.manual_seed(6)
     layer = Linear(*shape, bias=bias)
-    x = torch.randn(1, 3, shape[0])
+    x = torch.randn(2, 20, shape[0])
     expected = torch.nn.functional.linear(x, layer.weight, layer.bias)
     state = {name: value.clone() for name, value in layer.state_dict().items()}
     if laid_out:
         layer.lay_out()
-    assert layer.in_parts
-    torch.testing.assert_close(layer(x), expected)
-    torch.testing.assert_close(layer(x[:, 1:2]), expected[:, 1:2])
+    for some in (slice(None), slice(1), slice(4, 12)):  # 40, 2 and 16 rows
+        torch.testing.assert_close(layer(x[:, some]), expected[:, some])
+    assert (layer.kept is not None) == laid_out
+    torch.testing.assert_close(layer(x[:1, :1]), expected[:1, :1])
     assert all(torch.equal(value, state[name]) for name, value in layer.state_dict().items())
 
 
@@ -144,6 +145,7 @@ def test_a_layer_laid_out_answers_with_the_weights_it_has_now(shape):
     layer.load_state_dict(other.state_dict())
     torch.testing.assert_close(layer(x), other(x))
     torch.testing.assert_close(layer.double()(x.double()).float(), other(x))
+    assert layer.kept is None  # a cast weight is not kept in its old form
 
 
 def test_what_a_hook_or_a_model_keeps_of_a_step_can_be_trained_on():

@@ -155,7 +155,7 @@ class GPT(nn.Module):
         self.dropout = dropout
         self.blocks = nn.ModuleList(Block(n, n_embd, n_head, n_kv_head, dropout, settings) for n in range(n_layer))
         self.norm = make_norm(n_embd, settings)
-        self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
+        self.lm_head = Linear(n_embd, vocab_size, bias=False)
         self._initialise()
         if settings["tie_weights"]:
             self.lm_head.weight = self.embed.weight

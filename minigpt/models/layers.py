@@ -1,7 +1,6 @@
 """What PyTorch has as well, where a CPU can be faster, or compiled code exact."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,54 +9,55 @@ from torch.nn import functional as F
 
 
 class Linear(nn.Linear):
-    """A linear layer that answers a single row, the case of generation, on all CPU cores.
+    """A linear layer that answers a few rows, the case of generation, as fast as memory gives its weights.
 
-    A product with one row is bound by how fast the weights are read, and BLAS reads them with one core. As a batch of
-    products, each with a part of the weights, it reads with all.
+    For one row BLAS reads them with one core. As a batch of products, each with the weights of 16 outputs lying
+    together (the panels of Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008), all cores
+    read, each from one end to the other.
     """
 
-    parts = 4
-    blocks = None  # the weights in parts, where `lay_out` was called
-
-    def __init__(self, in_features: int, out_features: int, bias: bool):
-        super().__init__(in_features, out_features, bias)
-        large = in_features * out_features > 100_000  # smaller ones lie in a core's own cache
-        self.in_parts = large and in_features % self.parts == 0 and out_features % self.parts == 0
-        self.one_row = (1, 1, in_features)
+    few = 16  # rows; with many more, the products take longer than the weights
+    width = 16  # outputs in a panel, as many as AVX-512 computes at once
+    laid_out = False
+    kept: tuple[torch.Tensor, torch.Tensor, int] | None = None  # panels, the weights that they are of, their version
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(B, T, in_features)` activations to `(B, T, out_features)`."""
-        one_row = self.in_parts and x.shape == self.one_row and x.is_cpu
-        if not one_row or torch.is_grad_enabled():
+        in_panels = self.laid_out and not torch.is_grad_enabled() and x.numel() <= self.few * self.in_features
+        panels = self._panels() if in_panels else None
+        if panels is None:
             return F.linear(x, self.weight, self.bias)
-        blocks, weight = self.blocks, self._parameters.get("weight")  # None where parametrized
-        if blocks is None:
-            blocks = self._blocks()
-        elif weight is None or blocks.data_ptr() != weight.data_ptr():  # those of a copy are others
-            blocks = self.blocks = self._blocks()
-        if blocks.size(1) < self.in_features:
-            y = torch.bmm(x.view(self.parts, 1, -1), blocks).sum(0, keepdim=True)
-        else:
-            y = torch.bmm(x.expand(self.parts, -1, -1), blocks).view(1, 1, -1)
-        return y if self.bias is None else y + self.bias
+        B, T, _ = x.shape
+        x = x.reshape(1, B * T, -1).expand(len(panels), -1, -1)
+        bias = self.bias if self.bias is None else self.bias.view(-1, 1, self.width)
+        y = torch.bmm(x, panels) if bias is None else torch.baddbmm(bias, x, panels)
+        return y.transpose(0, 1).reshape(B, T, -1)  # from (out_features / width, B * T, width)
 
     def lay_out(self) -> None:
-        """Store the weights with the longer side contiguous, the order in which one row reads them fastest."""
-        if self.out_features > self.in_features:
-            self.weight.data = self.weight.data.t().contiguous().t()
-        self.blocks = self._blocks() if self.in_parts else None
+        """From the first few rows on, keep the weights in panels too: a second copy, for models that generate.
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "Linear":
-        super()._apply(fn, recurse)
-        self.blocks = None if self.blocks is None else self._blocks()  # those of before would stay in memory
-        return self
+        Weights that change are laid out again. A change through `weight.data` is not seen, for PyTorch does not count
+        it.
+        """
+        large = self.in_features * self.out_features > 100_000  # smaller ones lie in a core's own cache
+        self.laid_out = large and self.out_features % self.width == 0
 
-    def _blocks(self) -> torch.Tensor:
-        """The weights with a part of the inputs each, whose answers are summed, or a part of the outputs."""
-        weight = self.weight.detach()
-        if weight.stride(0) == 1:  # as `lay_out` left it
-            return weight.t().view(self.parts, -1, self.out_features)
-        return weight.view(self.parts, -1, self.in_features).mT
+    def _panels(self) -> torch.Tensor | None:
+        """The weights as `(out_features / width, in_features, width)`; None where they are not PyTorch's plain ones."""
+        weight = self._parameters.get("weight")  # None where parametrized
+        if self.kept is not None and weight is not None:
+            panels, source, version = self.kept
+            if source.data_ptr() == weight.data_ptr() and version == weight._version:
+                return panels
+        self.kept = None
+        if weight is None or weight.is_inference() or weight.dtype != torch.float32 or not weight.is_cpu:
+            return None
+        panels = weight.detach().view(-1, self.width, self.in_features).mT.contiguous()
+        self.kept = panels, weight.detach(), weight._version  # as long as it is kept, no other can lie where it does
+        return panels
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"kept": None}  # a copy has weights of its own
 
 
 class Embedding(nn.Embedding):
