@@ -24,14 +24,14 @@ class Linear(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(B, T, in_features)` activations to `(B, T, out_features)`."""
         in_panels = self.laid_out and not torch.is_grad_enabled() and x.numel() <= self.few * self.in_features
-        panels = self._panels() if in_panels else None
+        panels, bias = self._panels() if in_panels else None, self.bias
         if panels is None:
-            return F.linear(x, self.weight, self.bias)
+            return F.linear(x, self.weight, bias)
         B, T, _ = x.shape
-        x = x.reshape(1, B * T, -1).expand(len(panels), -1, -1)
-        bias = self.bias if self.bias is None else self.bias.view(-1, 1, self.width)
-        y = torch.bmm(x, panels) if bias is None else torch.baddbmm(bias, x, panels)
-        return y.transpose(0, 1).reshape(B, T, -1)  # from (out_features / width, B * T, width)
+        x = (x if B == 1 else x.reshape(1, B * T, -1)).expand(len(panels), -1, -1)
+        y = torch.bmm(x, panels) if bias is None else torch.baddbmm(bias.view(-1, 1, self.width), x, panels)
+        # (out_features / width, B * T, width), which for one row is in order
+        return (y if B * T == 1 else y.transpose(0, 1)).reshape(B, T, -1)
 
     def lay_out(self) -> None:
         """From the first few rows on, keep the weights in panels too: a second copy, for models that generate.
