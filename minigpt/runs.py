@@ -19,7 +19,7 @@ from minigpt.data.tokens import Tokens, tokenize
 from minigpt.errors import MiniGPTError
 from minigpt.generation.text import LanguageModel
 from minigpt.models import build_model
-from minigpt.models.layers import Linear
+from minigpt.models.layers import lay_out
 
 ROOT = "lightning_logs"
 SHARDS = ".metadata"  # in a folder with a checkpoint in shards
@@ -161,9 +161,7 @@ def language_model(checkpoint: dict, device: str | torch.device = "cpu", precisi
     except Exception as error:  # what was altered can be wrong in any way
         raise MiniGPTError("The checkpoint is damaged: what it says does not fit together. Name another.") from error
     model.to(device, PRECISIONS[precision]).eval()
-    for layer in model.modules():
-        if isinstance(layer, Linear):
-            layer.lay_out()
+    lay_out(model)
     return LanguageModel(model, tokenizer)
 
 

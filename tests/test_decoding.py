@@ -11,7 +11,7 @@ from minigpt.generation import decoding
 from minigpt.generation.decoding import compile_decoding
 from minigpt.generation.engine import generate_ids
 from minigpt.models.gpt import KVCache
-from minigpt.models.layers import Linear
+from minigpt.models.layers import lay_out
 
 BLOCK = 37  # no whole number of vectors
 MODELS = {
@@ -51,9 +51,7 @@ def test_the_compiled_step_gives_the_plain_logits_at_every_position(settings, n_
     idx = torch.randint(30, (model.block_size, n_rows), generator=torch.Generator().manual_seed(2)).T  # not contiguous
     whole = model(idx)
     if laid_out:
-        for layer in model.modules():
-            if isinstance(layer, Linear):
-                layer.lay_out()
+        lay_out(model)
     compile_decoding(model)
     cache = KVCache(model, n_rows)
     pieces = [model(idx[:, :3], cache)] + [model(idx[:, t : t + 1], cache) for t in range(3, model.block_size)]

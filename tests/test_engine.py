@@ -7,7 +7,8 @@ import torch
 from minigpt import GPT, MiniGPTError, TinyGPT
 from minigpt.generation.engine import generate_ids
 from minigpt.generation.sampling import filter_logits, sample
-from minigpt.models.gpt import PRESETS, KVCache, Linear
+from minigpt.models.gpt import PRESETS, KVCache
+from minigpt.models.layers import Linear, lay_out
 
 SHAPES = {"plain": {}, "grouped": {"n_kv_head": 2}}
 
@@ -122,7 +123,7 @@ def test_a_linear_layer_gives_few_rows_what_it_gives_many(shape, bias, laid_out)
     expected = torch.nn.functional.linear(x, layer.weight, layer.bias)
     state = {name: value.clone() for name, value in layer.state_dict().items()}
     if laid_out:
-        layer.lay_out()
+        lay_out(layer)
     for some in (slice(None), slice(1), slice(4, 12)):  # 40, 2 and 16 rows
         torch.testing.assert_close(layer(x[:, some]), expected[:, some])
     assert (layer.kept is not None) == laid_out
@@ -135,7 +136,7 @@ def test_a_linear_layer_gives_few_rows_what_it_gives_many(shape, bias, laid_out)
 def test_a_layer_laid_out_answers_with_the_weights_it_has_now(shape):
     torch.manual_seed(6)
     layer, other = Linear(*shape, bias=False), Linear(*shape, bias=False)
-    layer.lay_out()
+    lay_out(layer)
     x = torch.randn(1, 1, shape[0])
     copied, assigned = copy.deepcopy(layer), copy.deepcopy(layer)
     copied.weight.mul_(2)

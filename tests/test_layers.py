@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from minigpt import GPT
-from minigpt.models.layers import Embedding, Linear, dropped, gelu
+from minigpt.models.layers import Embedding, Linear, dropped, gelu, lay_out
 
 PARTITIONED = "aot_eager_decomp_partition"  # the compiler's ways with random numbers, without its C++
 
@@ -101,7 +101,7 @@ def test_gelu_in_code_compiled_for_training_is_the_same_function_without_a_tanh(
 def test_a_layer_laid_out_can_be_parametrized_cast_and_copied(shape):
     torch.manual_seed(6)
     layer = Linear(*shape, bias=False)
-    layer.lay_out()
+    lay_out(layer)
     x = torch.randn(1, 1, shape[0])
     with torch.no_grad():
         expected = layer(x)
@@ -109,6 +109,9 @@ def test_a_layer_laid_out_can_be_parametrized_cast_and_copied(shape):
     assert copied.kept is None
     assert size < 1.5 * layer.weight.nbytes  # a copy does not carry the weights twice
     with torch.no_grad():
+        stacked = torch.stack([layer.weight, 2 * layer.weight])
+        both = torch.vmap(lambda weight: torch.func.functional_call(layer, {"weight": weight}, x))(stacked)
+        torch.testing.assert_close(both, torch.stack([expected, 2 * expected]))
         parametrize.register_parametrization(layer, "weight", torch.nn.Hardtanh(-0.01, 0.01))
         torch.testing.assert_close(layer(x), F.linear(x, layer.weight))
         torch.testing.assert_close(copied(x), expected)

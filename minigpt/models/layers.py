@@ -18,13 +18,14 @@ class Linear(nn.Linear):
 
     few = 16  # rows; with many more, the products take longer than the weights
     width = 16  # outputs in a panel, as many as AVX-512 computes at once
-    laid_out = False
+    laid_out = False  # see `lay_out`
     kept: tuple[torch.Tensor, torch.Tensor, int] | None = None  # panels, the weights that they are of, their version
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(B, T, in_features)` activations to `(B, T, out_features)`."""
-        in_panels = self.laid_out and not torch.is_grad_enabled() and x.numel() <= self.few * self.in_features
-        panels, bias = self._panels() if in_panels else None, self.bias
+        generating = self.laid_out and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+        few = generating and x.numel() <= self.few * self.in_features
+        panels, bias = self._panels() if few else None, self.bias
         if panels is None:
             return F.linear(x, self.weight, bias)
         B, T, _ = x.shape
@@ -33,24 +34,16 @@ class Linear(nn.Linear):
         # (out_features / width, B * T, width), which for one row is in order
         return (y if B * T == 1 else y.transpose(0, 1)).reshape(B, T, -1)
 
-    def lay_out(self) -> None:
-        """From the first few rows on, keep the weights in panels too: a second copy, for models that generate.
-
-        Weights that change are laid out again. A change through `weight.data` is not seen, for PyTorch does not count
-        it.
-        """
-        large = self.in_features * self.out_features > 100_000  # smaller ones lie in a core's own cache
-        self.laid_out = large and self.out_features % self.width == 0
-
     def _panels(self) -> torch.Tensor | None:
         """The weights as `(out_features / width, in_features, width)`; None where they are not PyTorch's plain ones."""
-        weight = self._parameters.get("weight")  # None where parametrized
-        if self.kept is not None and weight is not None:
-            panels, source, version = self.kept
+        kept, weight = self.kept, self._parameters.get("weight")
+        plain = type(weight) is nn.Parameter  # not where parametrized, in shards, or inside a transform of torch.func
+        if plain and kept is not None:
+            panels, source, version = kept
             if source.data_ptr() == weight.data_ptr() and version == weight._version:
                 return panels
-        self.kept = None
-        if weight is None or weight.is_inference() or weight.dtype != torch.float32 or not weight.is_cpu:
+        if not plain or weight.is_inference() or weight.dtype != torch.float32 or not weight.is_cpu:
+            self.kept = None
             return None
         panels = weight.detach().view(-1, self.width, self.in_features).mT.contiguous()
         self.kept = panels, weight.detach(), weight._version  # as long as it is kept, no other can lie where it does
@@ -58,6 +51,18 @@ class Linear(nn.Linear):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"kept": None}  # a copy has weights of its own
+
+
+def lay_out(model: nn.Module) -> None:
+    """Have the linear layers of a model that generates keep their weights in panels too, from the first few rows on.
+
+    That is a second copy. Weights that change are laid out again; a change through `weight.data` is not seen, for
+    PyTorch does not count it.
+    """
+    for layer in model.modules():
+        if isinstance(layer, Linear):
+            large = layer.in_features * layer.out_features > 100_000  # smaller ones lie in a core's own cache
+            layer.laid_out = large and layer.out_features % layer.width == 0
 
 
 class Embedding(nn.Embedding):
