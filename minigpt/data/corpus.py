@@ -79,7 +79,7 @@ class Corpus:
         self.nfc = nfc
         self.cache_dir = cache_dir
         self._found: dict[str, str] = {}
-        if self.path == "-" or Path(os.path.expanduser(self.path)).is_fifo():
+        if is_pipe(self.path):
             self.path = str(_keep_a_copy(self.path, cache_folder(cache_dir)))
         self.files = locate(self.path)
 
@@ -95,8 +95,8 @@ class Corpus:
         Raises:
             MiniGPTError: A file is unreadable, or is no text, or there is nothing but white space.
         """
-        empty = True
-        for n, piece in enumerate(reading.cut(self._texts())):
+        empty, texts = True, reading.join(reading.read(file, self.encoding, self._found) for file in self.files)
+        for n, piece in enumerate(reading.cut(texts)):
             piece = clean(piece, self.lower, nfc=self.nfc)
             if self.strip:  # all but the last end in a character that is not white space
                 piece = piece.rstrip() if n else piece.strip()
@@ -106,9 +106,6 @@ class Corpus:
         if empty:
             raise MiniGPTError(f"The corpus '{self.path}' is empty. Give --data.path {WHAT}.")
 
-    def _texts(self) -> Iterator[str]:
-        return reading.join(reading.read(file, self.encoding, self._found) for file in self.files)
-
     def sha256_of_files(self) -> str:
         """A hash of the raw bytes of all files, of where one ends and the next begins, and of how they are packed."""
         whole = sha256()
@@ -117,6 +114,11 @@ class Corpus:
             with reading.readable(str(file)), file.open("rb") as stream:
                 whole.update(file_digest(stream, "sha256").digest())
         return whole.hexdigest()
+
+
+def is_pipe(path: str) -> bool:
+    """Whether a path is of what can be read but once: standard input or a pipe."""
+    return path == "-" or Path(os.path.expanduser(path)).is_fifo()
 
 
 def cache_folder(cache_dir: str | None = None) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from minigpt.data.corpus import is_pipe
 from minigpt.errors import MiniGPTError, did_you_mean
 from minigpt.training import trust
 from minigpt.training.cli import MiniGPTCLI
@@ -22,8 +23,10 @@ class Rehearsal(MiniGPTCLI):
 
     def before_instantiate_classes(self) -> None:
         """Refuse a text that can be read but once."""
-        if self.config.data.path == "-":
-            raise MiniGPTError("Each trial reads the text, and standard input can be read once. Put it into a file.")
+        if is_pipe(self.config.data.path):
+            raise MiniGPTError(
+                "Each trial reads the text, and standard input or a pipe can be read once. Put it into a file."
+            )
 
     def after_instantiate_classes(self) -> None:
         """Check what a run checks after that, in place of making its folder."""
