@@ -10,8 +10,8 @@ import random
 import socket
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Iterator
+from functools import lru_cache
 from html import escape
 from pathlib import Path
 
@@ -80,7 +80,7 @@ class Shelf:
     def __init__(self, ckpt_path: str = "last", device: str = "cpu"):
         self.device = device
         self.named = None if ckpt_path == "last" else str(runs.find_checkpoint(ckpt_path))
-        self._models: OrderedDict[tuple[str, int], LanguageModel] = OrderedDict()
+        self._model = lru_cache(LOADED)(self._read)
         self._lock = threading.Lock()
 
     def files(self) -> list[str]:
@@ -117,17 +117,14 @@ class Shelf:
         file = self.resolve(chosen)
         with self._lock:  # of several people who ask for one model the first loads it
             try:
-                key = file, os.stat(file).st_mtime_ns
-                if key not in self._models:
-                    self._models[key] = runs.language_model(runs.read_checkpoint(Path(file)), self.device)
+                return self._model(file, os.stat(file).st_mtime_ns)
             except OSError as error:
                 raise Problem("gone", file) from error
             except MiniGPTError as error:
                 raise Problem("broken", file) from error
-            self._models.move_to_end(key)
-            while len(self._models) > LOADED:
-                self._models.popitem(last=False)
-            return self._models[key]
+
+    def _read(self, file: str, written: int) -> LanguageModel:
+        return runs.language_model(runs.read_checkpoint(Path(file)), self.device)
 
 
 class Problem(Exception):
@@ -178,8 +175,8 @@ def write(
         if dropped:
             notice = _say(request, "dropped", " ".join(f"`{char}`" for char in dropped)) + f" · {notice}"
         steps = lm.stream_batch(
-            [cleaned] * int(num_samples), int(max_new_tokens), **_controls(temperature, top_k, top_p, min_p),
-            seed=seed, stop=stop or None,
+            [prompt or ""] * int(num_samples), int(max_new_tokens), **_controls(temperature, top_k, top_p, min_p),
+            seed=seed, stop=stop or None, unknown="skip",
         )  # fmt: skip
         texts, shown = [[cleaned] for _ in range(int(num_samples))], time.monotonic()
         for pieces in steps:

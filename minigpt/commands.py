@@ -11,9 +11,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
-from minigpt.errors import MiniGPTError, did_you_mean, note
+from minigpt.errors import MiniGPTError, did_you_mean, needs, note
 
 PROMPT = "un matin,"
 CONTROLS = {"temperature": 0.8, "top_k": 30, "top_p": 0.9}  # the article's example
@@ -125,13 +126,14 @@ def generate(args: list[str]) -> int:
     file = runs.find_checkpoint(asked.ckpt_path)
     lm = runs.language_model(runs.read_checkpoint(file), _device(asked.device), asked.precision)
     prompt = (sys.stdin.read() if sys.stdin else "") if asked.prompt == "-" else asked.prompt
-    prompt = lm.prepare(prompt, asked.unknown)
+    shown = lm.prepare(prompt, asked.unknown)
     if asked.num_samples < 1:
         raise MiniGPTError(f"num_samples is {asked.num_samples}. Give a whole number of 1 or more.")
-    controls = {name: getattr(asked, name) for name in ("temperature", "top_k", "top_p", "min_p", "seed", "stop")}
-    rows = min(asked.num_samples, LARGEST_BATCH)
+    controls = {
+        name: getattr(asked, name) for name in ("temperature", "top_k", "top_p", "min_p", "seed", "stop", "unknown")
+    }
     lm.stream_batch([prompt], asked.max_new_tokens, **controls)  # a mistake is found before anything is written
-    if len(lm.tokenizer.encode(prompt)) > lm.model.block_size:
+    if len(lm.tokenizer.encode(shown)) > lm.model.block_size:
         note(f"The model sees the last {lm.model.block_size} tokens of a prompt this long.")
     if asked.compile:
         note("(compiling, for some seconds)")
@@ -142,17 +144,17 @@ def generate(args: list[str]) -> int:
         except MiniGPTError as error:
             print(error, file=sys.stderr)
     note(f"({file})")
-    for first in range(0, asked.num_samples, rows):
-        batch = [prompt] * min(rows, asked.num_samples - first)
+    for first in range(0, asked.num_samples, LARGEST_BATCH):
+        batch = [prompt] * min(LARGEST_BATCH, asked.num_samples - first)
         later = [[] for _ in batch[1:]]
-        print("---\n" * (first > 0) + prompt, end="", flush=True)
+        print("---\n" * (first > 0) + shown, end="", flush=True)
         for piece, *others in lm.stream_batch(batch, asked.max_new_tokens, first=first, **controls):
             print(piece, end="", flush=True)  # the first of a batch is written as it is drawn
             for text, other in zip(later, others, strict=True):
                 text.append(other)
         print()
         for text in later:
-            print("---\n" + prompt + "".join(text))
+            print("---\n" + shown + "".join(text))
     return 0
 
 
@@ -223,17 +225,14 @@ def evaluate(args: list[str]) -> int:
         }
     note(f"({file})")
     if asked.figures:
-        _draw(lm, val, metrics, asked.figures)
+        from minigpt.figures import figures
+
+        for name, image in figures(lm.model, lm.tokenizer, val, metrics.by_position.compute()).items():
+            file = asked.figures / f"{name}.png"
+            image.save(file)
+            note(str(file))
     print(json.dumps(scores, indent=2))
     return 0
-
-
-def _draw(lm, val, metrics, folder: Path) -> None:
-    from minigpt.figures import figures
-
-    for name, image in figures(lm.model, lm.tokenizer, val[:128].long(), metrics.by_position.compute()).items():
-        image.save(folder / f"{name}.png")
-        note(str(folder / f"{name}.png"))
 
 
 def export(args: list[str]) -> int:
@@ -268,12 +267,8 @@ def app(args: list[str]) -> int:
     name, _, password = (asked.auth or "").partition(":")
     if asked.auth is not None and not (name and password):
         raise MiniGPTError("--auth takes a name and a password with a colon between them, such as --auth anne:secret.")
-    try:
+    with needs("The page needs gradio", "app"):
         from minigpt.app import Shelf, serve
-    except ImportError as error:
-        raise MiniGPTError(
-            "The page needs gradio, which is not installed: pip install 'minigpt-lightning[app]'."
-        ) from error
 
     shelf = Shelf(asked.ckpt_path, _device(asked.device))
     page = serve(shelf, asked.host, asked.port, (name, password) if asked.auth else None)
@@ -311,10 +306,7 @@ def train(args: list[str]) -> int:
         if stop.code == 1:  # so Lightning leaves on a Ctrl-C that comes before our handler is there, or after
             raise KeyboardInterrupt from None
         if stop.code > 128:
-            note(
-                f"Stopped after step {cli.trainer.global_step}. "
-                f"Go on with: {_bin()}python scripts/train.py {_again(args, cli.run_dir, cli.datamodule.corpus.path)}"
-            )
+            note(f"Stopped after step {cli.trainer.global_step}. {_again(cli, args, cli.run_dir)}")
         gc.freeze()
         raise
     except RuntimeError as error:
@@ -323,10 +315,10 @@ def train(args: list[str]) -> int:
         run_dir = cli.run_dir if cli.trainer.is_global_zero else Path("last")  # the first process alone knows it
         raise MiniGPTError(
             "Another process of this training is gone, so it cannot go on. What it said last may tell why. "
-            f"Go on with: {_bin()}python scripts/train.py {_again(args, run_dir, cli.datamodule.corpus.path)}"
+            + _again(cli, args, run_dir)
         ) from error
     seconds, whole = time.monotonic() - started, cli.model.whole_model()
-    if not cli.trainer.is_global_zero:
+    if whole is None:
         return 0
     if "val/loss" in cli.trainer.callback_metrics:
         _summary(cli, whole, seconds)
@@ -380,12 +372,8 @@ def sweep(args: list[str]) -> int:
             parser.refuse(flag)
     if asked.trials < 1:
         raise MiniGPTError(f"trials is {asked.trials}. Give a whole number of 1 or more.")
-    try:
+    with needs("A sweep needs optuna with matplotlib", "sweep"):
         from minigpt.training.sweep import Sweep
-    except ImportError as error:
-        raise MiniGPTError(
-            "A sweep needs optuna and matplotlib, which are not installed: pip install 'minigpt-lightning[sweep]'."
-        ) from error
 
     study = Sweep(["--config", asked.config, *others], asked.space, asked.study, asked.storage, asked.seed)
     try:
@@ -423,13 +411,13 @@ def _ranking(rows: list[dict]) -> None:
     )
 
 
-def _again(args: list[str], run_dir: Path, corpus: str) -> str:
-    """The command line that goes on with a run: the one it was started with, and where it and a pipe's copy are."""
-    args = [corpus if arg == "-" else f"--data.path={corpus}" if arg == "--data.path=-" else arg for arg in args]
-    kept = [arg for arg in args if not arg.startswith("--ckpt_path")]
-    if "--ckpt_path" in args:
-        kept = args[: args.index("--ckpt_path")] + args[args.index("--ckpt_path") + 2 :]
-    return shlex.join([*kept, "--ckpt_path", _short(run_dir)])
+def _again(cli, args: list[str], run_dir: Path) -> str:
+    """How to go on with a run: by what it was started with, and where it and a pipe's copy are."""
+    pairs = pairwise(["", *args])
+    kept = [arg for before, arg in pairs if before != "--ckpt_path" and not arg.startswith("--ckpt_path")]
+    if cli.datamodule.corpus.path != cli.config.data.path:
+        kept += ["--data.path", cli.datamodule.corpus.path]
+    return f"Go on with: {_bin()}python scripts/train.py {shlex.join([*kept, '--ckpt_path', _short(run_dir)])}"
 
 
 def _bin() -> str:

@@ -6,7 +6,8 @@ An error's message is what the person reads: one or two plain sentences that nam
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -18,6 +19,19 @@ def note(text: str) -> None:
     """Tell the person something that is no mistake, on stderr; of several processes of a training the first does."""
     if all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
         print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def needs(who: str, extra: str) -> Iterator[None]:
+    """Say what to install where an import finds nothing.
+
+    Raises:
+        MiniGPTError: Something is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise MiniGPTError(f"{who}, which is not installed: pip install 'minigpt-lightning[{extra}]'.") from error
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

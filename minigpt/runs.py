@@ -16,7 +16,7 @@ import minigpt
 from minigpt.data import tokenizers
 from minigpt.data.corpus import NAMES, Corpus
 from minigpt.data.tokens import Tokens, tokenize
-from minigpt.errors import MiniGPTError
+from minigpt.errors import MiniGPTError, needs
 from minigpt.generation.text import LanguageModel
 from minigpt.models import build_model
 from minigpt.models.layers import lay_out
@@ -28,7 +28,6 @@ LARGEST_BLOCK = 1 << 20  # positions that a checkpoint is believed to have, wher
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16}
 # What was not yet written down while there were characters in UTF-8 alone.
 BEFORE_TOKENIZERS = {"encoding": None, "nfc": True, "max_vocab_size": None, "byte_fallback": False}
-NEEDS_EXPORT = "This needs libraries that are not installed: pip install 'minigpt-lightning[export]'."
 
 
 def newest_run(name: str = "*", root: str | Path = ROOT) -> Path | None:
@@ -129,10 +128,8 @@ def _read_own(file: Path) -> dict:
 
 
 def _read_export(file: Path) -> dict:
-    try:
+    with needs("An export needs safetensors", "export"):
         from safetensors.torch import load_file
-    except ImportError as error:
-        raise MiniGPTError(NEEDS_EXPORT) from error
     try:
         weights = load_file(file.with_name("model.safetensors"))
         return {

@@ -97,7 +97,7 @@ def test_few_models_are_kept(shelf, folder):
     assert shelf.load(shelf.files()[0]) is first
     for file in shelf.files():
         shelf.load(file)
-    assert len(shelf._models) == app.LOADED
+    assert shelf._model.cache_info().currsize == app.LOADED
     assert len(shelf.files()) == 14
 
 

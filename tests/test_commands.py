@@ -1,6 +1,8 @@
 import io
 import json
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -133,3 +135,11 @@ def test_ctrl_c_ends_the_line_and_exits_130(call, trained_run, monkeypatch):
     result = call("generate", "--ckpt_path", str(trained_run))
     assert result.status == 130
     assert result.out == "un matin,"
+
+
+def test_the_command_that_goes_on_names_the_copy_of_a_pipe():
+    corpus, data = SimpleNamespace(path="cache/kept.txt"), SimpleNamespace(path="/dev/fd/63")
+    cli = SimpleNamespace(datamodule=SimpleNamespace(corpus=corpus), config=SimpleNamespace(data=data))
+    given = ["--data.path", "/dev/fd/63", "--ckpt_path=a", "--ckpt_path", "b", "--model.n_embd", "8"]
+    again = commands._again(cli, given, Path("run"))
+    assert again.endswith("train.py --data.path /dev/fd/63 --model.n_embd 8 --data.path cache/kept.txt --ckpt_path run")

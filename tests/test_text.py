@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 import minigpt
-from minigpt import LanguageModel, MiniGPTError
+from minigpt import CharTokenizer, LanguageModel, MiniGPTError, TinyGPT
 from minigpt.data.tokenizers import Decoder
 from minigpt.generation.text import Until
 
@@ -99,6 +99,12 @@ def test_unknown_characters_are_refused_before_anything_is_drawn(distinct_model)
         lm.stream("a@b")
     assert lm.generate("a@b", 0, unknown="skip") == "ab"
     assert lm.generate("@", 5, seed=0, unknown="skip") == lm.generate("", 5, seed=0)
+
+
+def test_what_is_left_of_a_prompt_is_not_composed_anew():
+    lm = LanguageModel(TinyGPT(3, 4), CharTokenizer(["a", "e", "\u0301"]))  # which never saw the two composed
+    assert lm.generate("e@\u0301", 5, unknown="skip").startswith("e\u0301")
+    assert lm.generate_batch(["e@\u0301"], 0, unknown="skip") == ["e\u0301"]
 
 
 def test_a_window_is_cropped_to_the_block(distinct_model):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from minigpt.data.tokenizers import BPETokenizer, CharTokenizer, Tokenizer, byte_letters
-from minigpt.errors import MiniGPTError
+from minigpt.errors import MiniGPTError, needs
 from minigpt.export.hugging_face import llama
 from minigpt.generation.text import LanguageModel
 from minigpt.models.gpt import GPT, PRESETS
@@ -25,12 +25,8 @@ def files(checkpoint: dict[str, Any], lm: LanguageModel) -> dict[str, bytes]:
     model, whose logit is the mean of all others: it is never the likeliest.
     """
     _check(lm.model, lm.tokenizer)
-    try:
+    with needs("--format gguf needs gguf", "gguf"):
         import gguf
-    except ImportError as error:
-        raise MiniGPTError(
-            "--format gguf needs gguf, which is not installed: pip install 'minigpt-lightning[gguf]'."
-        ) from error
 
     config, weights = llama(lm.model)
     for name, end in (("model.embed_tokens", torch.zeros_like), ("lm_head", lambda row: row)):

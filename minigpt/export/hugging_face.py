@@ -133,8 +133,8 @@ def llama(model: GPT) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     }
     names = {"norm1": "input_layernorm", "attn.proj": "self_attn.o_proj", "norm2": "post_attention_layernorm",
              "mlp.gate": "mlp.gate_proj", "mlp.up": "mlp.up_proj", "mlp.down": "mlp.down_proj"}  # fmt: skip
-    head_size = model.n_embd // model.n_head
-    rows = [heads * head_size for heads in (model.n_head, model.n_kv_head, model.n_kv_head)]
+    attention = model.blocks[0].attn
+    rows = [heads * attention.head_size for heads in attention.heads]
     for layer in range(model.n_layer):
         for name, theirs in names.items():
             weights[f"model.layers.{layer}.{theirs}.weight"] = ours[f"blocks.{layer}.{name}.weight"]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from minigpt.data.tokenizers import WordTokenizer
-from minigpt.errors import MiniGPTError
+from minigpt.errors import needs
 from minigpt.export.hugging_face import tokenizer_json
 from minigpt.export.safetensors import as_json
 from minigpt.generation.text import LanguageModel
@@ -19,12 +19,8 @@ def files(checkpoint: dict[str, Any], lm: LanguageModel) -> dict[str, bytes]:
     `model.onnx` takes `ids`, (batch, length) int64 of up to block_size ids a row, and gives the `logits` of all, in
     float32. Beside it lies the tokenizer: for the `tokenizers` library, or what `to_dict` says of one of words.
     """
-    try:
+    with needs("--format onnx needs onnxscript", "onnx"):
         import onnxscript  # noqa: F401  (torch's exporter is built on it)
-    except ImportError as error:
-        raise MiniGPTError(
-            "--format onnx needs onnxscript, which is not installed: pip install 'minigpt-lightning[onnx]'."
-        ) from error
 
     model = lm.model
     size = {0: torch.export.Dim("batch")}

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from minigpt import runs
-from minigpt.errors import MiniGPTError
+from minigpt.errors import needs
 from minigpt.generation.text import LanguageModel
 
 
@@ -26,8 +26,6 @@ def as_safetensors(weights: dict[str, torch.Tensor]) -> bytes:
     Raises:
         MiniGPTError: The library is not installed.
     """
-    try:
+    with needs("An export needs safetensors", "export"):
         from safetensors.torch import save
-    except ImportError as error:
-        raise MiniGPTError(runs.NEEDS_EXPORT) from error
     return save({name: weight.clone().contiguous() for name, weight in weights.items()}, metadata={"format": "pt"})

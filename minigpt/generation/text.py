@@ -90,10 +90,11 @@ class LanguageModel:
         if stop == "":
             raise MiniGPTError("The stop string is empty. Give it some text, or leave it out.")
         stop = stop and self.tokenizer.clean(stop)
-        ids = [self.tokenizer.encode(self.prepare(prompt, unknown)) or [self._opening_id()] for prompt in prompts]
+        cleaned = map(self.tokenizer.clean, prompts)
+        ids = [self.tokenizer.encode(prompt, unknown) or [self._opening_id()] for prompt in cleaned]
         generators = seed if seed is None else [self._generator(seed, first + n) for n in range(len(prompts))]
         drawn = generate_ids(self.model, ids, max_new_tokens, *controls, generators)
-        return self._pieces(drawn, [Until(stop, self.tokenizer.decoder()) for _ in prompts])
+        return self._pieces(drawn, [Until(stop, Decoder(self.tokenizer.tokens)) for _ in prompts])
 
     def _pieces(self, drawn: Iterator[torch.Tensor], texts: list["Until"]) -> Iterator[list[str]]:
         for ids in drawn:
@@ -116,8 +117,8 @@ class LanguageModel:
         Raises:
             MiniGPTError: A control is outside its range, or the prompt holds unknown characters.
         """
-        prompt = self.prepare(prompt, unknown)
-        return prompt + "".join(self.stream(prompt, max_new_tokens, **controls))
+        new = self.stream(prompt, max_new_tokens, unknown=unknown, **controls)
+        return self.prepare(prompt, unknown) + "".join(new)
 
     def generate_batch(
         self, prompts: Sequence[str], max_new_tokens: int = 100, unknown: str = "error", **controls
@@ -127,9 +128,9 @@ class LanguageModel:
         Raises:
             MiniGPTError: A control is outside its range, or a prompt holds unknown characters.
         """
-        prompts = [self.prepare(prompt, unknown) for prompt in prompts]
-        steps = self.stream_batch(prompts, max_new_tokens, **controls)
-        return ["".join(pieces) for pieces in zip(prompts, *steps, strict=True)]
+        steps = self.stream_batch(prompts, max_new_tokens, unknown=unknown, **controls)
+        shown = (self.prepare(prompt, unknown) for prompt in prompts)
+        return ["".join(pieces) for pieces in zip(shown, *steps, strict=True)]
 
 
 class Until:
