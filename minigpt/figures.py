@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
+from minigpt.data.dataset import MappedIds
 from minigpt.data.tokenizers import Tokenizer
 from minigpt.introspection import attention, next_logits, transitions
 from minigpt.models.gpt import GPT
@@ -37,17 +38,17 @@ def name_of(token: str) -> str:
 
 
 def figures(
-    model: nn.Module, tokenizer: Tokenizer, ids: torch.Tensor, by_position: torch.Tensor
+    model: nn.Module, tokenizer: Tokenizer, ids: "torch.Tensor | MappedIds", by_position: torch.Tensor
 ) -> dict[str, Image.Image]:
     """The figures that suit a model, by name.
 
     Args:
         model: In eval mode.
         tokenizer: Its tokenizer.
-        ids: `(N,)` ids of a text that it was not trained on; a line of it is used.
+        ids: `(N,)` ids of a text that it was not trained on, in memory or in a file; a line of it is used.
         by_position: `(T,)` its mean loss at each position of a window.
     """
-    line = ids[:40]
+    line = ids[:40].long()
     drawn = {"next_token": draw_next_token(model, tokenizer, line), "loss_by_position": draw_loss(by_position)}
     if isinstance(model, TinyGPT):
         drawn["transitions"] = draw_transitions(model, tokenizer)
@@ -120,7 +121,8 @@ def draw_table(
     values: torch.Tensor, rows: Sequence[str], columns: Sequence[str], title: str, cells: Sequence[Sequence[str]] = ()
 ) -> Image.Image:
     """`(R, C)` values from 0 to 1 as coloured cells, with a name for each row and column and a text in each cell."""
-    template, left, top, width, height = _frame(tuple(rows), tuple(columns), title, _widest(cells))
+    widest = max((_width(text) for row in cells for text in row), default=0)
+    template, left, top, width, height = _frame(tuple(rows), tuple(columns), title, widest)
     canvas = template.copy()
     field = _colours(values).repeat(height, 0).repeat(width, 1)
     canvas[top : top + field.shape[0], left : left + field.shape[1]] = field
@@ -163,10 +165,6 @@ def _colours(values: torch.Tensor) -> np.ndarray:
     return (values.clamp(0, 1) * (INK - 1)).round().byte().numpy()
 
 
-def _widest(cells: Sequence[Sequence[str]]) -> int:
-    return max((_width(text) for row in cells for text in row), default=0)
-
-
 @lru_cache(maxsize=16)
 def _frame(rows: tuple[str, ...], columns: tuple[str, ...], title: str, widest: int) -> tuple[np.ndarray, int, ...]:
     """What stays the same from one step of a training to the next: the names. And where the cells come."""
@@ -197,17 +195,11 @@ def _width(text: str) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _letters(text: str) -> np.ndarray:
-    """The letters of a text, `(17, width)`: 255 where there is ink."""
+def _ink(text: str, light: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Where there is ink for the letters of a text, `(17, width)`, and its shades."""
     image = Image.new("L", (_width(text), 17))
     ImageDraw.Draw(image).text((0, 0), text, font=_font(), fill=255)
-    return np.array(image)
-
-
-@lru_cache(maxsize=4096)
-def _ink(text: str, light: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Where there is ink for a text, and its shades."""
-    letters = _letters(text)
+    letters = np.array(image)
     if light:
         return letters > 100, np.full_like(letters, PAPER)
     return letters > 40, (INK + (PAPER - INK) * (255.0 - letters) / 255).astype(np.uint8)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt import BPETokenizer, CharTokenizer, MiniGPTError, WordTokenizer
-from minigpt.data.tokenizers import difference, from_dict
+from minigpt.data.tokenizers import Decoder, difference, from_dict
 
 FRENCH = read("exemple")[:20_000]
 CHAR, FALLBACK = CharTokenizer.from_text(FRENCH), CharTokenizer.from_text(FRENCH, byte_fallback=True)
@@ -25,7 +25,7 @@ def test_any_text_survives_encode_and_decode(tokenizer, text):
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == tokenizer.decode(torch.tensor(ids, dtype=torch.long)) == text
     assert int(tokenizer.lengths[ids].sum()) == len(text)
-    decoder = tokenizer.decoder()
+    decoder = Decoder(tokenizer.tokens)
     pieces = [decoder.add(i) for i in ids] + [decoder.rest()]
     assert "".join(pieces) == text
     assert "\ufffd" in text or not any("\ufffd" in piece for piece in pieces)
@@ -123,7 +123,7 @@ def test_unknown_characters_are_named_or_skipped():
 
 
 def test_an_id_that_is_half_a_character_is_no_text_until_its_end():
-    decoder = BPE.decoder()
+    decoder = Decoder(BPE.tokens)
     assert [decoder.add(i) for i in "é".encode()] == ["", "é"]
     assert decoder.add(0xC3) + decoder.rest() == "\ufffd"
 

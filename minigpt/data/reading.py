@@ -120,14 +120,8 @@ def _unpack(file: Path) -> Iterator[tuple[str, BinaryIO]]:
                 for member in sorted(members, key=lambda member: member.filename):
                     with readable(f"{file}/{member.filename}"), archive.open(member) as stream:
                         yield f"{file}/{member.filename}", stream
-        elif suffix == ".gz":
-            with gzip.open(file) as stream:
-                yield str(file), stream
-        elif suffix == ".zst":
-            with zstd.open(file) as stream:
-                yield str(file), stream
         else:
-            with file.open("rb") as stream:
+            with {".gz": gzip.open, ".zst": zstd.open}.get(suffix, open)(file, "rb") as stream:
                 yield str(file), stream
 
 
@@ -222,7 +216,7 @@ def _by_look(head: bytes, name: str, found: dict[str, str]) -> str | None:
             return encoding
     if len(head) < 32:
         return None
-    zeros = [head[n::2].count(0) * 2 / max(1, len(head)) for n in (0, 1)]
+    zeros = [head[n::2].count(0) * 2 / len(head) for n in (0, 1)]
     if max(zeros) > 0.4 and min(zeros) < 0.02:
         return _tell(name, "utf-16-le" if zeros[1] > zeros[0] else "utf-16-be", found)
     return None

@@ -35,6 +35,7 @@ class Tokenizer(ABC):
     """
 
     kind: str
+    learned: str  # the attribute with what makes it this one of its kind
 
     def __init__(self, tokens: Sequence[bytes], lower: bool = False, nfc: bool = True):
         self.tokens = list(tokens)
@@ -95,13 +96,9 @@ class Tokenizer(ABC):
         ids = ids.tolist() if isinstance(ids, torch.Tensor) else ids
         return b"".join(map(self.tokens.__getitem__, ids)).decode("utf-8", "replace")
 
-    def decoder(self) -> "Decoder":
-        """A decoder that is given one id at a time."""
-        return Decoder(self.tokens)
-
-    @abstractmethod
     def to_dict(self) -> dict:
         """Everything needed to rebuild the tokenizer, in plain values."""
+        return {name: getattr(self, name) for name in ("kind", self.learned, "lower", "nfc")}
 
     @classmethod
     def from_dict(cls, state: dict) -> Self:
@@ -139,7 +136,7 @@ class CharTokenizer(Tokenizer):
         byte_fallback: Spell a character outside the vocabulary in bytes, which take 256 more ids.
     """
 
-    kind = "char"
+    kind, learned = "char", "characters"
 
     def __init__(self, characters: Sequence[str], lower: bool = False, nfc: bool = True, byte_fallback: bool = False):
         self.characters = list(characters)
@@ -193,10 +190,7 @@ class CharTokenizer(Tokenizer):
 
     def to_dict(self) -> dict:
         """Everything needed to rebuild the tokenizer, in plain values."""
-        return {
-            "kind": self.kind, "characters": "".join(self.characters), "lower": self.lower, "nfc": self.nfc,
-            "byte_fallback": self.byte_fallback,
-        }  # fmt: skip
+        return super().to_dict() | {"characters": "".join(self.characters), "byte_fallback": self.byte_fallback}
 
 
 class _Words(Tokenizer):
@@ -238,7 +232,7 @@ class WordTokenizer(_Words):
         nfc: Whether its Unicode was composed, and a prompt's must be too.
     """
 
-    kind = "word"
+    kind, learned = "word", "words"
     _PARTS = re.compile(r"\w+|[^\S\n]+|\n+|[^\w\s]")
 
     def __init__(self, words: Sequence[str], lower: bool = False, nfc: bool = True):
@@ -272,10 +266,6 @@ class WordTokenizer(_Words):
                         ids.extend([self._ids[character]] if character in self._ids else character.encode())
             yield ids
 
-    def to_dict(self) -> dict:
-        """Everything needed to rebuild the tokenizer, in plain values."""
-        return {"kind": self.kind, "words": self.words, "lower": self.lower, "nfc": self.nfc}
-
 
 class BPETokenizer(_Words):
     """Byte pairs, as GPT-2's: 256 bytes, and the pairs that were the most frequent when they were merged.
@@ -290,7 +280,7 @@ class BPETokenizer(_Words):
         nfc: Whether its Unicode was composed, and a prompt's must be too.
     """
 
-    kind = "bpe"
+    kind, learned = "bpe", "merges"
 
     def __init__(self, merges: Sequence[Sequence[int]], lower: bool = False, nfc: bool = True):
         tokens = list(BYTES)
@@ -342,10 +332,6 @@ class BPETokenizer(_Words):
 
     def _encode_units(self, units: list[str]) -> Iterable[Sequence[int]]:
         return [unit.ids for unit in self.backend.encode_batch_fast(units, add_special_tokens=False)]
-
-    def to_dict(self) -> dict:
-        """Everything needed to rebuild the tokenizer, in plain values."""
-        return {"kind": self.kind, "merges": self.merges, "lower": self.lower, "nfc": self.nfc}
 
 
 def _room(max_vocab_size: int | None, needed: int, what: str) -> int:

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from minigpt.errors import MiniGPTError
@@ -21,6 +22,11 @@ from minigpt.training.checkpointing import validation_due
 
 COMPARED = ("val/loss", "val/bits_per_char", "train/loss")  # the figures of a run in TensorBoard's table of runs
 PROJECTED = 10_000  # tokens that the projector is given
+
+
+def boards(trainer: Trainer) -> list[SummaryWriter]:
+    """TensorBoard's, among the loggers of a training."""
+    return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
 class Samples(Callback):
@@ -87,17 +93,15 @@ class Samples(Callback):
             return
         self._step = trainer.global_step
         began = time.monotonic()
-        model = pl_module.whole_model()
-        if not trainer.is_global_zero:
+        if (model := pl_module.whole_model()) is None:
             return
         lm = LanguageModel(model, trainer.datamodule.tokenizer)
         for tag, controls in self.controls.items():
             texts = [lm.generate(prompt, **self.draw, **controls) for prompt in self.prompts]
             # Indented, so that Markdown shows a code block and keeps the line breaks.
             block = textwrap.indent("\n\n---\n\n".join(texts), "    ", lambda line: True)
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_text(tag, block, self._step)
+            for board in boards(trainer):
+                board.add_text(tag, block, self._step)
         pl_module.paused += time.monotonic() - began
 
 
@@ -135,11 +139,10 @@ class Figures(Callback):
             return
         if step % self.every_n_steps and step != trainer.max_steps:
             return
-        model = pl_module.whole_model()
-        if not trainer.is_global_zero:
+        if (model := pl_module.whole_model()) is None:
             return
         data = trainer.datamodule
-        drawn = figures(model, data.tokenizer, data.val_ids[:128].long(), pl_module.val_loss_by_position.cpu())
+        drawn = figures(model, data.tokenizer, data.val_ids, pl_module.val_loss_by_position.cpu())
         for name, image in drawn.items():
             png = io.BytesIO()
             image.save(png, "PNG", compress_level=1)
@@ -152,19 +155,16 @@ class Figures(Callback):
         """Put the embedding into the projector, each vector under the name of its token."""
         if not self.every_n_steps or trainer.datamodule.vocab_size > PROJECTED:
             return
-        model = pl_module.whole_model()
-        if not trainer.is_global_zero:
+        if (model := pl_module.whole_model()) is None:
             return
         weights = model.embed.weight
         names = [name_of(trainer.datamodule.tokenizer.decode([i])) for i in range(len(weights))]
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_embedding(weights, names, global_step=trainer.global_step, tag="embedding")
+        for board in boards(trainer):
+            board.add_embedding(weights, names, global_step=trainer.global_step, tag="embedding")
 
     def _write(self, trainer: Trainer, summary: Summary, step: int | None = None) -> None:
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment._get_file_writer().add_summary(summary, step)
+        for board in boards(trainer):
+            board._get_file_writer().add_summary(summary, step)
 
 
 class Progress(ProgressBar):

@@ -6,6 +6,8 @@ import logging
 import re
 import sys
 import warnings
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -278,36 +280,18 @@ class MiniGPTCLI(LightningCLI):
         Raises:
             MiniGPTError: The architecture, the tokenizer or the corpus differs; both values are shown.
         """
-        about = checkpoint["minigpt"]
-        now = {"data": self.datamodule.describe("."), "model": self.model.architecture}
-        fixed = {
-            "data.tokenizer": (about["data"]["tokenizer"]["kind"], now["data"]["tokenizer"]["kind"]),
-            **{
-                f"data.{key}": (about["data"][key], now["data"][key])
-                for key in ("max_vocab_size", "byte_fallback", "val_fraction", "lower", "strip", "nfc")
-            },
-            "data.path (SHA-256 of the text)": (about["data"]["sha256"], now["data"]["sha256"]),
-            "data.block_size": (about["model"]["block_size"], now["model"]["block_size"]),
-            **{
-                f"model.{key}": (about["model"].get(key), now["model"].get(key))
-                for key in about["model"] | now["model"]
-            },
-            **{  # the optimizer's state is laid out by them
-                f"model.{key}": (checkpoint["hyper_parameters"][key], self.model.hparams[key])
-                for key in ("optimizer", "decay_vectors")
-            },
-            "trainer.accumulate_grad_batches": (
-                about["accumulate_grad_batches"],
-                self.trainer.accumulate_grad_batches,
-            ),
-        }
-        for key, (then, given) in fixed.items():
-            if then != given:
+        about, data = checkpoint["minigpt"], self.datamodule
+        then = _fixed(about["data"], about["model"], checkpoint["hyper_parameters"], about["accumulate_grad_batches"])
+        now = _fixed(
+            data.describe("."), self.model.architecture, self.model.hparams, self.trainer.accumulate_grad_batches
+        )
+        for key in then | now:
+            if then.get(key) != now.get(key):
                 raise MiniGPTError(
-                    f"{key} is {given} here and {then} in {self.checkpoint}, which a resume cannot change. "
-                    "Give the checkpoint's value, leave --config out to take all of them, or start a new run."
+                    f"{key} is {now.get(key)} here and {then.get(key)} in {self.checkpoint}, which a resume cannot "
+                    "change. Give the checkpoint's value, leave --config out to take all of them, or start a new run."
                 )
-        if unlike := difference(self.datamodule.tokenizer, tokenizer_from_dict(about["data"]["tokenizer"])):
+        if unlike := difference(data.tokenizer, tokenizer_from_dict(about["data"]["tokenizer"])):
             raise MiniGPTError(
                 f"The tokenizer that the text gives here is not that of {self.checkpoint}: {unlike}. Start a new run."
             )
@@ -332,6 +316,21 @@ class MiniGPTCLI(LightningCLI):
         return run.absolute()
 
 
+def _fixed(data: dict, model: dict, settings: dict, accumulate_grad_batches: int) -> dict[str, Any]:
+    """What a resume cannot change, by the names that a person knows."""
+    cleaning = ("max_vocab_size", "byte_fallback", "val_fraction", "lower", "strip", "nfc")
+    return {
+        "data.tokenizer": data["tokenizer"]["kind"],
+        **{f"data.{key}": data[key] for key in cleaning},
+        "data.path (SHA-256 of the text)": data["sha256"],
+        "data.block_size": model["block_size"],
+        **{f"model.{key}": value for key, value in model.items()},
+        # The optimizer's state is laid out by them.
+        **{f"model.{key}": settings[key] for key in ("optimizer", "decay_vectors")},
+        "trainer.accumulate_grad_batches": accumulate_grad_batches,
+    }
+
+
 def _check_strategy(trainer: Trainer) -> None:
     strategy = trainer.strategy
     spawned = isinstance(strategy, DDPStrategy) and strategy._start_method != "popen"  # which cannot be pickled
@@ -350,14 +349,11 @@ def _new_run(parent: Path) -> Path:
     except OSError as error:
         raise MiniGPTError(f"The folder '{parent}' cannot be made: {error.strerror}.") from error
     taken = [int(match[1]) for match in (re.fullmatch(r"version_(\d+)", p.name) for p in parent.iterdir()) if match]
-    version = max(taken, default=-1) + 1
-    while True:
+    for version in count(max(taken, default=-1) + 1):
         folder = parent / f"version_{version}"
-        try:
+        with suppress(FileExistsError):
             folder.mkdir()
             return folder.absolute()
-        except FileExistsError:
-            version += 1
 
 
 def _quiet() -> None:

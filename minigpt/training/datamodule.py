@@ -83,8 +83,10 @@ class TextDataModule(LightningDataModule):
         self._block_size = block_size
         self._max_val_tokens = max_val_tokens
         self._cleaning = {"encoding": encoding, "lower": lower, "strip": strip, "nfc": nfc}
-        self._tokens = {"kind": tokenizer, "max_vocab_size": max_vocab_size, "byte_fallback": byte_fallback}
-        self._path, self._in_memory_mb, self._cache_dir = path, in_memory_mb, cache_dir
+        self._splitting = {
+            "max_vocab_size": max_vocab_size, "byte_fallback": byte_fallback, "val_fraction": val_fraction,
+        }  # fmt: skip
+        self._path, self._kind, self._in_memory_mb, self._cache_dir = path, tokenizer, in_memory_mb, cache_dir
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -95,9 +97,8 @@ class TextDataModule(LightningDataModule):
     def tokens(self) -> Tokens:
         """The text in ids, with its tokenizer; it is read when this is first asked for."""
         tokens = tokenize(
-            self.corpus, **self._tokens, val_fraction=self.val_fraction, in_memory_mb=self._in_memory_mb,
-            cache_dir=self._cache_dir,
-        )  # fmt: skip
+            self.corpus, self._kind, **self._splitting, in_memory_mb=self._in_memory_mb, cache_dir=self._cache_dir
+        )
         n = len(tokens.train)
         if self.batch_size > n:
             raise MiniGPTError(
@@ -167,7 +168,7 @@ class TextDataModule(LightningDataModule):
         order = BatchOrder(
             len(dataset), self.batch_size, self.seed, start, self.overfit_batches, slice(rank, None, world_size)
         )
-        return DataLoader(dataset, batch_size=None, sampler=order, collate_fn=_as_it_is)
+        return DataLoader(dataset, batch_size=None, sampler=order)
 
     def val_dataloader(self) -> DataLoader:
         """The validation text as windows that follow each other."""
@@ -176,7 +177,7 @@ class TextDataModule(LightningDataModule):
         if len(windows) < world_size:
             windows.batch_size = 1
         mine = range(rank, len(windows), world_size)
-        return DataLoader(windows, batch_size=None, sampler=mine, collate_fn=_as_it_is)
+        return DataLoader(windows, batch_size=None, sampler=mine)
 
     def check_processes(self, world_size: int) -> None:
         """Make sure that each of so many processes gets something to train and to validate on.
@@ -208,13 +209,7 @@ class TextDataModule(LightningDataModule):
         return {
             "path": self.corpus.place(run_dir),
             "sha256": self.tokens.sha256,
-            "val_fraction": self.val_fraction,
             **self._cleaning,
-            **{key: value for key, value in self._tokens.items() if key != "kind"},
+            **self._splitting,
             "tokenizer": self.tokenizer.to_dict(),
         }
-
-
-def _as_it_is(batch):
-    """A batch is gathered whole: there is nothing to collate."""
-    return batch

@@ -3,15 +3,14 @@
 import math
 import time
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.optim import AdamW
 
@@ -19,11 +18,13 @@ import minigpt
 from minigpt.errors import MiniGPTError, note
 from minigpt.evaluation import TextMetrics
 from minigpt.models import build_model
+from minigpt.models.gpt import GPT
 from minigpt.seeds import derive_seed
+from minigpt.training.callbacks import boards
 from minigpt.training.checkpointing import made_with
 from minigpt.training.datamodule import TextDataModule
 from minigpt.training.fsdp import check_mesh, shard
-from minigpt.training.optim import MuonAdamW, parameter_groups, schedule
+from minigpt.training.optim import MuonAdamW, parameter_groups, schedule, whole
 
 # TensorBoard's tab of combined charts: the two curves, and in bits with the floors as lines beside them.
 CHARTS = {
@@ -124,12 +125,7 @@ class LitLanguageModel(LightningModule):
         if not 0 <= beta2 < 1:
             raise MiniGPTError(f"model.beta2 is {beta2}. Give it a number from 0 up to, but not, 1.")
         self.save_hyperparameters()
-        self.model = build_model(
-            name, vocab_size=vocab_size, block_size=block_size, n_embd=n_embd, n_layer=n_layer, n_head=n_head,
-            preset=preset, position=position, norm=norm, mlp=mlp, n_kv_head=n_kv_head, qk_norm=qk_norm, bias=bias,
-            dropout=dropout, tie_weights=tie_weights, softcap=softcap, zero_init=zero_init,
-            ngrams=ngrams,
-        )  # fmt: skip
+        self.model = build_model(name, **{key: self.hparams[key] for key in signature(GPT).parameters})
         if activation_checkpointing:
             if name != "gpt":
                 raise MiniGPTError("model.activation_checkpointing is for the blocks of model.name gpt. Leave it out.")
@@ -165,12 +161,12 @@ class LitLanguageModel(LightningModule):
             shard(self.model, self.device_mesh["data_parallel"])
 
     def whole_model(self) -> nn.Module | None:
-        """The model to look at: itself or, where it is shared out, a copy on the first process's CPU; None elsewhere.
+        """The model to look at, for the first process: itself or, where it is shared out, a copy on the CPU; else None.
 
         All processes have to ask for it at once.
         """
         if not isinstance(self.model, FSDPModule):
-            return self.model
+            return self.model if self.trainer.is_global_zero else None
         weights = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         if not self.trainer.is_global_zero:
             return None
@@ -209,9 +205,8 @@ class LitLanguageModel(LightningModule):
                 group["betas"] = (0.9, self.hparams.beta2)
         self.set_schedule(self.horizon or self.trainer.max_steps)
         self._mark = None
-        for logger in self.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_custom_scalars(CHARTS)
+        for board in boards(self.trainer):
+            board.add_custom_scalars(CHARTS)
         if self.last_record.get("step") == self.global_step:  # purge_step hides what was written at this step
             self._write(self.last_record["metrics"], self.global_step)
 
@@ -293,9 +288,9 @@ class LitLanguageModel(LightningModule):
         step = self.global_step + 1
         if self.last_record.get("step") == step:
             norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-            norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-            self.last_record["metrics"]["train/gradient_norm"] = norm.item()
-            self._write({"train/gradient_norm": norm.item()}, step)
+            gradient = {"train/gradient_norm": whole(norm).item()}
+            self.last_record["metrics"] |= gradient
+            self._write(gradient, step)
 
     def on_validation_start(self) -> None:
         """A validation is no time of training."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -89,7 +90,8 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__setstate__(state)
         self.__dict__.pop("_adamw", None)
 
-    def _share(self) -> torch.optim.AdamW | None:
+    @cached_property
+    def _adamw(self) -> torch.optim.AdamW | None:
         """An AdamW over the very groups and state of this optimizer, so that there is nothing to keep in step."""
         groups = [group for group in self.param_groups if not group["muon"]]
         if not groups:
@@ -108,8 +110,6 @@ class MuonAdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             if group["muon"]:
                 self._muon_step(group)
-        if "_adamw" not in self.__dict__:
-            self._adamw = self._share()
         if self._adamw:
             self._adamw.step()
         return loss
@@ -123,7 +123,7 @@ class MuonAdamW(torch.optim.Optimizer):
             gradients = [parameter.grad for parameter in parameters]
             buffers = [self._buffer(parameter) for parameter in parameters]
             torch._foreach_lerp_(buffers, gradients, 1 - self.momentum)
-            updates = [_whole(update) for update in torch._foreach_lerp(gradients, buffers, self.momentum)]
+            updates = [whole(update) for update in torch._foreach_lerp(gradients, buffers, self.momentum)]
             updates = orthogonalise(torch.stack(updates), self.ns_dtype).to(gradients[0].dtype)
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             scale = group["lr"] * max(1, rows / columns) ** 0.5
@@ -137,9 +137,9 @@ class MuonAdamW(torch.optim.Optimizer):
         return state["momentum_buffer"]
 
 
-def _whole(matrix: torch.Tensor) -> torch.Tensor:
-    """A matrix that several processes hold shares of, in all of them: its singular values need all of it."""
-    return matrix.full_tensor() if isinstance(matrix, DTensor) else matrix
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that several processes hold shares of, in all of them: singular values, say, need all of it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _share(matrix: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
