@@ -120,6 +120,9 @@ def test_unknown_characters_are_named_or_skipped():
     with pytest.raises(MiniGPTError, match="'x', 'z'"):
         tokenizer.encode("axbz")
     assert tokenizer.decode(tokenizer.encode("axbz", unknown="skip")) == "ab"
+    for other in (tokenizer, BPE):
+        with pytest.raises(MiniGPTError, match="unknown is 'drop'"):
+            other.encode("ab", unknown="drop")
 
 
 def test_an_id_that_is_half_a_character_is_no_text_until_its_end():

@@ -83,8 +83,10 @@ class Tokenizer(ABC):
             unknown: What to do with a character that no token can spell: `error` or `skip` it.
 
         Raises:
-            MiniGPTError: There is such a character; ten at most are named.
+            MiniGPTError: There is such a character (ten at most are named), or `unknown` is something else.
         """
+        if unknown not in ("error", "skip"):
+            raise MiniGPTError(f"unknown is '{unknown}'. It takes error or skip.")
         return self.encode_array(text, unknown).tolist()
 
     @abstractmethod
@@ -170,8 +172,6 @@ class CharTokenizer(Tokenizer):
         Raises:
             MiniGPTError: A character is not in the vocabulary and no bytes are; such characters are named, ten at most.
         """
-        if unknown not in ("error", "skip"):
-            raise MiniGPTError(f"unknown is '{unknown}'. It takes error or skip.")
         ids = self._ids.take(np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32))
         if ids.size == 0 or ids.min() >= 0:
             return ids
