@@ -107,6 +107,7 @@ def undisturbed(tmp_path_factory):
         [(20,)],  # a checkpoint, a validation and a logged step at once
         [(30, "train", signal.SIGTERM)],  # a checkpoint and a sample
         [(20, "validation")],
+        [(60,)],
         [(60, "validation")],  # the last one: training is done, its validation is not
         [(step,) for step in (3, 4, 15, 20, 21, 33, 40, 47, 55, 59)],
     ],
@@ -119,8 +120,8 @@ def undisturbed(tmp_path_factory):
 )
 def test_interruptions_leave_no_trace(folder, undisturbed, stops, extra):
     for stop in stops:
-        interrupt = Interrupt(*stop)
-        fit(*SHORT, *extra, "--ckpt_path", "last", stop=interrupt)
+        cli = fit(*SHORT, *extra, "--ckpt_path", "last", stop=Interrupt(*stop))
+        assert state(cli.run_dir)["global_step"] == min(stop[0], 59)  # the final step is kept with its validation
     cli = fit(*SHORT, *extra, "--ckpt_path", "last")
     assert cli.run_dir.name == "version_0"
     whole = undisturbed(*SHORT, *extra)

@@ -136,11 +136,12 @@ class Checkpoints(Checkpoint):
     `last` is written at the end of an optimizer step and before the validation that follows it; only that of the
     final step comes after its validation, so that a checkpoint at max_steps means a run with nothing left to do.
     Ctrl-C or SIGTERM ends the step, writes `last` and leaves with status 130 or 143; a second one stops at once. In the
-    final step and its validation the first leaves `last` as it was: a resume repeats the steps since, to the same bits.
-    Under SLURM the requeue signal does the same, and has the job queued again.
+    final step and its validation the first leaves `last` as it was, one step before: a resume repeats that, to the same
+    bits. Under SLURM the requeue signal does the same, and has the job queued again.
 
     Args:
-        every_n_steps: Optimizer steps between two writes of last.ckpt; it is also written at each validation.
+        every_n_steps: Optimizer steps between two writes of last.ckpt; it is also written at each validation and before
+            the final step.
     """
 
     def __init__(self, every_n_steps: int = 100):
@@ -218,7 +219,8 @@ class Checkpoints(Checkpoint):
         self._step = step
         number = self._agreed_signal(trainer)
         final = step == trainer.max_steps
-        due = final or number or step % self.every_n_steps == 0 or validation_due(trainer)
+        written = step % self.every_n_steps == 0 or step == trainer.max_steps - 1
+        due = final or number or written or validation_due(trainer)
         if due or pl_module.last_record.get("step") == step:
             self._check_numbers(trainer, pl_module, outputs["loss"])
         if final:
