@@ -228,9 +228,9 @@ def evaluate(args: list[str]) -> int:
         from minigpt.figures import figures
 
         for name, image in figures(lm.model, lm.tokenizer, val, metrics.by_position.compute()).items():
-            file = asked.figures / f"{name}.png"
-            image.save(file)
-            note(str(file))
+            drawing = asked.figures / f"{name}.png"
+            image.save(drawing)
+            note(str(drawing))
     print(json.dumps(scores, indent=2))
     return 0
 

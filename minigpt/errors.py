@@ -25,6 +25,10 @@ def note(text: str) -> None:
 def needs(who: str, extra: str) -> Iterator[None]:
     """Say what to install where an import finds nothing.
 
+    Args:
+        who: What needs it, and what it is: the beginning of the sentence.
+        extra: The extra of this package that has it.
+
     Raises:
         MiniGPTError: Something is not installed.
     """

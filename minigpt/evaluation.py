@@ -14,12 +14,11 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from minigpt.data.dataset import EvalWindows, MappedIds
+from minigpt.data.dataset import EvalWindows, Ids
 from minigpt.data.tokenizers import Tokenizer
 from minigpt.errors import MiniGPTError
 from minigpt.models import device_of
 
-Ids = torch.Tensor | MappedIds
 LOGITS = 1 << 24  # of them at once, 64 MB in float32
 PIECE = 20  # characters; as long as two or three words, so that few are common by chance
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
-from minigpt.data.dataset import MappedIds
+from minigpt.data.dataset import Ids
 from minigpt.data.tokenizers import Tokenizer
 from minigpt.introspection import attention, next_logits, transitions
 from minigpt.models.gpt import GPT
@@ -37,9 +37,7 @@ def name_of(token: str) -> str:
     return "".join(NAMES.get(char, char) for char in token)
 
 
-def figures(
-    model: nn.Module, tokenizer: Tokenizer, ids: "torch.Tensor | MappedIds", by_position: torch.Tensor
-) -> dict[str, Image.Image]:
+def figures(model: nn.Module, tokenizer: Tokenizer, ids: Ids, by_position: torch.Tensor) -> dict[str, Image.Image]:
     """The figures that suit a model, by name.
 
     Args:

@@ -128,6 +128,8 @@ def test_a_linear_layer_gives_few_rows_what_it_gives_many(shape, bias, laid_out)
         torch.testing.assert_close(layer(x[:, some]), expected[:, some])
     assert (layer.kept is not None) == laid_out
     torch.testing.assert_close(layer(x[:1, :1]), expected[:1, :1])
+    for vectors in (x[0, 0], x[0, :5], x[:, None, :3], x[:0]):  # as one who looks inside may ask
+        torch.testing.assert_close(layer(vectors), torch.nn.functional.linear(vectors, layer.weight, layer.bias))
     assert all(torch.equal(value, state[name]) for name, value in layer.state_dict().items())
 
 

@@ -28,7 +28,7 @@ class CharDataset(Dataset):
     of `i`, none below 0, the whole batch `(B, T)` is gathered at once, with no loop over its samples.
     """
 
-    def __init__(self, data: "torch.Tensor | MappedIds", block_size: int):
+    def __init__(self, data: "Ids", block_size: int):
         self.data = data
         self.block_size = block_size
 
@@ -95,6 +95,9 @@ class MappedIds:
 def split_at(n_characters: int, val_fraction: float) -> int:
     """Where the validation text begins: at the last `val_fraction`, with a shortest window's room on both sides."""
     return max(min(int(n_characters * (1 - val_fraction)), n_characters - SHORTEST - 1), SHORTEST + 1)
+
+
+Ids = torch.Tensor | MappedIds
 
 
 class BatchOrder(Sampler):
@@ -190,9 +193,7 @@ class EvalWindows(Dataset):
         MiniGPTError: There are fewer than two tokens.
     """
 
-    def __init__(
-        self, data: "torch.Tensor | MappedIds", block_size: int, batch_size: int, max_tokens: int | None = None
-    ):
+    def __init__(self, data: Ids, block_size: int, batch_size: int, max_tokens: int | None = None):
         if len(data) < 2:
             raise MiniGPTError(f"A text of {len(data)} tokens cannot be evaluated. Give one of 2 tokens or more.")
         self.data = data

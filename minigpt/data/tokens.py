@@ -19,7 +19,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from minigpt.data.corpus import Corpus, cache_folder, writable
-from minigpt.data.dataset import SHORTEST, MappedIds, split_at
+from minigpt.data.dataset import SHORTEST, Ids, MappedIds, split_at
 from minigpt.data.tokenizers import KINDS, CharTokenizer, Tokenizer, from_dict
 from minigpt.errors import MiniGPTError, did_you_mean, note
 from minigpt.terminal import Bar
@@ -35,8 +35,8 @@ class Tokens(NamedTuple):
     """
 
     tokenizer: Tokenizer
-    train: torch.Tensor | MappedIds
-    val: torch.Tensor | MappedIds
+    train: Ids
+    val: Ids
     sha256: str  # of the clean text
     n_characters: int
     val_fraction: float  # as it came out

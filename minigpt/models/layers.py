@@ -22,9 +22,9 @@ class Linear(nn.Linear):
     kept: tuple[torch.Tensor, torch.Tensor, int] | None = None  # panels, the weights that they are of, their version
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`(B, T, in_features)` activations to `(B, T, out_features)`."""
+        """`(..., in_features)` activations to `(..., out_features)`."""
         generating = self.laid_out and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
-        few = generating and x.numel() <= self.few * self.in_features
+        few = generating and x.ndim == 3 and 0 < x.numel() <= self.few * self.in_features
         panels, bias = self._panels() if few else None, self.bias
         if panels is None:
             return F.linear(x, self.weight, bias)

@@ -7,11 +7,11 @@ from torch.utils.data import DataLoader
 
 from minigpt.data import corpus
 from minigpt.data.corpus import Corpus
-from minigpt.data.dataset import SHORTEST, BatchOrder, CharDataset, MappedIds
+from minigpt.data.dataset import SHORTEST, BatchOrder, CharDataset, Ids, MappedIds
 from minigpt.data.tokenizers import Tokenizer
 from minigpt.data.tokens import Tokens, tokenize
 from minigpt.errors import MiniGPTError, note
-from minigpt.evaluation import Ids, eval_windows, floors
+from minigpt.evaluation import eval_windows, floors
 
 MAPPED_VAL_TOKENS = 1 << 20  # scored at most at a validation, where the text is too large for memory
 
