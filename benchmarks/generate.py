@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from minigpt import GPT, TinyGPT
 from minigpt.generation.decoding import compile_decoding
 from minigpt.generation.engine import generate_ids
-from minigpt.models.layers import lay_out
+from minigpt.runs import prepare
 
 V = 65
 CONTROLS = {"temperature": 0.8, "top_k": 30, "top_p": 0.9}
@@ -96,12 +96,12 @@ def hugging_face(shape: tuple[int, ...]) -> Contender:
     return run
 
 
-def project(shape: tuple[int, ...], compiled: bool, precision: torch.dtype) -> tuple[Contender, float]:
+def project(shape: tuple[int, ...], compiled: bool, precision: str) -> tuple[Contender, float]:
     """`minigpt` with a model of this shape, and the seconds that compiling it took."""
     block, n_layer, n_head, n_embd = shape
     torch.manual_seed(0)
-    model = GPT(V, block, n_layer, n_head, n_embd).eval().to(precision)
-    lay_out(model)
+    model = GPT(V, block, n_layer, n_head, n_embd)
+    prepare(model, precision=precision)
     started = time.perf_counter()
     if compiled:
         compile_decoding(model)
@@ -150,7 +150,7 @@ def table(results: list[dict]) -> str:
                 f"| {result['model']} | {result['batch_size']} | {name}"
                 + (f" (compiled in {compiling:.0f} s)" if compiling else "")
                 + f" | {statistics.median(runs):,.0f} ({min(runs):,.0f} to {max(runs):,.0f}) | {ratio:.2f} "
-                + ("| |" if result["model"] == "TinyGPT" or "bf16" in name else f"| {share:.2f} |")
+                + ("| |" if result["model"] == "TinyGPT" or "precision" in name else f"| {share:.2f} |")
             )
     return "\n".join(lines)
 
@@ -180,13 +180,16 @@ def main() -> None:
                 contenders = {"Hugging Face": hugging_face(shape)}
                 if asked.nanogpt:
                     contenders["nanoGPT"] = nanogpt(asked.nanogpt, shape)
-                for label, options in {
-                    "minigpt": (False, torch.float32),
-                    "minigpt --compile": (True, torch.float32),
-                    "minigpt --compile --precision bf16": (True, torch.bfloat16),
+                for label, (compiled, precision) in {
+                    "minigpt": (False, "32"),
+                    "minigpt --compile": (True, "32"),
+                    "minigpt --compile --precision bf16": (True, "bf16"),
+                    "minigpt --precision int8": (False, "int8"),
+                    "minigpt --compile --precision int8": (True, "int8"),
                 }.items():
-                    contenders[label], compile_seconds[label] = project(shape, *options)
-                compile_seconds.pop("minigpt")
+                    contenders[label], seconds = project(shape, compiled, precision)
+                    if compiled:
+                        compile_seconds[label] = seconds
             measured = measure(contenders, batch_size, tokens, asked.rounds, weights)
             results.append({"model": name, "batch_size": batch_size, **measured, "compile_seconds": compile_seconds})
             print(table(results[-1:]), "\n", flush=True)

@@ -84,6 +84,14 @@ def _add_device(parser: _Parser) -> None:
     parser.add_argument("--device", default="auto", help="`auto` (a GPU where there is one), `cpu`, `cuda`, ...")
 
 
+def _add_precision(parser: _Parser) -> None:
+    parser.add_argument(
+        "--precision", choices=["32", "bf16", "int8"], default="32",
+        help="round the weights: bf16 to two or three digits, in half the memory; int8 those of linear layers to 255 "
+        "steps for each output, in a quarter. Probabilities, and with them texts, differ a little",
+    )  # fmt: skip
+
+
 def _add_unknown(parser: _Parser) -> None:
     parser.add_argument(
         "--unknown", choices=["error", "skip"], default="error", help="what to do with characters never seen"
@@ -115,7 +123,7 @@ def generate(args: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=None, help="the same seed gives the same texts")
     parser.add_argument("--num_samples", type=int, default=1, help="how many texts, with a line `---` between them")
     parser.add_argument("--stop", default=None, help="end a text before this would be complete")
-    parser.add_argument("--precision", choices=["32", "bf16"], default="32", help="bf16: half the memory, three digits")
+    _add_precision(parser)
     parser.add_argument("--compile", action="store_true", help="spend some seconds on faster code first, for a CPU")
     _add_unknown(parser)
     asked = parser.parse_args(args)
@@ -172,6 +180,7 @@ def evaluate(args: list[str]) -> int:
         help="also draw N texts (16), and report how much of them stands word for word in the training text",
     )  # fmt: skip
     parser.add_argument("--figures", type=Path, metavar="DIR", help="also draw what the model does, into this folder")
+    _add_precision(parser)
     _add_unknown(parser)
     asked = parser.parse_args(args)
     if asked.memorisation is not None and asked.memorisation < 1:
@@ -193,7 +202,7 @@ def evaluate(args: list[str]) -> int:
     file = runs.find_checkpoint(asked.ckpt_path)
     checkpoint = runs.read_checkpoint(file)
     about = checkpoint["minigpt"]["data"]
-    lm = runs.language_model(checkpoint, _device(asked.device))
+    lm = runs.language_model(checkpoint, _device(asked.device), asked.precision)
     own = None
     try:
         own = runs.tokens_of(file, about, asked.cache_dir)

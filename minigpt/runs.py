@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from packaging.version import InvalidVersion, Version
+from torch import nn
 
 import minigpt
 from minigpt.data import tokenizers
@@ -19,13 +20,14 @@ from minigpt.data.tokens import Tokens, tokenize
 from minigpt.errors import MiniGPTError, needs
 from minigpt.generation.text import LanguageModel
 from minigpt.models import build_model
-from minigpt.models.layers import lay_out
+from minigpt.models.layers import lay_out, quantize
 
 ROOT = "lightning_logs"
 SHARDS = ".metadata"  # in a folder with a checkpoint in shards
 EXPORTED = "minigpt.json"  # beside model.safetensors, in a folder that scripts/export.py wrote
 LARGEST_BLOCK = 1 << 20  # positions that a checkpoint is believed to have, where its weights do not say
-PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16}
+# What a model is in; for int8, what all of it but the weights of linear layers is in.
+PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
 # What was not yet written down while there were characters in UTF-8 alone.
 BEFORE_TOKENIZERS = {"encoding": None, "nfc": True, "max_vocab_size": None, "byte_fallback": False}
 
@@ -157,9 +159,17 @@ def language_model(checkpoint: dict, device: str | torch.device = "cpu", precisi
         raise
     except Exception as error:  # what was altered can be wrong in any way
         raise MiniGPTError("The checkpoint is damaged: what it says does not fit together. Name another.") from error
-    model.to(device, PRECISIONS[precision]).eval()
-    lay_out(model)
+    prepare(model, device, precision)
     return LanguageModel(model, tokenizer)
+
+
+def prepare(model: nn.Module, device: str | torch.device = "cpu", precision: str = "32") -> None:
+    """Put a model that learns no more, in place, where and in what it generates; arguments as in `load`."""
+    model.to(device, PRECISIONS[precision]).eval()
+    if precision == "int8":
+        quantize(model)
+    else:
+        lay_out(model)
 
 
 def _check_sizes(architecture: dict, weights: dict[str, torch.Tensor], vocab_size: int) -> None:
@@ -183,8 +193,9 @@ def load(ckpt_path: str | Path = "last", device: str | torch.device = "cpu", pre
     Args:
         ckpt_path: `last` for the newest run, a run folder (its best checkpoint, where there is one), or a file.
         device: Where the model is put.
-        precision: `32`, or `bf16`, in which weights take half the memory and keep three digits, so that the
-            probabilities, and with them texts, differ a little.
+        precision: `32`; `bf16`, in which weights take half the memory and keep two to three digits; or `int8`, in which
+            those of linear layers take a quarter and are one of 255 steps for each output. In both, probabilities, and
+            with them texts, differ a little.
 
     Raises:
         MiniGPTError: There is no such run, its checkpoint cannot be read, or there is no such precision.

@@ -43,14 +43,20 @@ def test_more_samples_than_a_batch_holds_are_all_of_the_seed(call, trained_run, 
     assert result.out == "\n---\n".join(expected) + "\n"
 
 
-def test_half_the_precision_is_nearly_the_same_model(call, trained_run):
-    whole, half = minigpt.load(trained_run), minigpt.load(trained_run, precision="bf16")
-    assert half.model.embed.weight.dtype == torch.bfloat16
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_with_less_precision_it_is_nearly_the_same_model(call, trained_run, precision):
+    whole, rounded = minigpt.load(trained_run), minigpt.load(trained_run, precision=precision)
+    assert rounded.model.embed.weight.dtype == {"bf16": torch.bfloat16, "int8": torch.float32}[precision]
+    assert rounded.model.lm_head.weight.dtype == {"bf16": torch.bfloat16, "int8": torch.int8}[precision]
     idx = torch.arange(20)[None]
-    torch.testing.assert_close(half.model(idx).float(), whole.model(idx), rtol=0.1, atol=0.1)
-    result = call("generate", "--ckpt_path", str(trained_run), "--precision", "bf16", "--max_new_tokens", "5")
+    torch.testing.assert_close(rounded.model(idx).float(), whole.model(idx), rtol=0.1, atol=0.1)
+    flags = ["--ckpt_path", str(trained_run), "--precision", precision]
+    result = call("generate", *flags, "--max_new_tokens", "5")
     assert result.status == 0
     assert len(result.out) == len("un matin,") + 6
+    losses = [json.loads(call("evaluate", *one).out)["loss"] for one in (flags, flags[:2])]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], abs=0.01)
 
 
 def test_what_cannot_be_compiled_goes_on_as_it_is(call, trained_run):

@@ -11,7 +11,8 @@ from minigpt.generation import decoding
 from minigpt.generation.decoding import compile_decoding
 from minigpt.generation.engine import generate_ids
 from minigpt.models.gpt import KVCache
-from minigpt.models.layers import lay_out
+from minigpt.models.layers import Int8Linear, lay_out, quantize
+from minigpt.runs import prepare
 
 BLOCK = 37  # no whole number of vectors
 MODELS = {
@@ -78,15 +79,42 @@ def test_bfloat16_is_nearer_to_its_float32_than_pytorchs(settings, n_rows):
     assert away(compiled) < 0.03 * whole.square().mean().sqrt()
 
 
+def multiplied_out(model: GPT) -> GPT:
+    """The model in float32 whose weights are those that one in int8 rounds to."""
+    rounded, whole = copy.deepcopy(model), copy.deepcopy(model)
+    quantize(rounded)
+    for name, layer in rounded.named_modules():
+        if isinstance(layer, Int8Linear):
+            whole.get_submodule(name).weight = torch.nn.Parameter(layer.weight * layer.scale.float()[:, None])
+    return whole
+
+
+@pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("n_rows", [1, 13])
+@torch.no_grad()
+def test_in_int8_the_compiled_step_rounds_weights_and_nothing_else(settings, n_rows):
+    torch.manual_seed(0)
+    model = made(**settings)
+    idx = torch.randint(30, (n_rows, model.block_size), generator=torch.Generator().manual_seed(2))
+    whole = multiplied_out(model)(idx)
+    assert not torch.allclose(whole, model(idx), rtol=1e-3, atol=1e-3)
+    quantize(model)
+    compile_decoding(model)
+    cache = KVCache(model, n_rows)
+    logits = torch.cat([model(idx[:, t : t + 1], cache) for t in range(model.block_size)], dim=1)
+    torch.testing.assert_close(logits, whole, rtol=1e-4, atol=1e-4 * whole.abs().max().item())
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="flags of another kind of processor")
 @pytest.mark.parametrize(("simdlen", "march"), [(256, "x86-64-v3"), (1, "x86-64")])
 @torch.no_grad()
 def test_older_processors_compute_the_same(monkeypatch, simdlen, march):
     monkeypatch.setattr(decoding, "FLAGS", (*decoding.FLAGS, f"-march={march}", "-Wno-psabi"))
-    for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.05)):
-        model = made(**MODELS["odd sizes"]).to(dtype)
+    for precision, tolerance in (("32", 1e-4), ("bf16", 0.05), ("int8", 1e-4)):
+        model = made(**MODELS["odd sizes"])
         idx = torch.randint(30, (9, 6), generator=torch.Generator().manual_seed(2))
-        whole = copy.deepcopy(model).float()(idx)
+        whole = (multiplied_out(model) if precision == "int8" else model)(idx)
+        prepare(model, precision=precision)
         native = copy.deepcopy(model)
         compile_decoding(native)
         with torch._inductor.config.patch({"cpp.simdlen": simdlen}):
@@ -133,17 +161,21 @@ def test_the_compiled_step_goes_on_after_a_cache_has_forgotten():
     torch.testing.assert_close(model(idx[:, 6:7], cache)[:, 0], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_in_bfloat16_rows_of_unequal_length_go_past_the_block():
-    model = lively("modern").bfloat16()
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_rounded_rows_of_unequal_length_go_past_the_block(precision):
+    model = lively("modern")
+    prepare(model, precision=precision)
     compile_decoding(model)
     assert torch.tensor(rows(generate_ids(model, [[1], [2, 3, 4]], 20, temperature=0.0))).shape == (2, 20)
 
 
+@pytest.mark.parametrize("precision", ["32", "int8"])
 @pytest.mark.parametrize("name", ["embed.weight", "blocks.0.mlp.up.weight"])
-def test_predictions_that_are_no_numbers_stay_none(name):
+def test_predictions_that_are_no_numbers_stay_none(name, precision):
     model = lively("modern")
     with torch.no_grad():
         model.get_parameter(name).fill_(math.nan)
+    prepare(model, precision=precision)
     compile_decoding(model)
     cache = KVCache(model, 1)
     assert model(torch.tensor([[1]]), cache).isnan().all()
@@ -166,6 +198,10 @@ def test_a_model_that_is_cast_is_compiled_no_more():
     model = lively()
     compile_decoding(model)
     assert model.bfloat16().compiled is None
+    model = lively()
+    quantize(model)
+    with pytest.raises(MiniGPTError, match="float32, bfloat16 or int8"):
+        compile_decoding(model.bfloat16())  # whose cache is not what the code for int8 takes
 
 
 def test_a_model_that_cannot_be_compiled_is_left_as_it_was(monkeypatch):
@@ -175,7 +211,7 @@ def test_a_model_that_cannot_be_compiled_is_left_as_it_was(monkeypatch):
     with pytest.raises(MiniGPTError, match="TinyGPT has nothing to compile"):
         compile_decoding(TinyGPT(30))
     model = lively().double()
-    with pytest.raises(MiniGPTError, match="float32 or bfloat16"):
+    with pytest.raises(MiniGPTError, match="float32, bfloat16 or int8"):
         compile_decoding(model)
     monkeypatch.setattr("torch._inductor.codecache.CppCodeCache.load", fails)
     model = lively()

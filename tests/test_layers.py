@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from minigpt import GPT
-from minigpt.models.layers import Embedding, Linear, dropped, gelu, lay_out
+from minigpt.models.layers import Embedding, Int8Linear, Linear, dropped, gelu, lay_out, quantize
 
 PARTITIONED = "aot_eager_decomp_partition"  # the compiler's ways with random numbers, without its C++
 
@@ -117,3 +117,51 @@ def test_a_layer_laid_out_can_be_parametrized_cast_and_copied(shape):
         torch.testing.assert_close(copied(x), expected)
         assert copied.kept is not None
         torch.testing.assert_close(copied.double()(x.double()).float(), expected)
+
+
+@pytest.mark.parametrize(("n_in", "n_out"), [(64, 48), (33, 7)])  # for PyTorch's kernel, and not
+@pytest.mark.parametrize("bias", [False, True])
+@torch.no_grad()
+def test_a_layer_in_8_bits_is_nearly_the_same_in_a_quarter_of_the_memory(n_in, n_out, bias):
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(n_in, n_out, bias=bias)
+    linear.weight[0] *= 1000  # each output has steps of its own
+    linear.weight[1] = 0
+    small = Int8Linear(linear)
+    rounded = small.weight * small.scale.float()[:, None]
+    assert ((rounded - linear.weight).abs() <= 0.51 * small.scale.float()[:, None]).all()
+    assert small.weight.abs().amax(dim=1)[0] == 127
+    assert small.weight.nbytes + small.scale.nbytes <= linear.weight.nbytes / 4 + 2 * n_out
+    for shape in ((1, 1), (5,), (3, 40), (2, 0)):
+        x = torch.randn(*shape, n_in)
+        exact = F.linear(x, rounded, linear.bias)
+        y = small(x)
+        assert (y.shape, y.dtype) == (exact.shape, x.dtype)
+        torch.testing.assert_close(y / (1 + linear.weight.norm(dim=1)), exact / (1 + linear.weight.norm(dim=1)),
+                                   rtol=0, atol=0.02 if n_in == 64 else 1e-5)  # fmt: skip
+    expected = small(x := torch.randn(2, 3, n_in))
+    for other in (copy.deepcopy(small).double().float(), pickle.loads(pickle.dumps(small))):
+        assert torch.equal(other(x), expected)
+
+
+@torch.no_grad()
+def test_what_is_no_number_stays_none_in_8_bits():
+    for wrong in (float("nan"), float("inf")):
+        linear = torch.nn.Linear(32, 2)
+        linear.weight[1, 3] = wrong
+        y = Int8Linear(linear)(torch.ones(1, 32))
+        assert y[0, 0].isfinite()
+        assert y[0, 1].isnan()
+
+
+@torch.no_grad()
+def test_a_model_in_8_bits_keeps_its_embeddings_also_where_the_output_layer_shares_them():
+    torch.manual_seed(0)
+    model = GPT(30, 16, 2, 2, 32, preset="gpt2", tie_weights=True)
+    idx = torch.randint(30, (2, 16))
+    whole, table = model(idx), model.embed.weight.clone()
+    quantize(model)
+    assert torch.equal(model.embed.weight, table)
+    assert not any(isinstance(module, torch.nn.Linear) for module in model.modules())
+    away = (model(idx) - whole).square().mean().sqrt()
+    assert 0 < away < 0.03 * whole.square().mean().sqrt()

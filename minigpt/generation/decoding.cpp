@@ -29,8 +29,8 @@ using Shorts = uint16_t __attribute__((vector_size(2 * WIDTH)));
 
 // Mirrored by ctypes in decoding.py.
 struct Linear {
-    const void* weight;  // (outputs / COLUMNS, inputs / TOGETHER, COLUMNS, TOGETHER), or null
-    const float* bias;   // or null
+    const void* weight;         // (outputs / COLUMNS, inputs / TOGETHER, COLUMNS, TOGETHER), or null
+    const float *scale, *bias;  // what each output's weights in int8 are to be multiplied by, or null; or null
     int64_t inputs, outputs;
 };
 struct Norm {
@@ -53,8 +53,10 @@ struct Model {
 struct BFloat16 {
     uint16_t bits;
 };
-template <class Number>
-constexpr int64_t TOGETHER = 4 / sizeof(Number);  // inputs whose weights lie side by side
+template <class Weight>  // what such weights meet in products, and what is kept of keys and values
+using Number = std::conditional_t<std::is_same_v<Weight, BFloat16>, BFloat16, float>;
+template <class Weight>
+constexpr int64_t TOGETHER = 4 / sizeof(Weight);  // inputs whose weights lie side by side
 
 static Floats load(const float* p) {
     Floats x;
@@ -112,7 +114,22 @@ static Pairs weights(const BFloat16* w) {
     std::memcpy(&pairs, w, sizeof pairs);
     return pairs;
 }
+struct Four {
+    Floats input[4];
+};
+static Four weights(const int8_t* w) {  // times 2^24, which spares shifting them back
+    Ints fours, upper = Ints{} + int32_t(0xFF000000);
+    std::memcpy(&fours, w, sizeof fours);
+    return {
+        __builtin_convertvector(fours << 24, Floats), __builtin_convertvector(fours << 16 & upper, Floats),
+        __builtin_convertvector(fours << 8 & upper, Floats), __builtin_convertvector(fours & upper, Floats),
+    };
+}
 static Floats add(Floats sums, const float* x, Floats weights) { return sums + *x * weights; }
+static Floats add(Floats sums, const float* x, const Four& weights) {
+    for (int i = 0; i < 4; i++) sums += x[i] * weights.input[i];
+    return sums;
+}
 static Floats add(Floats sums, const BFloat16* x, Pairs weights) {
 #ifdef __AVX512BF16__
     uint32_t pair;
@@ -124,9 +141,9 @@ static Floats add(Floats sums, const BFloat16* x, Pairs weights) {
 }
 
 // The sums of `COLUMNS` outputs, for M rows of inputs.
-template <int M, class Number>
-static void products(const Number* w, const Number* x, int64_t inputs, Floats (&sums)[M][2]) {
-    constexpr int64_t N = TOGETHER<Number>;
+template <int M, class Weight>
+static void products(const Weight* w, const Number<Weight>* x, int64_t inputs, Floats (&sums)[M][2]) {
+    constexpr int64_t N = TOGETHER<Weight>;
     Floats other[2] = {};
     int64_t k = 0;
     if (M == 1)  // one row alone would wait for each sum, so it makes two
@@ -146,25 +163,27 @@ static void products(const Number* w, const Number* x, int64_t inputs, Floats (&
 }
 
 // Hands `WIDTH` outputs at a time to `take(row, column, outputs)`.
-template <int M, class Number, class Take>
-static void some_rows(const Linear& layer, int64_t block, const Number* x, int64_t inputs, int64_t row, Take take) {
+template <class Weight, int M, class Take>
+static void some_rows(
+    const Linear& layer, int64_t block, const Number<Weight>* x, int64_t inputs, int64_t row, Take take
+) {
     Floats sums[M][2] = {};
-    products<M>((const Number*)layer.weight + block * inputs * COLUMNS, x + row * inputs, inputs, sums);
+    products<M>((const Weight*)layer.weight + block * inputs * COLUMNS, x + row * inputs, inputs, sums);
     for (int m = 0; m < M; m++)
         for (int half = 0; half < 2; half++) {
             int64_t column = block * COLUMNS + half * WIDTH;
+            if (layer.scale) sums[m][half] *= load(layer.scale + column);
             if (layer.bias) sums[m][half] += load(layer.bias + column);
             if (column < layer.outputs) take(row + m, column, sums[m][half]);
         }
 }
-template <class Number, class Take>
+template <class Weight, class Take>
 static void linear(const Linear& layer, const float* x, int64_t rows, Take take) {
-    const int64_t inputs = (layer.inputs + TOGETHER<Number> - 1) / TOGETHER<Number> * TOGETHER<Number>;
-    std::vector<Number> rounded;
-    const Number* given;
-    if constexpr (std::is_same_v<Number, float>) {
-        given = x;
-    } else {  // each thread for itself, which takes less than to share it out
+    const int64_t inputs = (layer.inputs + TOGETHER<Weight> - 1) / TOGETHER<Weight> * TOGETHER<Weight>;
+    std::vector<Number<Weight>> rounded;
+    const Number<Weight>* given = nullptr;
+    if constexpr (std::is_same_v<Number<Weight>, float>) given = inputs == layer.inputs ? x : nullptr;
+    if (!given) {  // each thread for itself, which takes less than to share it out
         rounded.resize(rows * inputs);
         for (int64_t row = 0; row < rows; row++)
             for (int64_t i = 0; i < layer.inputs; i++) store(&rounded[row * inputs + i], x[row * layer.inputs + i]);
@@ -173,9 +192,9 @@ static void linear(const Linear& layer, const float* x, int64_t rows, Take take)
 #pragma omp for schedule(static)
     for (int64_t block = 0; block < (layer.outputs + COLUMNS - 1) / COLUMNS; block++) {
         int64_t row = 0;  // the more rows share one look at a weight the better
-        for (; row + ROWS <= rows; row += ROWS) some_rows<ROWS>(layer, block, given, inputs, row, take);
-        for (; row + 4 <= rows; row += 4) some_rows<4>(layer, block, given, inputs, row, take);
-        for (; row < rows; row++) some_rows<1>(layer, block, given, inputs, row, take);
+        for (; row + ROWS <= rows; row += ROWS) some_rows<Weight, ROWS>(layer, block, given, inputs, row, take);
+        for (; row + 4 <= rows; row += 4) some_rows<Weight, 4>(layer, block, given, inputs, row, take);
+        for (; row < rows; row++) some_rows<Weight, 1>(layer, block, given, inputs, row, take);
     }
 }
 static auto into(float* y, int64_t outputs) {
@@ -254,10 +273,10 @@ static void attend(
 
 // Keys and values are (n_layer, rows, n_kv_head, block_size, size). 1, and nothing done, where an id is not in the
 // vocabulary or the cache has no place for it; else 0.
-template <class Number>
+template <class Weight>
 static int decode(
     const Model& model, int64_t rows, const int64_t* ids, const int64_t* before, const int64_t* positions,
-    Number* keys, Number* values, float* logits
+    Number<Weight>* keys, Number<Weight>* values, float* logits
 ) {
     for (int64_t row = 0; row < rows; row++) {
         if (ids[row] < 0 || ids[row] >= model.vocab_size) return 1;
@@ -296,12 +315,12 @@ static int decode(
         for (int64_t n = 0; n < model.n_layer; n++) {
             const Layer& layer = model.layers[n];
             norm_all(layer.norm1);
-            linear<Number>(layer.qkv, normed.data(), rows, into(qkv.data(), n_qkv));
+            linear<Weight>(layer.qkv, normed.data(), rows, into(qkv.data(), n_qkv));
 #pragma omp for schedule(static)
             for (int64_t task = 0; task < rows * model.n_kv_head; task++) {
                 int64_t row = task / model.n_kv_head, head = task % model.n_kv_head;
                 int64_t first = (n * rows * model.n_kv_head + task) * model.block_size * size;  // of this head's cache
-                Number *kept_keys = keys + first, *kept_values = values + first;
+                Number<Weight> *kept_keys = keys + first, *kept_values = values + first;
                 float* query = &qkv[row * n_qkv + head * groups * size];
                 float* key = &qkv[row * n_qkv + (model.n_head + head) * size];
                 float* value = key + model.n_kv_head * size;
@@ -318,11 +337,11 @@ static int decode(
                     );
                 }
             }
-            linear<Number>(layer.proj, y.data(), rows, to_x);
+            linear<Weight>(layer.proj, y.data(), rows, to_x);
             norm_all(layer.norm2);
-            if (layer.gate.weight) linear<Number>(layer.gate, normed.data(), rows, into(gate.data(), n_hidden));
+            if (layer.gate.weight) linear<Weight>(layer.gate, normed.data(), rows, into(gate.data(), n_hidden));
             auto to_hidden = into(hidden.data(), n_hidden);
-            linear<Number>(layer.up, normed.data(), rows, [&](int64_t row, int64_t column, Floats value) {
+            linear<Weight>(layer.up, normed.data(), rows, [&](int64_t row, int64_t column, Floats value) {
                 if (layer.gate.weight) {
                     Floats g = get(&gate[row * n_hidden + column], n_hidden - column);
                     value *= g * sigmoid(g);
@@ -333,11 +352,11 @@ static int decode(
                 }
                 to_hidden(row, column, value);
             });
-            linear<Number>(layer.down, hidden.data(), rows, to_x);
+            linear<Weight>(layer.down, hidden.data(), rows, to_x);
         }
         norm_all(model.norm);
         auto to_logits = into(logits, model.vocab_size);
-        linear<Number>(model.head, normed.data(), rows, [&](int64_t row, int64_t column, Floats value) {
+        linear<Weight>(model.head, normed.data(), rows, [&](int64_t row, int64_t column, Floats value) {
             if (model.softcap) value = model.softcap * (2 * sigmoid(2 / model.softcap * value) - 1);
             to_logits(row, column, value);
         });
@@ -351,11 +370,17 @@ extern "C" int decode_float(
     const Model* model, int64_t rows, const int64_t* ids, const int64_t* before, const int64_t* positions,
     float* keys, float* values, float* logits
 ) {
-    return decode(*model, rows, ids, before, positions, keys, values, logits);
+    return decode<float>(*model, rows, ids, before, positions, keys, values, logits);
 }
 extern "C" int decode_bfloat16(
     const Model* model, int64_t rows, const int64_t* ids, const int64_t* before, const int64_t* positions,
     BFloat16* keys, BFloat16* values, float* logits
 ) {
-    return decode(*model, rows, ids, before, positions, keys, values, logits);
+    return decode<BFloat16>(*model, rows, ids, before, positions, keys, values, logits);
+}
+extern "C" int decode_int8(
+    const Model* model, int64_t rows, const int64_t* ids, const int64_t* before, const int64_t* positions,
+    float* keys, float* values, float* logits
+) {
+    return decode<int8_t>(*model, rows, ids, before, positions, keys, values, logits);
 }

@@ -5,6 +5,7 @@ of a few microseconds each share the step with the products, which have a row or
 """
 
 import ctypes
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -12,12 +13,17 @@ from torch import nn
 
 from minigpt.errors import MiniGPTError
 from minigpt.models.gpt import GPT, NORM_EPS, KVCache
+from minigpt.models.layers import Int8Linear
 
 # Let sums be reordered and fused with products, and loops be vectorised: torch.compile's own flags forbid it.
 FLAGS = ("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno", "-ffp-contract=fast")
 FLAGS_OF_GCC = ("-ftree-loop-vectorize",)
 ALONE = 200_000  # with fewer parameters one thread is faster than several that wait for each other
-FUNCTIONS = {torch.float32: "decode_float", torch.bfloat16: "decode_bfloat16"}
+FUNCTIONS = {  # by what embeddings and cache are in, and the weights of linear layers
+    (torch.float32, torch.float32): "decode_float",
+    (torch.bfloat16, torch.bfloat16): "decode_bfloat16",
+    (torch.float32, torch.int8): "decode_int8",
+}
 
 
 def compile_decoding(model: nn.Module) -> None:
@@ -33,7 +39,7 @@ def compile_decoding(model: nn.Module) -> None:
 
 # The structures of decoding.cpp.
 class _Linear(ctypes.Structure):
-    _fields_ = [("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p)] + [
+    _fields_ = [(name, ctypes.c_void_p) for name in ("weight", "scale", "bias")] + [
         (name, ctypes.c_int64) for name in ("inputs", "outputs")
     ]
 
@@ -64,25 +70,28 @@ class Decoding:
     """A GPT's `forward` for one new id a row behind a cache, with a copy of the weights in the order of reading.
 
     Args:
-        model: A model on a CPU, in float32 or bfloat16, that learns no more. In bfloat16 are weights, cache and what
-            goes into products, as in PyTorch; all else is in float32.
+        model: A model on a CPU, in float32, bfloat16 or int8, that learns no more. In bfloat16 are weights, cache and
+            what goes into products, as in PyTorch, in int8 the weights alone; all else is in float32.
 
     Raises:
         MiniGPTError: It is elsewhere, or cannot be compiled here, for want of a C++ compiler, say.
     """
 
     def __init__(self, model: GPT):
-        weight = model.embed.weight
-        if weight.device.type != "cpu" or weight.dtype not in FUNCTIONS:
-            raise MiniGPTError("Compiled generation is for a CPU, in float32 or bfloat16; the model goes on as it is.")
+        types = model.embed.weight.dtype, model.lm_head.weight.dtype
+        if model.embed.weight.device.type != "cpu" or types not in FUNCTIONS:
+            raise MiniGPTError(
+                "Compiled generation is for a CPU, in float32, bfloat16 or int8; the model goes on as it is."
+            )
         library = _library()
-        self.run = library[FUNCTIONS[weight.dtype]]
+        self.run = library[FUNCTIONS[types]]
         self.columns = library.columns()  # outputs whose weights lie side by side
         self.vocab_size = model.lm_head.out_features
         self._kept: list[torch.Tensor] = []  # what the structures point to
         self._layers = (_Layer * model.n_layer)(*(self._layer(block) for block in model.blocks))
         settings = model.settings
-        threads = 1 if sum(p.numel() for p in model.parameters()) < ALONE else torch.get_num_threads()
+        numbers = sum(tensor.numel() for tensor in chain(model.parameters(), model.buffers()))
+        threads = 1 if numbers < ALONE else torch.get_num_threads()
         tables = {"embed": model.embed.weight, "cos": model.cos, "sin": model.sin}
         tables |= dict(zip(("pair", "triple"), (table.weight for table in model.ngrams), strict=False))
         tables |= {} if model.position is None else {"position": model.position.weight}
@@ -119,22 +128,22 @@ class Decoding:
     def _norm(self, norm: nn.Module) -> _Norm:
         return _Norm(self._floats(norm.weight), self._floats(getattr(norm, "bias", None)))
 
-    def _linear(self, layer: nn.Linear) -> _Linear:
-        weight, bias = layer.weight.detach(), layer.bias
+    def _linear(self, layer: nn.Linear | Int8Linear) -> _Linear:
+        weight = layer.weight.detach()
         outputs, inputs = weight.shape
         together = 4 // weight.element_size()  # inputs whose weights lie side by side
         packed = nn.functional.pad(weight, (0, -inputs % together, 0, -outputs % self.columns))
         packed = packed.view(-1, self.columns, packed.shape[1] // together, together).transpose(1, 2).contiguous()
         self._kept.append(packed)
-        if bias is not None:
-            bias = nn.functional.pad(bias.detach(), (0, -outputs % self.columns))
-        return _Linear(packed.data_ptr(), self._floats(bias), inputs, outputs)
+        scale = layer.scale * 2**-24 if isinstance(layer, Int8Linear) else None  # see `weights` in decoding.cpp
+        of_outputs = (self._floats(tensor, -outputs % self.columns) for tensor in (scale, layer.bias))
+        return _Linear(packed.data_ptr(), *of_outputs, inputs, outputs)
 
-    def _floats(self, tensor: torch.Tensor | None) -> int | None:
-        """The address of these numbers in float32."""
+    def _floats(self, tensor: torch.Tensor | None, more: int = 0) -> int | None:
+        """The address of these numbers in float32, with so many zeros behind them."""
         if tensor is None:
             return None
-        self._kept.append(tensor.detach().float().contiguous())
+        self._kept.append(nn.functional.pad(tensor.detach().float(), (0, more)).contiguous())
         return self._kept[-1].data_ptr()
 
 

@@ -65,6 +65,45 @@ def lay_out(model: nn.Module) -> None:
             layer.laid_out = large and layer.out_features % layer.width == 0
 
 
+class Int8Linear(nn.Module):
+    """A linear layer that learns no more, with its weights in 8 bits: a quarter of the memory that float32 takes.
+
+    The weights of an output are whole numbers from -127 to 127, times a scale that makes the largest of them its own
+    (absmax quantisation, here of weights alone; Dettmers et al., "LLM.int8()", 2022). On a CPU, PyTorch's kernel for
+    such weights rounds what goes in and what comes out to bfloat16, and is faster than float32 for it; elsewhere the
+    weights are multiplied out first.
+    """
+
+    weight: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
+        weight = linear.weight.detach().float()
+        scale = (weight.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.bfloat16).tiny).bfloat16()
+        self.register_buffer("weight", (weight / scale[:, None]).round().clamp(-127, 127).to(torch.int8))
+        self.register_buffer("scale", scale)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`(..., in_features)` activations to `(..., out_features)`, of the same type."""
+        if x.is_cpu and self.in_features % 32 == 0:  # with other numbers the kernel reads what is not there
+            rows = x.reshape(-1, self.in_features).bfloat16()
+            y = torch._weight_int8pack_mm(rows, self.weight, self.scale.bfloat16())
+            y = y.view(*x.shape[:-1], self.out_features).to(x.dtype)
+        else:
+            y = F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
+        return y if self.bias is None else y + self.bias
+
+
+def quantize(model: nn.Module) -> None:
+    """Put the weights of linear layers into 8 bits, in place; embeddings stay as they are, also those tied to one."""
+    for module in list(model.modules()):
+        for name, layer in module.named_children():
+            if isinstance(layer, nn.Linear):
+                setattr(module, name, Int8Linear(layer))
+
+
 class Embedding(nn.Embedding):
     """A table of rows of which each id takes one.
 
