@@ -344,10 +344,11 @@ def _summary(cli, model, seconds: float) -> None:
     lm = LanguageModel(model, cli.datamodule.tokenizer)
     sample = lm.generate(PROMPT, 200, unknown="skip", seed=0, **CONTROLS)
     floors = ", ".join(f"{name} {bits:.4f}" for name, bits in cli.datamodule.floors.items())
+    resumed = f", the last {cli.trainer.global_step - cli.start_step}" if cli.start_step else ""
     print(
         f"validation loss {metrics['val/loss']:.4f} nats per token, "
         f"{metrics['val/bits_per_char']:.4f} bits per character, "
-        f"after {cli.trainer.global_step} steps in {seconds:.0f} s\n"
+        f"after {cli.trainer.global_step} steps{resumed} in {seconds:.0f} s\n"
         f"floors in bits per character: {floors}\n\n"
         f"{sample}\n\n"
         f"Curves and samples:  {_bin()}tensorboard --logdir {run_dir}\n"

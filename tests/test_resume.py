@@ -252,6 +252,11 @@ def test_runs_that_start_at_the_same_time_take_folders_of_their_own(folder):
     assert sorted(int(path.name.removeprefix("version_")) for path in made) == list(range(40))
 
 
+def test_the_last_lines_tell_the_steps_of_this_start_from_those_before(train):
+    assert " after 4 steps in " in train("--trainer.max_steps", "4").out
+    assert " after 10 steps, the last 6 in " in train("--trainer.max_steps", "10", "--ckpt_path", "last").out
+
+
 def test_a_finished_run_is_left_alone(train, folder):
     train("--trainer.max_steps", "10")
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}

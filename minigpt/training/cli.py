@@ -209,7 +209,7 @@ class MiniGPTCLI(LightningCLI):
         root = Path(self.trainer.default_root_dir) / runs.ROOT
         self.run_dir: Path | None = None
         self.finished = False
-        start, horizon = 0, None
+        self.start_step, horizon = 0, None  # where it goes on from
         if self.config.ckpt_path is not None:
             self.checkpoint = self._find_checkpoint(root)
         if self.checkpoint:
@@ -222,9 +222,9 @@ class MiniGPTCLI(LightningCLI):
             then, now = checkpoint["minigpt"].get("made_with", {}), made_with(self.trainer)
             if others := [f"{key} {now[key]} in place of {then[key]}" for key in then if then[key] != now.get(key)]:
                 note(f"The last bits will not be those of an undisturbed run: {', '.join(others)}.")
-            start, horizon = checkpoint["global_step"], checkpoint["minigpt"]["horizon"]
-            self.finished = 0 < self.trainer.max_steps <= start
-            self.run_dir = self._run_to_continue(start)
+            self.start_step, horizon = checkpoint["global_step"], checkpoint["minigpt"]["horizon"]
+            self.finished = 0 < self.trainer.max_steps <= self.start_step
+            self.run_dir = self._run_to_continue(self.start_step)
         self.model.set_schedule(horizon or self.trainer.max_steps)
         if not self.trainer.is_global_zero:
             self.run_dir = self.run_dir or root  # the first process makes the folder; Lightning tells the others
@@ -238,7 +238,9 @@ class MiniGPTCLI(LightningCLI):
             if most and most < n:
                 note(f"Validation scores {most:,} of {n:,} tokens; evaluate.py scores them all.")
             save_dir, name, version = self.run_dir.parent.parent, self.run_dir.parent.name, self.run_dir.name
-            self.trainer.logger = TensorBoardLogger(save_dir, name, version, default_hp_metric=False, purge_step=start)
+            self.trainer.logger = TensorBoardLogger(
+                save_dir, name, version, default_hp_metric=False, purge_step=self.start_step
+            )
 
     def _tell_of_reciting(self) -> None:
         """Say so if the model could hold its text by heart many times over, and what would suit the text."""
