@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryFile
 
-from minigpt.errors import MiniGPTError, did_you_mean, needs, note
+from minigpt.errors import MiniGPTError, did_you_mean, needs, note, writing
 
 PROMPT = "un matin,"
 CONTROLS = {"temperature": 0.8, "top_k": 30, "top_p": 0.9}  # the article's example
@@ -187,11 +188,9 @@ def evaluate(args: list[str]) -> int:
         raise MiniGPTError(f"memorisation is {asked.memorisation}. Give the number of texts to draw, 1 or more.")
     if asked.encoding and asked.path is None:
         raise MiniGPTError("--data.encoding is for a text that --data.path names. Name one, or leave it out.")
-    try:
-        if asked.figures:
-            asked.figures.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MiniGPTError(f"The figures cannot be written into '{asked.figures}': {error.strerror}.") from error
+    if asked.figures:
+        with writing(asked.figures, "--figures"), TemporaryFile(dir=asked.figures):
+            pass  # it can be written to
 
     import torch
 
@@ -236,10 +235,12 @@ def evaluate(args: list[str]) -> int:
     if asked.figures:
         from minigpt.figures import figures
 
-        for name, image in figures(lm.model, lm.tokenizer, val, metrics.by_position.compute()).items():
-            drawing = asked.figures / f"{name}.png"
-            image.save(drawing)
-            note(str(drawing))
+        images = figures(lm.model, lm.tokenizer, val, metrics.by_position.compute())
+        with writing(asked.figures, "--figures"):
+            for name, image in images.items():
+                drawing = asked.figures / f"{name}.png"
+                image.save(drawing)
+                note(str(drawing))
     print(json.dumps(scores, indent=2))
     return 0
 

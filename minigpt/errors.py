@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class MiniGPTError(Exception):
@@ -36,6 +37,26 @@ def needs(who: str, extra: str) -> Iterator[None]:
         yield
     except ImportError as error:
         raise MiniGPTError(f"{who}, which is not installed: pip install 'minigpt-lightning[{extra}]'.") from error
+
+
+@contextmanager
+def writing(folder: Path, flag: str) -> Iterator[None]:
+    """Make a folder, and say so plainly if nothing can be written there.
+
+    Args:
+        folder: The folder.
+        flag: The option that names another one.
+
+    Raises:
+        MiniGPTError: The file system refuses.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise MiniGPTError(
+            f"The folder '{folder}' cannot be written to: {error.strerror}. Name another with {flag}."
+        ) from error
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

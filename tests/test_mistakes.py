@@ -4,6 +4,7 @@ import gzip
 import json
 import shutil
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -112,7 +113,7 @@ MISTAKES = [
     ([*TRAIN, "--trainer.devices", "2", "--trainer.strategy", "ddp_spawn"], ["--trainer.strategy ddp"]),
     ([*TRAIN, "--trainer.devices", "many"], ["Trainer refuses"]),
     ([*TRAIN, "--trainer.log_every_n_steps", "-1"], ["trainer.log_every_n_steps is -1"]),
-    ([*TRAIN, "--trainer.default_root_dir", "other.txt"], ["cannot be made"]),
+    ([*TRAIN, "--trainer.default_root_dir", "other.txt"], ["cannot be written to", "--trainer.default"]),
     ([*TRAIN, "--data.batch_size", "999999999"], ["data.batch_size is 999999999"]),
     ([*TRAIN, "--data.overfit_batches", "0"], ["data.overfit_batches is 0"]),
     ([*TRAIN, "--model.n_embd", "99999999999999"], ["does not fit into memory"]),
@@ -204,10 +205,10 @@ MISTAKES = [
     ([*SWEEP, "--space", "space.yaml", "--ckpt_path", "last"], ["--ckpt_path has no use"]),
     ([*SWEEP, "--space", "space.yaml", "--trainer.devices", "2"], ["one process", "--trainer.devices"]),
     ([*SWEEP, "--space", "space.yaml", "--study", "a/b"], ["a/b", "letters, digits"]),
-    ([*SWEEP, "--space", "space.yaml", "--storage", "other.txt/a.db"], ["cannot be made"]),
+    ([*SWEEP, "--space", "space.yaml", "--storage", "other.txt/a.db"], ["cannot be written to", "--storage"]),
     ([*SWEEP, "--space", "space.yaml", "--data.path", "-"], ["standard input"]),
     # evaluating
-    (["evaluate", "--figures", "poem.txt"], ["The figures cannot be written into 'poem.txt'"]),
+    (["evaluate", "--figures", "poem.txt"], ["poem.txt' cannot be written to", "--figures"]),
     (["evaluate", "--ckpt_path", "nowhere"], ["nowhere", "no run or checkpoint"]),
     (["evaluate", "--data.path", "nowhere.txt"], ["nowhere.txt", "does not exist"]),
     (["evaluate", "--memorisation", "0"], ["memorisation is 0"]),
@@ -243,6 +244,22 @@ def test_what_is_no_mistake_is_answered_with_text(place, call, flags):
     result = call("generate", *flags)
     assert result.status == 0, result.err
     assert result.out.endswith("\n")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no folder in which nobody can make a file")
+def test_where_nobody_may_write_another_folder_is_asked_for(call, trained_run, folder):
+    (folder / "lightning_logs").mkdir()
+    (folder / "lightning_logs" / "tiny").symlink_to("/proc/self")
+    result = call("train", "--config", TINY, *QUICK)
+    assert result.status == 2
+    assert "lightning_logs/tiny' cannot be written to" in result.err
+    assert "--trainer.default_root_dir" in result.err
+    result = call("evaluate", "--ckpt_path", str(trained_run), "--figures", "/proc/self")
+    assert (result.status, result.out) == (2, "")
+    assert "--figures" in result.err
+    result = call("export", "--ckpt_path", str(trained_run), "--format", "safetensors", "--out", "/proc/self/out")
+    assert result.status == 2
+    assert "--out" in result.err
 
 
 def test_a_corpus_that_changed_since_is_not_scored(place, call):

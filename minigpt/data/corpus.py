@@ -7,14 +7,13 @@ import sys
 import tempfile
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
 from hashlib import file_digest, sha256
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
 from minigpt.data import reading
-from minigpt.errors import MiniGPTError, did_you_mean, note
+from minigpt.errors import MiniGPTError, did_you_mean, note, writing
 
 EMBEDDED = "exemple"
 
@@ -166,7 +165,7 @@ def _keep_a_copy(path: str, cache: Path) -> Path:
     if path == "-" and sys.stdin is None:
         raise MiniGPTError("There is no standard input to read. Give --data.path a file.")
     folder, whole = cache / "stdin", sha256()
-    with writable(folder):
+    with writing(folder, "--data.cache_dir"):
         handle, name = tempfile.mkstemp(dir=folder)
         try:
             source = sys.stdin.buffer if path == "-" else open(os.path.expanduser(path), "rb")  # noqa: SIM115
@@ -178,22 +177,6 @@ def _keep_a_copy(path: str, cache: Path) -> Path:
         except BaseException:
             Path(name).unlink()
             raise
-
-
-@contextmanager
-def writable(folder: Path) -> Iterator[None]:
-    """Make a folder, and say so plainly if nothing can be written there.
-
-    Raises:
-        MiniGPTError: The file system refuses.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        raise MiniGPTError(
-            f"The folder '{folder}' cannot be written to: {error.strerror}. Name another with --data.cache_dir."
-        ) from error
 
 
 def _known(encoding: str) -> str:

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from minigpt.data.corpus import Corpus, cache_folder, writable
+from minigpt.data.corpus import Corpus, cache_folder
 from minigpt.data.dataset import SHORTEST, Ids, MappedIds, split_at
 from minigpt.data.tokenizers import KINDS, CharTokenizer, Tokenizer, from_dict
-from minigpt.errors import MiniGPTError, did_you_mean, note
+from minigpt.errors import MiniGPTError, did_you_mean, note, writing
 from minigpt.terminal import Bar
 
 FORMAT = 1  # of the files in the cache: another number, and old ones are not found
@@ -161,7 +161,7 @@ def _in_file(corpus: Corpus, settings: list, fit: Fit, val_fraction: float, cach
     if tokens := _open(folder):  # without the lock, so that a cache that is only to be read will do
         return tokens
     lock = FileLock(cache / f"{key}.lock")
-    with writable(cache):
+    with writing(cache, "--data.cache_dir"):
         try:
             lock.acquire(blocking=False)
         except Timeout:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minigpt.errors import MiniGPTError
+from minigpt.errors import MiniGPTError, writing
 from minigpt.export import checkpoint as one_file
 from minigpt.export import gguf, hugging_face, onnx, safetensors
 from minigpt.generation.text import LanguageModel
@@ -32,9 +32,6 @@ def export(checkpoint: dict[str, Any], lm: LanguageModel, out: str | Path, form:
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise MiniGPTError(f"'{out}' is there already and not empty. Give --out a new folder.")
     files = FORMATS[form](checkpoint, lm)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+    with writing(out, "--out"):
         for name, content in files.items():
             (out / name).write_bytes(content)
-    except OSError as error:
-        raise MiniGPTError(f"'{out}' cannot be written: {error.strerror}. Give --out another folder.") from error

@@ -23,7 +23,7 @@ from minigpt import runs
 from minigpt.data.corpus import locate
 from minigpt.data.tokenizers import difference
 from minigpt.data.tokenizers import from_dict as tokenizer_from_dict
-from minigpt.errors import MiniGPTError, note
+from minigpt.errors import MiniGPTError, note, writing
 from minigpt.models import n_parameters
 from minigpt.training import trust
 from minigpt.training.callbacks import Figures, Progress, Samples
@@ -346,16 +346,13 @@ def _check_strategy(trainer: Trainer) -> None:
 
 def _new_run(parent: Path) -> Path:
     """A fresh `version_N` folder; an exclusive mkdir, so that two runs started at once take two folders."""
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MiniGPTError(f"The folder '{parent}' cannot be made: {error.strerror}.") from error
-    taken = [int(match[1]) for match in (re.fullmatch(r"version_(\d+)", p.name) for p in parent.iterdir()) if match]
-    for version in count(max(taken, default=-1) + 1):
-        folder = parent / f"version_{version}"
-        with suppress(FileExistsError):
-            folder.mkdir()
-            return folder.absolute()
+    with writing(parent, "--trainer.default_root_dir"):
+        taken = [int(match[1]) for match in (re.fullmatch(r"version_(\d+)", p.name) for p in parent.iterdir()) if match]
+        for version in count(max(taken, default=-1) + 1):
+            folder = parent / f"version_{version}"
+            with suppress(FileExistsError):
+                folder.mkdir()
+                return folder.absolute()
 
 
 def _quiet() -> None:

@@ -26,7 +26,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from minigpt import runs
-from minigpt.errors import MiniGPTError, note
+from minigpt.errors import MiniGPTError, note, writing
 from minigpt.seeds import derive_seed
 from minigpt.training.cli import MiniGPTCLI
 from minigpt.training.parser import flatten
@@ -98,11 +98,7 @@ class Sweep:
         about |= {key: in_words(distribution) for key, distribution in self.space.items()}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", module="optuna")  # of a validation that a resume repeats, for one
-        try:
-            self._lock("study").parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise MiniGPTError(f"The folder '{self.folder}' cannot be made: {error.strerror}.") from error
-        with FileLock(self._lock("study")):
+        with writing(self._lock("study").parent, "--storage"), FileLock(self._lock("study")):
             self.study = self._open(sqlite=str(storage).startswith("sqlite:///") or self.storage.suffix == ".db")
             # A first quarter says little: rates are still rising, and every model learns the letters first.
             self.study.pruner = optuna.pruners.MedianPruner(n_warmup_steps=max(recipe.trainer.max_steps // 4, 0))
