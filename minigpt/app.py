@@ -308,30 +308,30 @@ def build(shelf: Shelf) -> gr.Blocks:
             ]
             controls = _controls(temperature, top_k, top_p, min_p)
             inside = picture(lm, ids[:-1], layer, head, request)
-            return surprise(lm, ids, place), bars(lm, ids, place, controls, request), inside, *sliders, ""
+            return surprise(lm, ids, place), bars(lm, ids, place, controls, request), inside, *sliders, place, ""
         except Problem as problem:
-            return "", "", "", gr.update(visible=False), gr.update(visible=False), problem.told(request)
+            return "", "", "", gr.update(visible=False), gr.update(visible=False), 0, problem.told(request)
 
     def pick(run: str, text: str, layer: int, head: int, temperature: float, top_k: int, top_p: float, min_p: float,
              event: gr.EventData, request: gr.Request):  # fmt: skip
         try:
             lm = shelf.load(run)
         except Problem as problem:
-            return "", "", problem.told(request)
+            return "", "", 0, problem.told(request)
         ids = ids_of(lm, text or "")
         place = min(max(int(event.index), 0), len(ids) - 1)
         if place < 1:
-            return "", gr.skip(), gr.skip()
+            return "", gr.skip(), gr.skip(), gr.skip()
         controls = _controls(temperature, top_k, top_p, min_p)
-        return bars(lm, ids, place, controls, request), picture(lm, ids[:place], layer, head, request), gr.skip()
+        return bars(lm, ids, place, controls, request), picture(lm, ids[:place], layer, head, request), place, gr.skip()
 
-    def redraw(run: str, text: str, layer: int, head: int, request: gr.Request) -> str:
+    def redraw(run: str, text: str, layer: int, head: int, place: int, request: gr.Request) -> str:
         try:
             lm = shelf.load(run)
         except Problem:
             return ""
-        ids = ids_of(lm, text or "")
-        return picture(lm, ids[:-1], layer, head, request) if len(ids) > 1 else ""
+        before = ids_of(lm, text or "")[:place]
+        return picture(lm, before, layer, head, request) if before else ""
 
     found = choices()
     first, second = two([file for _, file in found])
@@ -375,6 +375,7 @@ def build(shelf: Shelf) -> gr.Blocks:
                             layer = gr.Slider(1, 8, 1, step=1, label=I18N("layer"), visible=False)
                             head = gr.Slider(1, 8, 1, step=1, label=I18N("head"), visible=False)
                         drawing = gr.HTML(elem_id="inside")
+                        place = gr.State(0)  # of the token that was picked
                     with gr.Tab(I18N("compare")):
                         other = gr.Dropdown(
                             found, value=second, label=I18N("other"), allow_custom_value=True, elem_id="other"
@@ -397,9 +398,10 @@ def build(shelf: Shelf) -> gr.Blocks:
         halt_both.click(None, cancels=[compared], **private)
         seen = [run, text, layer, head]
         controls = [temperature, top_k, top_p, min_p]
-        inside.select(look, [*seen, *controls], [colours, chart, drawing, layer, head, notice], **private, **crowd)
-        colours.select(pick, [*seen, *controls], [chart, drawing, notice], **private, **crowd)
-        gr.on([layer.release, head.release], redraw, seen, drawing, **private, **crowd)
+        looked = [colours, chart, drawing, layer, head, place, notice]
+        inside.select(look, [*seen, *controls], looked, **private, **crowd)
+        colours.select(pick, [*seen, *controls], [chart, drawing, place, notice], **private, **crowd)
+        gr.on([layer.release, head.release], redraw, [*seen, place], drawing, **private, **crowd)
     return page
 
 

@@ -263,6 +263,10 @@ def test_a_french_visitor_writes_streams_stops_and_looks_inside(browser, page, p
     tokens.nth(40).focus()
     tab.keyboard.press("Enter")
     until(lambda: tab.locator("#inside img").get_attribute("src") != before)
+    picked = tab.locator("#inside img").get_attribute("src")
+    for head in (2, 1):  # of the same token, not of the text's end
+        set_length(tab, head, "Tête")
+        until(lambda head=head: (tab.locator("#inside img").get_attribute("src") == picked) == (head == 1))
     assert all(url.startswith(page.address) or url.startswith("data:") for url in tab.elsewhere)
 
 
