@@ -168,8 +168,7 @@ def prepare(model: nn.Module, device: str | torch.device = "cpu", precision: str
     model.to(device, PRECISIONS[precision]).eval()
     if precision == "int8":
         quantize(model)
-    else:
-        lay_out(model)
+    lay_out(model)
 
 
 def _check_sizes(architecture: dict, weights: dict[str, torch.Tensor], vocab_size: int) -> None:

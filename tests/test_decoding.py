@@ -105,6 +105,15 @@ def test_in_int8_the_compiled_step_rounds_weights_and_nothing_else(settings, n_r
     torch.testing.assert_close(logits, whole, rtol=1e-4, atol=1e-4 * whole.abs().max().item())
 
 
+@pytest.mark.parametrize("precision", ["32", "int8"])
+def test_tables_are_not_held_twice(precision):
+    model = lively("modern", ngrams=50)
+    prepare(model, precision=precision)
+    compile_decoding(model)
+    held = {tensor.data_ptr() for tensor in model.compiled._kept}
+    assert {model.embed.weight.data_ptr(), model.ngrams[0].weight.data_ptr()} <= held
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="flags of another kind of processor")
 @pytest.mark.parametrize(("simdlen", "march"), [(256, "x86-64-v3"), (1, "x86-64")])
 @torch.no_grad()

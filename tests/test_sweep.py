@@ -203,6 +203,21 @@ def test_a_trial_that_breaks_is_kept_and_the_sweep_goes_on(call, folder):
     assert "is no number" in study().trials[0].user_attrs["why"]
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no folder in which nobody can make a file")
+def test_what_the_file_system_refuses_is_no_result(call, folder):
+    runs = folder / "lightning_logs" / "tiny"
+    runs.parent.mkdir()
+    runs.symlink_to("/proc/self")
+    result = call("sweep", *FLAGS, "--trials", "2")
+    assert result.status == 2
+    assert "tiny' cannot be written to" in result.err
+    runs.unlink()
+    result = call("sweep", *FLAGS, "--trials", "2")
+    assert result.status == 0, result.err
+    assert "Trial 0 was interrupted" in result.err
+    assert [row["state"] for row in table()] == ["complete"] * 2
+
+
 def test_ctrl_c_leaves_a_trial_that_goes_on_where_it_stopped(call, monkeypatch):
     assert call("sweep", *FLAGS, "--trials", "2", "--study", "undisturbed").status == 0
     report = sweep.Pruning.on_validation_end

@@ -356,10 +356,14 @@ static int decode(
         }
         norm_all(model.norm);
         auto to_logits = into(logits, model.vocab_size);
-        linear<Weight>(model.head, normed.data(), rows, [&](int64_t row, int64_t column, Floats value) {
+        auto capped = [&](int64_t row, int64_t column, Floats value) {
             if (model.softcap) value = model.softcap * (2 * sigmoid(2 / model.softcap * value) - 1);
             to_logits(row, column, value);
-        });
+        };
+        if (model.head.scale)
+            linear<Weight>(model.head, normed.data(), rows, capped);
+        else  // one that is the embedding's stays as that is
+            linear<Number<Weight>>(model.head, normed.data(), rows, capped);
     }
     return 0;
 }

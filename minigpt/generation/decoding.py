@@ -78,7 +78,7 @@ class Decoding:
     """
 
     def __init__(self, model: GPT):
-        types = model.embed.weight.dtype, model.lm_head.weight.dtype
+        types = model.embed.weight.dtype, model.blocks[0].attn.qkv.weight.dtype
         if model.embed.weight.device.type != "cpu" or types not in FUNCTIONS:
             raise MiniGPTError(
                 "Compiled generation is for a CPU, in float32, bfloat16 or int8; the model goes on as it is."
@@ -143,7 +143,8 @@ class Decoding:
         """The address of these numbers in float32, with so many zeros behind them."""
         if tensor is None:
             return None
-        self._kept.append(nn.functional.pad(tensor.detach().float(), (0, more)).contiguous())
+        numbers = tensor.detach().float()
+        self._kept.append((nn.functional.pad(numbers, (0, more)) if more else numbers).contiguous())
         return self._kept[-1].data_ptr()
 
 

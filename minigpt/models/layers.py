@@ -69,9 +69,9 @@ class Int8Linear(nn.Module):
     """A linear layer that learns no more, with its weights in 8 bits: a quarter of the memory that float32 takes.
 
     The weights of an output are whole numbers from -127 to 127, times a scale that makes the largest of them its own
-    (absmax quantisation, here of weights alone; Dettmers et al., "LLM.int8()", 2022). On a CPU, PyTorch's kernel for
-    such weights rounds what goes in and what comes out to bfloat16, and is faster than float32 for it; elsewhere the
-    weights are multiplied out first.
+    (weight-only absmax quantisation per output channel, as in Dettmers et al., "LLM.int8()", 2022). On a CPU PyTorch's
+    kernel for such weights rounds what goes in and what comes out to bfloat16, and is faster than float32 for it. It
+    takes whole groups of 16 inputs; for others, and on other devices, the weights are widened for each product.
     """
 
     weight: torch.Tensor
@@ -82,12 +82,12 @@ class Int8Linear(nn.Module):
         self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
         weight = linear.weight.detach().float()
         scale = (weight.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.bfloat16).tiny).bfloat16()
-        self.register_buffer("weight", (weight / scale[:, None]).round().clamp(-127, 127).to(torch.int8))
+        self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8))
         self.register_buffer("scale", scale)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(..., in_features)` activations to `(..., out_features)`, of the same type."""
-        if x.is_cpu and self.in_features % 32 == 0:  # with other numbers the kernel reads what is not there
+        if x.is_cpu and self.in_features % 16 == 0:  # with other numbers the kernel reads what is not there
             rows = x.reshape(-1, self.in_features).bfloat16()
             y = torch._weight_int8pack_mm(rows, self.weight, self.scale.bfloat16())
             y = y.view(*x.shape[:-1], self.out_features).to(x.dtype)
@@ -97,10 +97,11 @@ class Int8Linear(nn.Module):
 
 
 def quantize(model: nn.Module) -> None:
-    """Put the weights of linear layers into 8 bits, in place; embeddings stay as they are, also those tied to one."""
+    """Put the weights of linear layers into 8 bits, in place; an embedding's stay as they are, also in a layer."""
+    tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
     for module in list(model.modules()):
         for name, layer in module.named_children():
-            if isinstance(layer, nn.Linear):
+            if isinstance(layer, nn.Linear) and not any(layer.weight is table for table in tables):
                 setattr(module, name, Int8Linear(layer))
 
 

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,9 @@ class Sweep:
         about |= {key: in_words(distribution) for key, distribution in self.space.items()}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", module="optuna")  # of a validation that a resume repeats, for one
-        with writing(self._lock("study").parent, "--storage"), FileLock(self._lock("study")):
+        with writing(self.folder, "--storage FILE"):
+            self._lock("study").parent.mkdir(exist_ok=True)
+        with FileLock(self._lock("study")):
             self.study = self._open(sqlite=str(storage).startswith("sqlite:///") or self.storage.suffix == ".db")
             # A first quarter says little: rates are still rising, and every model learns the letters first.
             self.study.pruner = optuna.pruners.MedianPruner(n_warmup_steps=max(recipe.trainer.max_steps // 4, 0))
@@ -175,8 +178,10 @@ class Sweep:
             reports = self.study.trials[trial.number].intermediate_values
             if not reports:
                 raise MiniGPTError("The run ended before a validation. Set trainer.max_steps, or a longer max_time.")
-        except (MiniGPTError, torch.OutOfMemoryError) as error:  # a result too, and one to keep away from
-            note(str(error))
+        except (MiniGPTError, torch.OutOfMemoryError) as error:
+            if any(isinstance(reason, OSError) for reason in _reasons(error)):
+                raise  # the file system's answer, not that of the settings: the trial can be taken up again
+            note(str(error))  # a result too, and one to keep away from
             trial.set_user_attr("why", str(error))
             self.study.tell(trial, state=TrialState.PRUNED)
             return
@@ -235,6 +240,12 @@ class Sweep:
             figure.savefig(files[-1], bbox_inches="tight")
             matplotlib.pyplot.close(figure)
         return files
+
+
+def _reasons(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _suggest(trial: Trial, key: str, distribution: BaseDistribution) -> Any:
