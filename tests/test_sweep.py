@@ -1,6 +1,7 @@
 """Sweeps: what a study finds and keeps, how it goes on, what it refuses, and that several processes share one."""
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -215,6 +216,23 @@ def test_what_the_file_system_refuses_is_no_result(call, folder):
     result = call("sweep", *FLAGS, "--trials", "2")
     assert result.status == 0, result.err
     assert "Trial 0 was interrupted" in result.err
+    assert [row["state"] for row in table()] == ["complete"] * 2
+
+
+def test_a_full_disk_is_no_result_either(call, monkeypatch):
+    def full(*args, **kwargs):
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError:
+            raise RuntimeError("enforce fail")  # noqa: B904 - as torch.save has it
+
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.save", full)
+        result = call("sweep", *FLAGS, "--trials", "2")
+    assert result.status == 2
+    assert "could not be written" in result.err
+    assert [trial.state.name for trial in study().trials] == ["RUNNING"]
+    assert call("sweep", *FLAGS, "--trials", "2").status == 0
     assert [row["state"] for row in table()] == ["complete"] * 2
 
 

@@ -107,7 +107,10 @@ def _not_written(path: Path, error: BaseException) -> MiniGPTError:
     if isinstance(error, CheckpointException):  # of several processes; the first has the reason
         error = next(iter(error.failures.values()))[0]
     reason = " ".join(str(error).split())[:300]
-    return MiniGPTError(f"The checkpoint {path} could not be written ({reason}). Make room and go on with --ckpt_path.")
+    return MiniGPTError(
+        f"The checkpoint {path} could not be written ({reason}). Make room, then go on with --ckpt_path, or, with a "
+        "sweep, by the same command."
+    )
 
 
 def made_with(trainer: Trainer) -> dict[str, str]:
