@@ -224,7 +224,7 @@ static void prepare(const Model& model, float* x, int64_t size, int64_t position
         const float *cos = model.cos + position * size, *sin = model.sin + position * size;
         for (int64_t i = 0; i < size / 2; i++) {
             float first = x[i], second = x[i + size / 2];
-            x[i] = first * cos[i] - second * sin[i];
+            x[i] = first * cos[i] + second * sin[i];
             x[i + size / 2] = second * cos[i + size / 2] + first * sin[i + size / 2];
         }
     }

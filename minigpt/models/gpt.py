@@ -378,13 +378,17 @@ def make_norm(size: int, settings: dict[str, Any]) -> nn.Module:
 
 
 def rope_tables(n_positions: int, head_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines `(n_positions, D)` of the angles by which RoPE turns, in Llama's layout of halves."""
+    """Cosines and sines `(n_positions, D)` of the angles by which RoPE turns, in Llama's layout of halves.
+
+    The sines of the first half are negative, as in the first row of a rotation matrix.
+    """
     frequencies = ROPE_BASE ** -(torch.arange(0, head_size, 2).float() / head_size)
-    angles = torch.outer(torch.arange(n_positions).float(), frequencies).repeat(1, 2)
-    return angles.cos(), angles.sin()
+    angles = torch.outer(torch.arange(n_positions).float(), frequencies)  # (n_positions, D / 2)
+    return angles.cos().repeat(1, 2), torch.cat((-angles.sin(), angles.sin()), dim=1)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Turn `(B, H, T, D)` queries or keys: element i and i + D / 2 are the two coordinates of a plane."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    # `roll` swaps the halves. Written with `torch.cat`, the step that torch.compile makes of it in bfloat16 gives NaN
+    # gradients on some processors (torch 2.13, Intel's with AVX512-FP16).
+    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
