@@ -24,9 +24,8 @@ from minigpt import runs
 from minigpt.errors import MiniGPTError
 from minigpt.figures import draw_table, draw_transitions, name_of
 from minigpt.generation.text import LanguageModel
-from minigpt.introspection import attention, next_probabilities, surprisal
+from minigpt.introspection import attention, is_bigram, next_probabilities, surprisal
 from minigpt.models.gpt import GPT
-from minigpt.models.tinygpt import TinyGPT
 from minigpt.words import NOTICES, WORDS
 
 LOADED = 4  # models kept in memory
@@ -238,14 +237,17 @@ def bars(lm: LanguageModel, ids: list[int], place: int, controls: dict, request:
 
 def picture(lm: LanguageModel, ids: list[int], layer: int, head: int, request: gr.Request | None) -> str:
     """What is inside: the table of a bigram model, or where one head of one layer looks, as an HTML image."""
-    if isinstance(lm.model, TinyGPT):
+    if is_bigram(lm.model):
         image = draw_transitions(lm.model, lm.tokenizer, _say(request, "transitions"))
     elif isinstance(lm.model, GPT):
         ids = ids[-min(lm.model.block_size, 48) :]
         layer, head = min(layer, lm.model.n_layer), min(head, lm.model.n_head)
         names = [name_of(lm.tokenizer.decode([i])) for i in ids]
         title = _say(request, "attention", layer, head)
-        image = draw_table(attention(lm.model, ids)[layer - 1, head - 1].sqrt(), names, names, title)
+        try:
+            image = draw_table(attention(lm.model, ids)[layer - 1, head - 1].sqrt(), names, names, title)
+        except MiniGPTError as error:
+            return f"<p>⚠ {escape(str(error))}</p>"
     else:
         return ""
     png = io.BytesIO()

@@ -128,13 +128,20 @@ def eval_windows(data: Ids, block_size: int, vocab_size: int, max_tokens: int | 
 
 
 @torch.no_grad()
-def measure(model: nn.Module, data: Ids, lengths: torch.Tensor) -> TextMetrics:
+def measure(model: nn.Module, data: Ids, lengths: torch.Tensor, block_size: int | None = None) -> TextMetrics:
     """The metrics of a model over all of a text; arguments as in `evaluate`."""
-    device = device_of(model)
-    metrics = TextMetrics(lengths, model.block_size).to(device)
+    device, longest = device_of(model), getattr(model, "block_size", None)
+    block_size = block_size or longest
+    if block_size is None:
+        raise MiniGPTError(
+            f"{type(model).__name__} has no block_size. Pass the length of the windows as block_size=64."
+        )
+    if longest is not None and block_size > longest:
+        raise MiniGPTError(f"block_size is {block_size}, and the longest window of this model has {longest} tokens.")
+    metrics = TextMetrics(lengths, block_size).to(device)
     was_training = model.training
     model.eval()
-    for x, y in eval_windows(data, model.block_size, len(lengths)):
+    for x, y in eval_windows(data, block_size, len(lengths)):
         metrics.update(model(x.to(device)), y.to(device))
     model.train(was_training)
     if not metrics.bits_per_char.characters:
@@ -142,21 +149,22 @@ def measure(model: nn.Module, data: Ids, lengths: torch.Tensor) -> TextMetrics:
     return metrics
 
 
-def evaluate(model: nn.Module, data: Ids, lengths: torch.Tensor) -> dict[str, float]:
+def evaluate(model: nn.Module, data: Ids, lengths: torch.Tensor, block_size: int | None = None) -> dict[str, float]:
     """Score a model on all of a text: windows of its `block_size`, no overlap, each token but the first once.
 
     Args:
         model: `(B, T)` ids to `(B, T, V)` logits, in float32.
         data: `(N,)` ids, at least 2, in memory or in a file.
         lengths: `(V,)` the number of characters that each token stands for.
+        block_size: The length of the windows; None for the model's `block_size`.
 
     Returns:
         `loss`, `bits_per_char`, `perplexity`, `accuracy`, and `tokens` and `characters`, how many were scored.
 
     Raises:
-        MiniGPTError: The text is shorter than two tokens, or than a character.
+        MiniGPTError: The text is shorter than two tokens, or than a character, or the windows do not fit the model.
     """
-    return measure(model, data, lengths).scores()
+    return measure(model, data, lengths, block_size).scores()
 
 
 def floors(train: Ids, val: Ids, tokenizer: Tokenizer) -> dict[str, float]:

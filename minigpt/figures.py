@@ -5,6 +5,7 @@ An image is a field of bytes: up to `INK` a colour of the scale from nothing (wh
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 
 import numpy as np
@@ -14,9 +15,9 @@ from torch import nn
 
 from minigpt.data.dataset import Ids
 from minigpt.data.tokenizers import Tokenizer
-from minigpt.introspection import attention, next_logits, transitions
+from minigpt.errors import MiniGPTError
+from minigpt.introspection import attention, is_bigram, next_logits, transitions
 from minigpt.models.gpt import GPT
-from minigpt.models.tinygpt import TinyGPT
 
 Image.preinit()  # loads what writes PNG, which would else happen in the middle of a training
 
@@ -48,10 +49,11 @@ def figures(model: nn.Module, tokenizer: Tokenizer, ids: Ids, by_position: torch
     """
     line = ids[:40].long()
     drawn = {"next_token": draw_next_token(model, tokenizer, line), "loss_by_position": draw_loss(by_position)}
-    if isinstance(model, TinyGPT):
+    if is_bigram(model):
         drawn["transitions"] = draw_transitions(model, tokenizer)
     if isinstance(model, GPT):
-        drawn["attention"] = draw_attention(attention(model, line))
+        with suppress(MiniGPTError):  # of a layer that was changed
+            drawn["attention"] = draw_attention(attention(model, line))
     return drawn
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from minigpt.errors import MiniGPTError
+from minigpt.generation.checks import LONGEST, ROUNDED, block_size_of, differs, usable_paths
 from minigpt.generation.sampling import filter_logits
 from minigpt.models import device_of
 from minigpt.models.gpt import GPT, Attention
@@ -15,11 +17,19 @@ from minigpt.models.gpt import GPT, Attention
 AT_ONCE = 1 << 14  # tokens in a batch of windows
 
 
+def is_bigram(model: nn.Module) -> bool:
+    """Whether the prediction of a model depends on the last id alone, as far as the model says so and a check shows."""
+    if getattr(model, "context_size", None) != 1:
+        return False
+    return "context" in usable_paths(model, block_size_of(model, LONGEST))
+
+
 @torch.no_grad()
 def transitions(model: nn.Module) -> torch.Tensor:
     """`(V, V)` probabilities of the next id (columns) after each id alone (rows): all of a bigram model."""
-    vocab_size = model.config["vocab_size"]
-    return model(torch.arange(vocab_size, device=device_of(model))[:, None])[:, -1].float().softmax(-1).cpu()
+    device = device_of(model)
+    vocab_size = model(torch.zeros(1, 1, dtype=torch.int64, device=device)).shape[-1]
+    return model(torch.arange(vocab_size, device=device)[:, None])[:, -1].float().softmax(-1).cpu()
 
 
 @torch.no_grad()
@@ -37,7 +47,7 @@ def next_logits(model: nn.Module, ids: Sequence[int], first: int = 1) -> torch.T
         `(N - first + 1, V)` float32 logits; the last row's are what comes after all of `ids`.
     """
     ids = torch.as_tensor(ids, device=device_of(model))
-    size = model.block_size
+    size = block_size_of(model, len(ids))
     rows = [model(ids[None, :size])[0, first - 1 :]]
     if len(ids) > size:
         windows = ids.unfold(0, size, 1)[max(1, first - size) :]
@@ -66,9 +76,13 @@ def next_probabilities(model: nn.Module, ids: Sequence[int], **controls) -> tupl
 
 @torch.no_grad()
 def attention(model: GPT, ids: Sequence[int]) -> torch.Tensor:
-    """Where each of the last `block_size` ids looks: `(n_layer, n_head, T, T)` weights, whose rows sum to 1."""
+    """Where each of the last `block_size` ids looks: `(n_layer, n_head, T, T)` weights, whose rows sum to 1.
+
+    Raises:
+        MiniGPTError: A layer of a model that was changed gives another output than these weights would.
+    """
     maps: list[torch.Tensor] = []
-    hooks = [block.attn.register_forward_pre_hook(partial(_look, maps)) for block in model.blocks]
+    hooks = [block.attn.register_forward_hook(partial(_look, maps)) for block in model.blocks]
     try:
         model(torch.as_tensor(ids, device=device_of(model))[None, -model.block_size :])
     finally:
@@ -77,10 +91,16 @@ def attention(model: GPT, ids: Sequence[int]) -> torch.Tensor:
     return torch.stack(maps).cpu()
 
 
-def _look(maps: list[torch.Tensor], attn: Attention, inputs: tuple) -> None:
-    """Compute the weights that the attention kernel keeps to itself."""
-    q, k, _ = attn.project(*inputs[:2])
-    k = k.repeat_interleave(attn.groups, dim=1)
+def _look(maps: list[torch.Tensor], attn: Attention, inputs: tuple, output: torch.Tensor) -> None:
+    """Compute the weights that the attention kernel keeps to itself, and hold them to what it gave."""
+    q, k, v = attn.project(*inputs[:2])
+    k, v = (t.repeat_interleave(attn.groups, dim=1) for t in (k, v))
     scores = (q @ k.mT)[0].float() / math.sqrt(attn.head_size)  # (H, T, T)
     later = torch.ones_like(scores, dtype=torch.bool).triu(1)
-    maps.append(scores.masked_fill(later, -math.inf).softmax(-1))
+    weights = scores.masked_fill(later, -math.inf).softmax(-1)
+    gathered = (weights.to(v.dtype) @ v[0]).transpose(0, 1).flatten(1)  # (T, C)
+    if said := differs(attn.proj(gathered[None]), output, ROUNDED):
+        raise MiniGPTError(
+            f"The attention of layer {attn.layer + 1} cannot be shown, since the layer was changed: {said}."
+        )
+    maps.append(weights)

@@ -18,9 +18,10 @@ from minigpt.data import tokenizers
 from minigpt.data.corpus import NAMES, Corpus
 from minigpt.data.tokens import Tokens, tokenize
 from minigpt.errors import MiniGPTError, needs
+from minigpt.generation.checks import quantize_checked
 from minigpt.generation.text import LanguageModel
 from minigpt.models import build_model
-from minigpt.models.layers import lay_out, quantize
+from minigpt.models.layers import lay_out
 
 ROOT = "lightning_logs"
 SHARDS = ".metadata"  # in a folder with a checkpoint in shards
@@ -167,7 +168,7 @@ def prepare(model: nn.Module, device: str | torch.device = "cpu", precision: str
     """Put a model that learns no more, in place, where and in what it generates; arguments as in `load`."""
     model.to(device, PRECISIONS[precision]).eval()
     if precision == "int8":
-        quantize(model)
+        quantize_checked(model)
     lay_out(model)
 
 

@@ -11,6 +11,7 @@ from minigpt.errors import MiniGPTError, needs
 from minigpt.export.hugging_face import llama
 from minigpt.generation.text import LanguageModel
 from minigpt.models.gpt import GPT, PRESETS
+from minigpt.models.stock import unknown_part
 
 # Llama's switches, without those that change only how a model is trained or stored.
 SWITCHES = {name: value for name, value in PRESETS["llama"].items() if name not in ("tie_weights", "zero_init")}
@@ -70,6 +71,8 @@ def _check(model: torch.nn.Module, tokenizer: Tokenizer) -> None:
             f"llama.cpp runs no {type(model).__name__}, only a gpt with the switches of model.preset llama. Take "
             "--format onnx."
         )
+    if part := unknown_part(model):
+        raise MiniGPTError(f"llama.cpp does not have {part} of this model. Take --format onnx.")
     others = [
         f"model.{name} {model.settings[name]}" for name, value in SWITCHES.items() if model.settings[name] != value
     ]

@@ -9,6 +9,7 @@ from minigpt.errors import MiniGPTError
 from minigpt.export.safetensors import as_json, as_safetensors
 from minigpt.generation.text import LanguageModel
 from minigpt.models.gpt import GPT, NORM_EPS, PRESETS, ROPE_BASE, mlp_width
+from minigpt.models.stock import unknown_part
 
 
 def files(checkpoint: dict[str, Any], lm: LanguageModel) -> dict[str, bytes]:
@@ -68,6 +69,10 @@ def to_hugging_face(model: torch.nn.Module) -> tuple[dict[str, Any], dict[str, t
         MiniGPTError: Hugging Face has no class for this model.
     """
     settings = model.settings if isinstance(model, GPT) else None
+    if settings is not None and (part := unknown_part(model)):
+        raise MiniGPTError(
+            f"Hugging Face's classes do not have {part} of this model. Take --format safetensors or onnx."
+        )
     if settings == PRESETS["gpt2"] and model.n_kv_head == model.n_head:
         return _gpt2(model)
     if settings is not None and settings | {"tie_weights": False} == PRESETS["llama"]:

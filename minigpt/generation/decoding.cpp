@@ -27,7 +27,8 @@ using Ints = int32_t __attribute__((vector_size(4 * WIDTH)));
 using Pairs = uint32_t __attribute__((vector_size(4 * WIDTH)));
 using Shorts = uint16_t __attribute__((vector_size(2 * WIDTH)));
 
-// Mirrored by ctypes in decoding.py.
+// Mirrored by decoding.py.
+enum Activation { GELU, RELU2, SWIGLU };
 struct Linear {
     const void* weight;         // (outputs / COLUMNS, inputs / TOGETHER, COLUMNS, TOGETHER), or null
     const float *scale, *bias;  // what each output's weights in int8 are to be multiplied by, or null; or null
@@ -42,7 +43,7 @@ struct Layer {
 };
 struct Model {
     int64_t n_layer, n_head, n_kv_head, n_embd, vocab_size, block_size, ngrams, threads;
-    int64_t rmsnorm, relu2, qk_norm;
+    int64_t rmsnorm, activation, qk_norm;
     float norm_eps, softcap;
     const float *embed, *pair, *triple, *position, *cos, *sin;  // null for what the model does without
     const Layer* layers;
@@ -342,13 +343,13 @@ static int decode(
             if (layer.gate.weight) linear<Weight>(layer.gate, normed.data(), rows, into(gate.data(), n_hidden));
             auto to_hidden = into(hidden.data(), n_hidden);
             linear<Weight>(layer.up, normed.data(), rows, [&](int64_t row, int64_t column, Floats value) {
-                if (layer.gate.weight) {
+                if (model.activation == SWIGLU) {
                     Floats g = get(&gate[row * n_hidden + column], n_hidden - column);
                     value *= g * sigmoid(g);
-                } else if (model.relu2) {
+                } else if (model.activation == RELU2) {
                     value = value < 0.0f ? Floats{} : value * value;  // what is no number stays none
-                } else {
-                    value *= sigmoid(1.59576912f * (value + 0.044715f * value * value * value));  // GELU, GPT-2's
+                } else if (model.activation == GELU) {
+                    value *= sigmoid(1.59576912f * (value + 0.044715f * value * value * value));  // GPT-2's
                 }
                 to_hidden(row, column, value);
             });

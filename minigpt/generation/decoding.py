@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 from minigpt.errors import MiniGPTError
+from minigpt.generation.checks import ROUNDED, cache_differs, exact_copy, in_float32, random_ids, state_of
 from minigpt.models.gpt import GPT, NORM_EPS, KVCache
 from minigpt.models.layers import Int8Linear
+from minigpt.models.stock import unknown_part
 
 # Let sums be reordered and fused with products, and loops be vectorised: torch.compile's own flags forbid it.
 FLAGS = ("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno", "-ffp-contract=fast")
@@ -29,15 +31,55 @@ FUNCTIONS = {  # by what embeddings and cache are in, and the weights of linear 
 def compile_decoding(model: nn.Module) -> None:
     """Compile what `generate_ids` runs for each new id, in place; the model then serves, and learns no more.
 
+    The C++ code computes what the stock `GPT` does. So it is refused for a model with a part that it does not know, and
+    for one whose logits it does not reproduce.
+
     Raises:
-        MiniGPTError: There is nothing to compile, or no way to do it here. The model goes on as it was.
+        MiniGPTError: The model cannot be compiled, or there is no compiler. Text is then generated without.
     """
-    if not isinstance(model, GPT):
-        raise MiniGPTError(f"{type(model).__name__} has nothing to compile; it goes on as it is.")
-    model.compiled = Decoding(model)
+    if type(model) is not GPT:
+        raise MiniGPTError(
+            f"Compiled generation is for the class GPT, and this model is a {type(model).__name__}. "
+            "Text is generated without it."
+        )
+    if part := unknown_part(model):
+        raise MiniGPTError(f"Compiled generation does not know {part} of this model. Text is generated without it.")
+    compiled = CompiledDecoder(model)
+    if reason := _differs(model, compiled):
+        raise MiniGPTError(f"Text is generated without the compiled step of this model: {reason}.")
+    model.compiled = compiled
+    compiled.state = state_of(model)
 
 
-# The structures of decoding.cpp.
+@torch.no_grad()
+def _differs(model: GPT, compiled: "CompiledDecoder") -> str | None:
+    """Say how compiled code differs from the model's own: without rounding, then with the rounding that it does."""
+    was_training = model.training
+    model.eval()
+    try:
+        with in_float32(model):
+            exact = exact_copy(model)
+            ids = random_ids(exact, model.block_size)
+            plain = exact(ids)
+            if plain.isnan().any():  # the sampler says so
+                return None
+            exact.compiled = CompiledDecoder(exact)
+            if reason := cache_differs(exact, ids, plain):
+                return reason
+            if model.embed.weight.dtype == torch.float32:  # nothing is rounded but weights, on both sides
+                return None
+            plain = model(ids)
+            model.compiled = compiled
+            return cache_differs(model, ids, plain, ROUNDED)
+    finally:
+        model.compiled = None
+        model.train(was_training)
+
+
+# The structures of decoding.cpp, and its numbers for activations.
+ACTIVATIONS = {"gelu": 0, "relu2": 1, "swiglu": 2}
+
+
 class _Linear(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in ("weight", "scale", "bias")] + [
         (name, ctypes.c_int64) for name in ("inputs", "outputs")
@@ -57,7 +99,7 @@ class _Layer(ctypes.Structure):
 class _Model(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("n_layer", "n_head", "n_kv_head", "n_embd", "vocab_size", "block_size")),
-        *((name, ctypes.c_int64) for name in ("ngrams", "threads", "rmsnorm", "relu2", "qk_norm")),
+        *((name, ctypes.c_int64) for name in ("ngrams", "threads", "rmsnorm", "activation", "qk_norm")),
         *((name, ctypes.c_float) for name in ("norm_eps", "softcap")),
         *((name, ctypes.c_void_p) for name in ("embed", "pair", "triple", "position", "cos", "sin")),
         ("layers", ctypes.POINTER(_Layer)),
@@ -66,7 +108,7 @@ class _Model(ctypes.Structure):
     ]
 
 
-class Decoding:
+class CompiledDecoder:
     """A GPT's `forward` for one new id a row behind a cache, with a copy of the weights in the order of reading.
 
     Args:
@@ -76,6 +118,8 @@ class Decoding:
     Raises:
         MiniGPTError: It is elsewhere, or cannot be compiled here, for want of a C++ compiler, say.
     """
+
+    state: tuple | None = None  # of the model when it was compiled
 
     def __init__(self, model: GPT):
         types = model.embed.weight.dtype, model.blocks[0].attn.qkv.weight.dtype
@@ -97,11 +141,14 @@ class Decoding:
         tables |= {} if model.position is None else {"position": model.position.weight}
         self._model = _Model(
             model.n_layer, model.n_head, model.n_kv_head, model.n_embd, self.vocab_size, model.block_size,
-            settings["ngrams"], threads, settings["norm"] == "rmsnorm", settings["mlp"] == "relu2",
+            settings["ngrams"], threads, settings["norm"] == "rmsnorm", ACTIVATIONS[settings["mlp"]],
             settings["qk_norm"], NORM_EPS[settings["norm"]], settings["softcap"],
             **{name: self._floats(table) for name, table in tables.items()},
             layers=self._layers, norm=self._norm(model.norm), head=self._linear(model.lm_head),
         )  # fmt: skip
+
+    def __deepcopy__(self, memo: dict) -> None:
+        """A copy of the model has weights of its own, which this code does not read."""
 
     def __call__(self, idx: torch.Tensor, cache: KVCache) -> torch.Tensor:
         """`(B, 1)` ids, for which the cache has made place, to `(B, 1, V)` logits."""

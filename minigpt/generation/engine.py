@@ -1,13 +1,14 @@
 """From ids to ids, one at a time for each row of a batch. Knows nothing of text.
 
 What a model sees is the last `block_size` ids, at positions counted from the first of them. There are three ways to the
-next logits, which agree but for rounding:
+next logits. The plain one is the window itself, for any model. The others are taken where `checks.py` has found that
+they give the same on the model at hand:
 
-- a table, for a model whose prediction depends on the last id alone: computed, filtered and softmaxed once;
-- a cache of keys and values, for a model that has one (`GPT`): each id is computed once, while they fit into the block
-  (in C++, where that was asked for: `decoding.py`);
-- the window itself, for every other model, and past the block: there each new id moves all positions by one (and in a
-  deeper layer even what lies under a relative position has looked at ids that are gone), so nothing cached is right.
+- a table, for a model whose prediction depends on the last id alone (`context_size` is 1): computed, filtered and
+  softmaxed once;
+- a cache, for a model that makes one (`new_cache`): each id is computed once, while they fit into the block (in C++,
+  where that was asked for: `decoding.py`). Past the block each new id moves all positions by one (and in a deeper layer
+  even what lies under a relative position has looked at ids that are gone), so nothing cached is right.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,10 +16,13 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
+from minigpt.errors import MiniGPTError
+from minigpt.generation.checks import block_size_of, hooked, usable_paths
 from minigpt.generation.sampling import check_numbers, draw, filter_logits
 from minigpt.models import device_of
-from minigpt.models.gpt import GPT, KVCache
+from minigpt.models.gpt import GPT
 
+RULE = "A network takes (B, T) ids and returns (B, T, V) logits, one score for each token of the vocabulary."
 LARGEST_TABLE = 2048  # ids of vocabulary, for the sake of memory
 
 
@@ -37,8 +41,9 @@ def generate_ids(
     """Continue each of `prompts`, yielding the `(B,)` new ids of every step as they are drawn.
 
     Args:
-        model: `(B, T)` ids to `(B, T, V)` logits, causal; it sees the last `block_size` ids, or only the last
-            `context_size` of them where its prediction depends on no more.
+        model: A network: any module whose `forward` takes `(B, T)` ids and returns `(B, T, V)` logits, each of which
+            depends on no later id. It sees the last `block_size` ids where it has such an attribute, else all of them.
+            With a `context_size` or a method `new_cache` (see `GPT.new_cache`) generation is faster.
         prompts: `B` rows of ids to begin with, at least one each; their lengths may differ.
         max_new_tokens: How many ids to draw for each row.
         temperature: See `filter_logits`, as for the controls that follow.
@@ -54,7 +59,9 @@ def generate_ids(
     was_training = model.training
     model.eval()
     try:
-        if getattr(model, "context_size", None) == 1 and repetition_penalty is None:
+        length = max(map(len, prompts)) + max_new_tokens
+        paths = usable_paths(model, length)
+        if "context" in paths and model.context_size == 1 and repetition_penalty is None:
             # For fewer ids than rows, a table would not pay.
             table = _table(model, min(max_new_tokens, LARGEST_TABLE), controls)
             if table is not None:
@@ -63,7 +70,7 @@ def generate_ids(
         mode = _mode(model)
         with mode():
             rows = _Rows(prompts, device_of(model))
-            read = _Logits(model, rows)
+            read = _Logits(model, rows, paths, block_size_of(model, length))
         for _ in range(max_new_tokens):
             with mode():
                 seen = rows.all() if repetition_penalty is not None else None
@@ -75,13 +82,28 @@ def generate_ids(
         model.train(was_training)
 
 
+def plain_logits(model: nn.Module, idx: torch.Tensor) -> torch.Tensor:
+    """Return the `(B, T, V)` logits of a network for `(B, T)` ids.
+
+    Raises:
+        MiniGPTError: The network returns something else.
+    """
+    logits = model(idx)
+    if not isinstance(logits, torch.Tensor):
+        raise MiniGPTError(f"The forward of {type(model).__name__} returns a {type(logits).__name__}. {RULE}")
+    if logits.dim() != 3 or logits.shape[:2] != idx.shape:
+        raise MiniGPTError(
+            f"The forward of {type(model).__name__} returns {tuple(logits.shape)} for {tuple(idx.shape)} ids. {RULE}"
+        )
+    return logits
+
+
 def _mode(model: nn.Module) -> type[torch.no_grad] | type[torch.inference_mode]:
     """`inference_mode`, in which many small operations take a tenth less time, where nobody keeps their tensors.
 
     They cannot be trained on: a hook may want to, and a model of another kind may keep some for its next `forward`.
     """
-    watched = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    return torch.inference_mode if type(model) is GPT and not watched else torch.no_grad
+    return torch.inference_mode if type(model) is GPT and not hooked(model) else torch.no_grad
 
 
 def _table(model: nn.Module, largest: int, controls: dict) -> torch.Tensor | None:
@@ -163,10 +185,10 @@ class _Rows:
 class _Logits:
     """The `(B, V)` logits after the last id of each row: from a cache while its ids fit, else from the window."""
 
-    def __init__(self, model: nn.Module, rows: _Rows):
+    def __init__(self, model: nn.Module, rows: _Rows, paths: set[str], block_size: int):
         self.model, self.rows = model, rows
-        self.size = getattr(model, "context_size", model.block_size)
-        self.cache = KVCache(model, len(rows.lengths)) if isinstance(model, GPT) else None
+        self.size = model.context_size if "context" in paths else block_size
+        self.cache = model.new_cache(len(rows.lengths)) if "cache" in paths else None
 
     def __call__(self) -> torch.Tensor:
         rows, cache = self.rows, self.cache
@@ -174,7 +196,7 @@ class _Logits:
         if cache is None or cache.columns == 0 or len(full) == len(rows.lengths):
             windows, last = rows.windows(self.size)
             if cache is None or cache.columns:
-                return self.model(windows)[rows.numbers, last]
+                return plain_logits(self.model, windows)[rows.numbers, last]
             logits = self.model(windows, cache)[rows.numbers, last]
             cache.length = last + 1
             return logits

@@ -17,7 +17,8 @@ class LanguageModel:
     """A network that continues text.
 
     Args:
-        model: `(B, T)` ids to `(B, T, V)` logits.
+        model: A network: any module whose `forward` takes `(B, T)` ids and returns `(B, T, V)` logits. It sees the last
+            `block_size` ids where it has such an attribute, else all of them.
         tokenizer: Text to ids and back.
     """
 
@@ -173,7 +174,23 @@ def generate(
     top_p: float | None = None,
     **controls,
 ) -> str:
-    """The article's function: continue `prompt` with any model and its tokenizer; arguments as in `stream`."""
+    """The article's function: continue `prompt` with any network and its tokenizer.
+
+    Args:
+        model: A network: any module whose `forward` takes `(B, T)` ids and returns `(B, T, V)` logits. It sees the last
+            `block_size` ids where it has such an attribute, else all of them.
+        tokenizer: Text to ids and back.
+        prompt: The text to continue.
+        max_new_tokens: How many tokens to draw.
+        temperature: See `LanguageModel.stream_batch`, as for the parameters that follow.
+        top_k: The number of candidates kept.
+        top_p: The probability mass kept.
+        **controls: min_p, repetition_penalty, seed, stop and unknown.
+
+    Raises:
+        MiniGPTError: A parameter is outside its range, the prompt holds unknown characters, or the network returns
+            something else than logits.
+    """
     return LanguageModel(model, tokenizer).generate(
         prompt, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, **controls
     )

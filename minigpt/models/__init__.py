@@ -1,6 +1,12 @@
-"""The models by name: any `nn.Module` from `(B, T)` ids to `(B, T, V)` logits that has a `block_size`.
+"""The models by name, and what a network must have.
 
-A model's `config` holds the arguments that build it again, in plain values.
+A network is any `nn.Module` whose `forward` takes `(B, T)` ids and returns `(B, T, V)` logits, each of which depends on
+no later id. All else is optional:
+
+- `block_size`, the longest window it takes; without one it is given all ids so far.
+- `context_size`, how many of the last ids its prediction depends on, if fewer.
+- `new_cache(batch_size)`, with which each id is computed once in generation; see `GPT.new_cache`.
+- `config`, for `build_model`: the arguments that build it again, in plain values.
 """
 
 from itertools import chain

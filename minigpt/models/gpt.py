@@ -37,6 +37,7 @@ CHOICES = {"position": ("learned", "rope"), "norm": ("layernorm", "rmsnorm"), "m
 ROPE_BASE = 10_000.0
 HASH = 1_000_003  # a prime that is not a size of tables
 LONGEST_PLAIN = 512  # tokens for which attention may hold all T * T weights; beyond, that gains less and takes more
+ACTIVATIONS = {"gelu": gelu, "relu2": lambda x: F.relu(x).square()}  # of the MLPs with two layers
 NORM_EPS = {"layernorm": 1e-5, "rmsnorm": 1e-6}
 
 
@@ -149,9 +150,9 @@ class GPT(nn.Module):
 
         self.embed = Embedding(vocab_size, n_embd)
         self.ngrams = nn.ModuleList(Embedding(settings["ngrams"], n_embd) for _ in range(2 * (settings["ngrams"] > 0)))
-        learned = settings["position"] == "learned"
-        self.position = nn.Embedding(block_size, n_embd) if learned else None
-        self.cos, self.sin = (None, None) if learned else rope_tables(block_size, n_embd // n_head)
+        position = settings["position"]
+        self.position = nn.Embedding(block_size, n_embd) if position == "learned" else None
+        self.cos, self.sin = rope_tables(block_size, n_embd // n_head) if position == "rope" else (None, None)
         self.dropout = dropout
         self.blocks = nn.ModuleList(Block(n, n_embd, n_head, n_kv_head, dropout, settings) for n in range(n_layer))
         self.norm = make_norm(n_embd, settings)
@@ -183,8 +184,13 @@ class GPT(nn.Module):
     def forward(self, idx: torch.Tensor, cache: "KVCache | None" = None) -> torch.Tensor:
         """`(B, T)` ids, T up to block_size, to `(B, T, V)` logits.
 
-        With a cache the ids stand behind those that it holds, together up to block_size, and join them.
+        With a cache the ids come after those that it holds, together up to block_size, and join them.
+
+        Raises:
+            MiniGPTError: There are more ids than block_size.
         """
+        if idx.shape[1] > self.block_size:
+            raise MiniGPTError(f"A window has {idx.shape[1]} ids, and this model's block_size is {self.block_size}.")
         if cache is not None:
             cache.extend(idx)
             if self.compiled is not None and idx.shape[1] == 1:
@@ -195,9 +201,9 @@ class GPT(nn.Module):
         if self.ngrams:
             x = x + self._ngrams(idx, cache)
         rope = None
-        if self.position is None:
+        if self.cos is not None:
             rope = self.cos[positions].unsqueeze(-3), self.sin[positions].unsqueeze(-3)  # (1, T, D) or (B, 1, T, D)
-        else:
+        if self.position is not None:
             x = x + self.position.weight[positions]
         x = dropped(x, self.dropout) if self.training else x
         for block in self.blocks:
@@ -207,6 +213,18 @@ class GPT(nn.Module):
                 x = block(x, rope, cache)
         logits = self.lm_head(self.norm(x))  # (B, T, V)
         return self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits
+
+    def new_cache(self, batch_size: int) -> "KVCache":
+        """Return an empty cache for `forward(idx, cache)`, by which generation computes each id once.
+
+        Any network may have such a method. Generation needs three things of what it returns:
+
+        - `forward(idx, cache)` gives the logits of `(B, n)` ids that come after those in the cache, and adds these ids.
+        - `cache.columns` is 0 while the cache is empty.
+        - `cache.length`, `(B,)`, is the number of ids that each row holds. Setting it lower makes a row forget what
+          came after; so rows of unequal length are read at once, padded on the right, and then cut to their lengths.
+        """
+        return KVCache(self, batch_size)
 
     def _ngrams(self, idx: torch.Tensor, cache: "KVCache | None") -> torch.Tensor:
         """The embeddings `(B, T, C)` of the pair and the triple that end at each id; before the first stands id 0."""
@@ -356,12 +374,8 @@ class MLP(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.kind == "swiglu":
-            x = F.silu(self.gate(x)) * self.up(x)
-        elif self.kind == "relu2":
-            x = F.relu(self.up(x)).square()
-        else:
-            x = gelu(self.up(x))
+        up = self.up(x)
+        x = F.silu(self.gate(x)) * up if self.kind == "swiglu" else ACTIVATIONS[self.kind](up)
         x = self.down(x)
         return dropped(x, self.dropout) if self.training else x
 
@@ -372,9 +386,8 @@ def mlp_width(n_embd: int, kind: str) -> int:
 
 
 def make_norm(size: int, settings: dict[str, Any]) -> nn.Module:
-    if settings["norm"] == "rmsnorm":
-        return nn.RMSNorm(size, eps=NORM_EPS["rmsnorm"])
-    return nn.LayerNorm(size, eps=NORM_EPS["layernorm"], bias=settings["bias"])
+    eps = NORM_EPS[settings["norm"]]
+    return nn.RMSNorm(size, eps) if settings["norm"] == "rmsnorm" else nn.LayerNorm(size, eps, bias=settings["bias"])
 
 
 def rope_tables(n_positions: int, head_size: int) -> tuple[torch.Tensor, torch.Tensor]:

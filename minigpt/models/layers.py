@@ -56,13 +56,20 @@ class Linear(nn.Linear):
 def lay_out(model: nn.Module) -> None:
     """Have the linear layers of a model that generates keep their weights in panels too, from the first few rows on.
 
-    That is a second copy. Weights that change are laid out again; a change through `weight.data` is not seen, for
-    PyTorch does not count it.
+    That is a second copy. Weights that change are laid out again; a change through `weight.data`, which PyTorch does
+    not count, is seen when text is generated, by `forget_panels`.
     """
     for layer in model.modules():
         if isinstance(layer, Linear):
             large = layer.in_features * layer.out_features > 100_000  # smaller ones lie in a core's own cache
             layer.laid_out = large and layer.out_features % layer.width == 0
+
+
+def forget_panels(model: nn.Module) -> None:
+    """Have the linear layers of a model lay their weights out again: they do not see a change through `weight.data`."""
+    for layer in model.modules():
+        if isinstance(layer, Linear):
+            layer.kept = None
 
 
 class Int8Linear(nn.Module):
@@ -76,6 +83,7 @@ class Int8Linear(nn.Module):
 
     weight: torch.Tensor
     scale: torch.Tensor
+    exact = False  # round nothing but the weights
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
@@ -87,7 +95,9 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(..., in_features)` activations to `(..., out_features)`, of the same type."""
-        if x.is_cpu and self.in_features % 16 == 0:  # with other numbers the kernel reads what is not there
+        if (
+            x.is_cpu and self.in_features % 16 == 0 and not self.exact
+        ):  # with other numbers the kernel reads what is not there
             rows = x.reshape(-1, self.in_features).bfloat16()
             y = torch._weight_int8pack_mm(rows, self.weight, self.scale.bfloat16())
             y = y.view(*x.shape[:-1], self.out_features).to(x.dtype)
@@ -97,11 +107,14 @@ class Int8Linear(nn.Module):
 
 
 def quantize(model: nn.Module) -> None:
-    """Put the weights of linear layers into 8 bits, in place; an embedding's stay as they are, also in a layer."""
+    """Put the weights of linear layers into 8 bits, in place; an embedding's stay as they are, also in a layer.
+
+    Only `nn.Linear` and `Linear` themselves are replaced: a subclass may compute something else.
+    """
     tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
     for module in list(model.modules()):
         for name, layer in module.named_children():
-            if isinstance(layer, nn.Linear) and not any(layer.weight is table for table in tables):
+            if type(layer) in (nn.Linear, Linear) and not any(layer.weight is table for table in tables):
                 setattr(module, name, Int8Linear(layer))
 
 

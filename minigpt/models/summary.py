@@ -8,6 +8,7 @@ from minigpt.models.gpt import GPT, MLP
 from minigpt.models.tinygpt import TinyGPT
 
 NORMS = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}
+ACTIVATIONS = {"gelu": "GELU", "relu2": "ReLU squared"}
 
 
 class Part(NamedTuple):
@@ -50,9 +51,12 @@ def as_text(rows: list[Part]) -> str:
 
 def _inside(model: GPT) -> list[Part]:
     """What a GPT has between its embedding and its output layer."""
-    block, norm, copies = model.blocks[0], NORMS[model.settings["norm"]], model.n_layer
+    block, norm, copies = model.blocks[0], model.settings["norm"], model.n_layer
+    norm = NORMS.get(norm, norm)
     biases = "(with biases)" if model.settings["bias"] else ""
-    positions = Part("positions", "RoPE turns queries and keys by an angle: nothing to learn", 0)
+    positions = Part("positions", model.settings["position"], 0)
+    if model.settings["position"] == "rope":
+        positions = Part("positions", "RoPE turns queries and keys by an angle: nothing to learn", 0)
     if model.position is not None:
         role = f"a vector more for each of {model.block_size:,} places in a window"
         positions = Part("positions", role, _n(model.position))
@@ -81,7 +85,7 @@ def _mlp(mlp: MLP) -> str:
     narrow, wide = mlp.up.in_features, mlp.up.out_features
     if mlp.kind == "swiglu":
         return f"{narrow:,} numbers to {wide:,}, gated by {wide:,} more, and back"
-    return f"{narrow:,} numbers to {wide:,}, {'GELU' if mlp.kind == 'gelu' else 'ReLU squared'}, and back"
+    return f"{narrow:,} numbers to {wide:,}, {ACTIVATIONS.get(mlp.kind, mlp.kind)}, and back"
 
 
 def _n(module: nn.Module) -> int:

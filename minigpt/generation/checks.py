@@ -1,0 +1,259 @@
+"""Which faster paths of generation give what the plain forward of the model at hand gives.
+
+The plain path is `model(window)`: the last `block_size` ids, computed anew for each new id. Every faster path makes an
+assumption about the model, and a model that was changed, in its file or from outside, may no longer meet it. So a path
+is used only after it has reproduced the plain logits on this very model; where it has not, generation takes the plain
+path, and one note says which path was dropped and why.
+
+The comparison runs on a copy in float32, since the noise of bfloat16 or of an 8-bit kernel would hide a small
+difference, and there with small random numbers in place of parameters that are all zero, since a branch that starts at
+zero would show nothing. It uses random ids over the length that will be generated, because a difference may begin at
+any position.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from minigpt.errors import note
+from minigpt.models import device_of
+from minigpt.models.layers import Int8Linear, forget_panels, quantize
+from minigpt.models.stock import hooked
+
+TOLERANCE = 1e-4  # of the spread of the logits; in float32 a cache differs by 1e-6, a 0.1 % running mean by 1e-3
+ROUNDED = 0.05  # for code that rounds to bfloat16 or 8 bits, against PyTorch's operations on the same weights
+ONE_BY_ONE = 4  # ids at the end that are computed one at a time
+LONGEST = 1024  # ids compared for a model that names no block_size
+NOISE = 0.05  # in place of parameters that are all zero
+NAMES = {"context": "table of transitions", "cache": "key-value cache", "compiled": "compiled step"}
+
+
+class Verdict(NamedTuple):
+    """What was found out about a model: in which state, up to which length, and why a path cannot be used."""
+
+    state: tuple
+    length: int
+    refused: dict[str, str]  # path to reason
+
+
+_verdicts: "WeakKeyDictionary[nn.Module, Verdict]" = WeakKeyDictionary()
+_noted: "WeakKeyDictionary[nn.Module, set[str]]" = WeakKeyDictionary()
+
+
+def usable_paths(model: nn.Module, length: int) -> set[str]:
+    """Return the faster paths that generate what the plain forward of this model does.
+
+    - `context`: the model has a `context_size`; a window of that many ids gives the logits of a longer one.
+    - `cache`: the model has `new_cache(batch_size)`; see `GPT.new_cache`.
+    - `compiled`: the model has a `compiled` step, made of its present weights and checked by `compile_decoding`.
+
+    A model is checked once for its present weights, modules and hooks, and again when one of them has changed.
+
+    Args:
+        model: `(B, T)` ids to `(B, T, V)` logits, in eval mode.
+        length: The number of ids that the longest row will have; longer windows are not compared.
+    """
+    claims = {path for path, name in (("context", "context_size"), ("cache", "new_cache")) if hasattr(model, name)}
+    compiled = getattr(model, "compiled", None)
+    if not claims:
+        return set()
+    state, length = state_of(model), min(length, block_size_of(model, LONGEST))
+    if compiled is not None and compiled.state != state:
+        model.compiled = None
+        _tell(model, "compiled", "the model has changed since it was compiled")
+    known = _verdicts.get(model)
+    if known is None or known.state != state or known.length < length:
+        forget_panels(model)
+        refused = _check(model, claims, length)
+        _verdicts[model] = Verdict(state, length, refused)
+        for path, reason in refused.items():
+            _tell(model, path, reason)
+    usable = claims - _verdicts[model].refused.keys()
+    return usable | {"compiled"} if "cache" in usable and getattr(model, "compiled", None) is not None else usable
+
+
+def block_size_of(model: nn.Module, default: int) -> int:
+    """Return the longest window that a model takes: its `block_size`, or `default` where it names none."""
+    return getattr(model, "block_size", None) or default
+
+
+def state_of(model: nn.Module) -> tuple:
+    """Return a value that changes when the modules, hooks, parameters or buffers of a model do."""
+    modules = tuple((id(m), type(m), _hooks(m), _code(m), _settings(m)) for m in model.modules())
+    tensors = list(chain(model.parameters(), model.buffers()))
+    versions = tuple((t.data_ptr(), 0 if t.is_inference() else t._version, t.dtype) for t in tensors)
+    floats = [t.detach() for t in tensors if t.is_floating_point() and t.numel()]
+    # A change through `tensor.data` is not counted in `_version`.
+    sums = torch.stack([t.sum(dtype=torch.float32) for t in floats]).tolist() if floats else []
+    return modules, versions, tuple(map(str, sums))  # as text, so that NaN equals NaN
+
+
+def _hooks(module: nn.Module) -> tuple[int, ...]:
+    return (*module._forward_hooks, *module._forward_pre_hooks)
+
+
+def _code(module: nn.Module) -> int:
+    return id(getattr(module.forward, "__func__", module.forward))
+
+
+def _settings(module: nn.Module) -> tuple:
+    plain = ((key, value) for key, value in vars(module).items() if isinstance(value, (bool, int, float, str)))
+    return tuple((key, str(value)) for key, value in plain if key != "training")
+
+
+def _tell(model: nn.Module, path: str, reason: str) -> None:
+    if path not in (noted := _noted.setdefault(model, set())):
+        noted.add(path)
+        note(
+            f"Text is generated without the {NAMES[path]} of this {type(model).__name__}, "
+            f"by its plain forward: {reason}."
+        )
+
+
+@torch.no_grad()
+def _check(model: nn.Module, claims: set[str], length: int) -> dict[str, str]:
+    if name := hooked(model):  # a hook may depend on the window, and must not see the ids of a check
+        return dict.fromkeys(claims, f"{name} has a forward hook")
+    with in_float32(model):
+        try:
+            exact = exact_copy(model)
+            ids = random_ids(exact, length)
+            plain = exact(ids)
+        except Exception as error:  # of any model
+            return dict.fromkeys(claims, f"it cannot be checked ({one_line(error)})")
+        if plain.isnan().any():
+            return {}  # `draw` tells the person
+        checks = {"context": context_differs, "cache": cache_differs}
+        reasons = {path: _reason(checks[path], exact, ids, plain) for path in claims}
+    return {path: reason for path, reason in reasons.items() if reason}
+
+
+def _reason(check: Callable[..., str | None], *args: object) -> str | None:
+    try:
+        return check(*args)
+    except Exception as error:  # of any model
+        return f"it fails ({one_line(error)})"
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an exception says, on one line of at most 120 characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:120]
+
+
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """Compute without autocast and without the shorter formats in which float32 products may be computed."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device_of(model).type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def exact_copy(model: nn.Module) -> nn.Module:
+    """Return a copy in float32 without kernels that round, and with noise in place of parameters that are all zero."""
+    exact = copy.deepcopy(model).float().eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in exact.parameters():
+        if not parameter.any():
+            parameter.copy_(NOISE * torch.randn(parameter.shape, generator=generator))
+    for module in exact.modules():
+        if isinstance(module, Int8Linear):
+            module.exact = True
+    return exact
+
+
+def random_ids(model: nn.Module, length: int) -> torch.Tensor:
+    """Return `(2, length)` ids of a model's vocabulary, always the same ones, on its device."""
+    device = device_of(model)
+    vocab_size = model(torch.zeros(1, 1, dtype=torch.int64, device=device)).shape[-1]
+    return torch.randint(vocab_size, (2, length), generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def differs(logits: torch.Tensor, plain: torch.Tensor, tolerance: float = TOLERANCE) -> str | None:
+    """Say by how much logits differ from the plain ones; None if they agree within `tolerance` of their spread."""
+    finite = plain.isfinite()  # a model may forbid an id by -inf
+    if not torch.equal(logits.isfinite(), finite):
+        return "it gives logits that are not finite where the plain forward does not"
+    logits, plain = logits[finite].float(), plain[finite].float()
+    spread, away = (plain.max() - plain.min()).item(), (logits - plain).abs().max().item()
+    if away <= tolerance * spread:
+        return None
+    return f"its logits differ by {away:.2g}, of a spread of {spread:.3g}"
+
+
+def context_differs(model: nn.Module, ids: torch.Tensor, plain: torch.Tensor) -> str | None:
+    """Compare the logits after windows of `context_size` ids with those after all ids before."""
+    size = model.context_size
+    windows = ids.unfold(1, size, 1).flatten(0, 1) if ids.shape[1] >= size else ids
+    return differs(model(windows)[:, -1], plain[:, windows.shape[1] - 1 :].flatten(0, 1))
+
+
+def cache_differs(model: nn.Module, ids: torch.Tensor, plain: torch.Tensor, tolerance: float = TOLERANCE) -> str | None:
+    """Compare the logits with a cache: all ids but the last few at once, then one by one, in rows of unequal length."""
+    length = ids.shape[1]
+    first = max(1, length - ONE_BY_ONE)
+    second = max(1, first // 2)  # the length of the second row, which is padded as generation pads it
+    prompt = ids[:, :first].clone()
+    prompt[1, second:] = ids[1, 0]
+    cache = model.new_cache(2)
+    logits = model(prompt, cache)
+    if said := differs(logits[0], plain[0, :first], tolerance):
+        return said
+    if said := differs(logits[1, :second], plain[1, :second], tolerance):
+        return said
+    ends = [first, second]
+    cache.length = torch.tensor(ends, device=ids.device)
+    for step in range(length - first):
+        places = [end + step for end in ends]
+        new = torch.stack([row[place] for row, place in zip(ids, places, strict=True)])[:, None]
+        expected = torch.stack([row[place] for row, place in zip(plain, places, strict=True)])
+        if said := differs(model(new, cache)[:, -1], expected, tolerance):
+            return said
+    return None
+
+
+@torch.no_grad()
+def quantize_checked(model: nn.Module) -> None:
+    """Put the weights of linear layers into 8 bits, in place, if the model then computes with them what it says.
+
+    The model is held to a copy in float32 whose weights are the rounded ones, and PyTorch's kernel for 8 bits to the
+    same weights widened. Where either differs, the slower way is taken, with a note.
+    """
+    name = type(model).__name__
+    with in_float32(model):
+        try:
+            rounded, widened = exact_copy(model), exact_copy(model)
+            quantize(rounded)
+            for path, layer in rounded.named_modules():
+                if isinstance(layer, Int8Linear):
+                    layer.exact = True
+                    weight = layer.weight.float() * layer.scale.float()[:, None]
+                    widened.get_submodule(path).weight = nn.Parameter(weight, requires_grad=False)
+            ids = random_ids(widened, block_size_of(model, LONGEST))
+            reason = differs(rounded(ids), widened(ids))
+        except Exception as error:  # of any model
+            reason = f"it fails ({one_line(error)})"
+        if hook := hooked(model):
+            reason = f"{hook} has a forward hook"
+        if reason:
+            note(f"The weights of this {name} stay in float32: in 8 bits {reason}.")
+            return
+        quantize(model)
+        layers = [layer for layer in model.modules() if isinstance(layer, Int8Linear)]
+        plain = model.train(False)(ids)
+        for layer in layers:
+            layer.exact = True
+        if not differs(plain, model(ids), ROUNDED):
+            for layer in layers:
+                layer.exact = False
+        else:
+            note(f"PyTorch's kernel for 8 bits is not used for this {name}: its logits are not those of the weights.")

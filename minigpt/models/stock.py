@@ -1,0 +1,77 @@
+"""What the stock `GPT` consists of, for code that writes it down a second time: the compiled step and the exports.
+
+Such code would leave out, without a word, what someone has added to a model. So it asks here first.
+"""
+
+from torch import nn
+from torch.nn.modules import module as torch_module
+
+from minigpt.models.gpt import GPT, MLP, NORM_EPS, Attention, Block
+from minigpt.models.layers import Embedding, Int8Linear, Linear
+
+# Of each class of module its children, parameters and buffers.
+TENSORS = {"weight", "bias"}
+PARTS = {
+    GPT: {"embed", "ngrams", "position", "blocks", "norm", "lm_head"},
+    Block: {"norm1", "attn", "norm2", "mlp"}, Attention: {"qkv", "proj"}, MLP: {"up", "gate", "down"},
+    nn.Linear: TENSORS, Linear: TENSORS, Int8Linear: TENSORS | {"scale"}, nn.Embedding: TENSORS, Embedding: TENSORS,
+    nn.LayerNorm: TENSORS, nn.RMSNorm: TENSORS,
+}  # fmt: skip
+SWITCHES: dict[str, tuple | None] = {
+    "position": ("learned", "rope"), "norm": ("layernorm", "rmsnorm"), "mlp": ("gelu", "relu2", "swiglu"),
+    "qk_norm": (False, True), "bias": None, "tie_weights": None, "softcap": None, "zero_init": None, "ngrams": None,
+}  # fmt: skip
+
+
+def unknown_part(model: nn.Module) -> str | None:
+    """Return the first class, switch, module, hook or shape of a model that the stock GPT does not have; else None."""
+    if type(model) is not GPT:
+        return f"the class {type(model).__name__}"
+    for switch, value in model.settings.items():
+        if switch not in SWITCHES or (SWITCHES[switch] is not None and value not in SWITCHES[switch]):
+            return f"{switch} {value}"
+    if name := hooked(model):
+        return f"the forward hook of {name}"
+    for name, module in model.named_modules():
+        known = set(map(str, range(len(module)))) if type(module) is nn.ModuleList else PARTS.get(type(module))
+        if known is None:
+            return f"the module {name} ({type(module).__name__})"
+        children = (key for key, child in module.named_children())
+        for key in (
+            *children,
+            *dict(module.named_parameters(recurse=False)),
+            *dict(module.named_buffers(recurse=False)),
+        ):
+            if key not in known:
+                return f"{key} in {name or 'the model'}"
+        if "forward" in vars(module):
+            return f"the replaced forward of {name or 'the model'}"
+    return _unknown_shape(model)
+
+
+def _unknown_shape(model: GPT) -> str | None:
+    C, size, V = model.n_embd, model.n_embd // model.n_head, model.lm_head.weight.shape[0]
+    if len(model.blocks) != model.n_layer or len(model.ngrams) != 2 * (model.settings["ngrams"] > 0):
+        return "the number of layers or of n-gram tables"
+    hidden = model.blocks[0].mlp.up.weight.shape[0] if model.blocks else 0
+    shapes = {"embed": (V, C), "lm_head": (V, C), "position": (model.block_size, C), "norm": (C,)}
+    shapes |= {f"ngrams.{n}": (model.settings["ngrams"], C) for n in range(2)}
+    in_block = {"attn.qkv": ((model.n_head + 2 * model.n_kv_head) * size, C), "attn.proj": (C, C), "norm1": (C,)}
+    in_block |= {"norm2": (C,), "mlp.up": (hidden, C), "mlp.gate": (hidden, C), "mlp.down": (C, hidden)}
+    shapes |= {f"blocks.{n}.{name}": shape for n in range(model.n_layer) for name, shape in in_block.items()}
+    for name, module in model.named_modules():
+        if hasattr(module, "weight") and (module.weight is None or tuple(module.weight.shape) != shapes[name]):
+            return f"the shape of {name}"
+        if hasattr(module, "eps") and module.eps != NORM_EPS[model.settings["norm"]]:
+            return f"eps {module.eps} of {name}"
+    if any(block.attn.layer != n for n, block in enumerate(model.blocks)):
+        return "the order of the blocks"
+    return None
+
+
+def hooked(model: nn.Module) -> str | None:
+    """Return the name of a module that has a forward hook; None if there is none."""
+    if torch_module._has_any_global_hook():
+        return "every module"
+    named = model.named_modules()
+    return next((name or type(m).__name__ for name, m in named if m._forward_hooks or m._forward_pre_hooks), None)
