@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import io
+import math
 import os
 import shutil
 import signal
@@ -14,9 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import QUICK, ROOT, TINY
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 from test_training import curves
 
+from minigpt import LitLanguageModel, TextDataModule
 from minigpt.training.cli import MiniGPTCLI
 
 SHORT = [
@@ -309,18 +312,65 @@ def test_another_optimizer_is_refused(call, folder):
     assert [tuple(group["betas"]) for group in groups if "betas" in group] == [(0.9, 0.5)] * 2
 
 
-def test_a_schedule_keeps_its_horizon_unless_set_anew(train, folder):
-    cosine = ["--model.lr_schedule", "cosine"]
+COSINE = ["--model.lr_schedule", "cosine", "--trainer.log_every_n_steps", "1"]
 
-    def rate() -> float:
-        groups = state(folder / "lightning_logs" / "tiny" / "version_0")["optimizer_states"][0]["param_groups"]
-        return groups[0]["lr"]
 
-    train("--trainer.max_steps", "10", *cosine)
-    train("--trainer.max_steps", "15", *cosine, "--ckpt_path", "last")
-    assert rate() == 0.0  # the horizon was 10
-    train("--trainer.max_steps", "20", *cosine, "--model.decay_steps", "20", "--ckpt_path", "last")
-    assert 0 < rate() < 1e-4
+def rates(run: Path) -> dict[int, float]:
+    """The learning rate that each step was trained at, from the run's events."""
+    return dict(curves(run)["train/learning_rate"])
+
+
+def cosine(step: int, steps: int) -> float:
+    return 1e-3 * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
+
+
+def test_a_run_that_is_extended_has_its_schedule_laid_anew_over_all_its_steps_and_says_so(train, folder):
+    run = folder / "lightning_logs" / "tiny" / "version_0"
+    assert "schedule" not in train("--trainer.max_steps", "10", *COSINE).err
+    longer = train("--trainer.max_steps", "16", *COSINE, "--ckpt_path", "last")
+    assert "The learning-rate schedule is laid anew over 16 steps, 10 before" in longer.err
+    assert f"after step 10 at learning rate {cosine(11, 16):.3g}" in longer.err
+    shorter = train("--trainer.max_steps", "14", *COSINE, "--ckpt_path", str(run / "checkpoints" / "last.ckpt"))
+    assert "schedule" not in shorter.err
+    found = rates(run)
+    for step in range(1, 11):
+        assert found[step] == pytest.approx(cosine(step, 10))
+    for step in range(11, 17):
+        assert found[step] == pytest.approx(cosine(step, 16))
+    assert min(found.values()) > 0
+
+
+def test_a_resume_with_fewer_or_the_same_steps_keeps_the_schedule(train, folder):
+    run = folder / "lightning_logs" / "tiny" / "version_0"
+    flags = [*COSINE, "--model.decay_steps", "20"]
+    train("--trainer.max_steps", "5", *flags)
+    again = train("--trainer.max_steps", "8", *COSINE, "--ckpt_path", "last")
+    assert "laid anew" not in again.err
+    assert rates(run)[8] == pytest.approx(cosine(8, 20))
+
+
+def test_no_step_is_trained_at_rate_0_in_silence(train):
+    flags = [*COSINE, "--model.decay_steps", "6"]
+    said = "From step 6 to 8 the learning rate is 0, so nothing is learned. Raise model.decay_steps or model.min_lr."
+    assert said in train("--trainer.max_steps", "8", *flags).err
+    assert "nothing is learned" not in train("--trainer.max_steps", "8", *flags, "--model.min_lr", "1e-5").err
+    assert "nothing is learned" not in train("--trainer.max_steps", "6", *flags).err
+
+
+def test_a_run_from_python_that_is_extended_has_its_schedule_laid_anew(folder, capsys):
+    def fit(max_steps: int, ckpt_path: str | None = None) -> tuple[Trainer, LitLanguageModel]:
+        data = TextDataModule(block_size=16)
+        model = LitLanguageModel(data.vocab_size, 16, lr_schedule="cosine")
+        trainer = Trainer(max_steps=max_steps, accelerator="cpu", logger=False, enable_checkpointing=False,
+                          enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0)  # fmt: skip
+        trainer.fit(model, data, ckpt_path=ckpt_path, weights_only=True)
+        return trainer, model
+
+    trainer, _ = fit(6)
+    trainer.save_checkpoint("six.ckpt")
+    trainer, _ = fit(9, "six.ckpt")
+    assert "laid anew over 9 steps, 6 before" in capsys.readouterr().err
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(cosine(9, 9))
 
 
 @pytest.mark.slow

@@ -302,6 +302,22 @@ def test_where_nothing_can_be_compiled_training_goes_on_without(folder, capsys, 
     assert all(torch.equal(weights[name], plain[name]) for name in plain)
 
 
+@pytest.mark.parametrize("wrong", [lambda loss: loss * float("nan"), lambda loss: loss * 1.5])
+@pytest.mark.parametrize("dropout", ["0", "0.3"])
+def test_a_compiled_step_with_other_gradients_is_not_used(folder, capsys, monkeypatch, wrong, dropout):
+    flags = ["--trainer.max_steps", "3", "--model.name", "gpt", "--model.n_layer", "1", "--model.n_embd", "16"]
+    flags += ["--model.dropout", dropout, "--data.block_size", "16"]
+    plain = fit(*flags).model.model.state_dict()
+    compiling = [*flags, "--model.compile", "true"]
+    monkeypatch.setattr(torch, "compile", lambda loss: loss)
+    fit(*compiling)
+    assert "gives other gradients" not in capsys.readouterr().err
+    monkeypatch.setattr(torch, "compile", lambda loss: lambda x, y: wrong(loss(x, y)))
+    weights = fit(*compiling).model.model.state_dict()
+    assert "The compiled step gives other gradients" in capsys.readouterr().err
+    assert all(torch.equal(weights[name], plain[name]) for name in plain)
+
+
 @pytest.mark.skipif(
     sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallinfo2"),
     reason="only newer glibc tells what it holds",

@@ -225,7 +225,7 @@ class MiniGPTCLI(LightningCLI):
             self.start_step, horizon = checkpoint["global_step"], checkpoint["minigpt"]["horizon"]
             self.finished = 0 < self.trainer.max_steps <= self.start_step
             self.run_dir = self._run_to_continue(self.start_step)
-        self.model.set_schedule(horizon or self.trainer.max_steps)
+        self.model.set_schedule(max(horizon or 0, self.trainer.max_steps))
         if not self.trainer.is_global_zero:
             self.run_dir = self.run_dir or root  # the first process makes the folder; Lightning tells the others
             return

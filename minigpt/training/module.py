@@ -70,7 +70,8 @@ class LitLanguageModel(LightningModule):
         lr_schedule: `constant`, `cosine`, or `wsd` (stable, then a straight line down).
         warmup_steps: Steps in which the learning rates rise from zero.
         min_lr: Where cosine and wsd take learning_rate; Muon's falls by the same factor.
-        decay_steps: The step at which they are there; null for trainer.max_steps as the run began.
+        decay_steps: The step at which they are there; null for trainer.max_steps. A run that is resumed with more steps
+            has its schedule laid anew over all of them.
         cooldown: The share of those steps in which wsd goes down.
         activation_checkpointing: Keep only what goes from block to block, and compute the rest again for the gradients:
             memory for a third more work, and the same bits.
@@ -203,12 +204,31 @@ class LitLanguageModel(LightningModule):
             group.update({key: given[key] for key in ("lr", "base_lr", "weight_decay")})
             if "betas" in group:  # MuonAdamW's groups have them from their first step on
                 group["betas"] = (0.9, self.hparams.beta2)
-        self.set_schedule(self.horizon or self.trainer.max_steps)
+        self._resume_schedule()
         self._mark = None
         for board in boards(self.trainer):
             board.add_custom_scalars(CHARTS)
         if self.last_record.get("step") == self.global_step:  # purge_step hides what was written at this step
             self._write(self.last_record["metrics"], self.global_step)
+
+    def _resume_schedule(self) -> None:
+        """Lay the schedule over the checkpoint's steps or this run's, whichever are more, and say what follows."""
+        kept, last, step = self.horizon, self.trainer.max_steps, self.global_step
+        self.set_schedule(max(kept or 0, last))
+        if not self._scheduled:
+            return
+        rate = self.hparams.learning_rate * self._factor(step)
+        if step and kept and self.horizon != kept:
+            note(
+                f"The learning-rate schedule is laid anew over {self.horizon} steps, {kept} before: training goes on "
+                f"after step {step} at learning rate {rate:.3g}."
+            )
+        if (last < 0 or last > self.horizon) and self._factor(self.horizon) == 0:
+            end = f" to {last}" if last > 0 else " on"
+            note(
+                f"From step {max(step, self.horizon)}{end} the learning rate is 0, so nothing is learned. Raise "
+                "model.decay_steps or model.min_lr."
+            )
 
     def set_schedule(self, horizon: int) -> None:
         """Lay the learning rates' schedule over `horizon` steps, unless the settings name the number.
@@ -253,19 +273,36 @@ class LitLanguageModel(LightningModule):
         return F.cross_entropy(self.model(x).flatten(0, 1), y.flatten())
 
     def _compile(self, x: torch.Tensor, y: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-        """`loss` and its gradients as compiled code, or `loss` itself where that fails, with a note."""
+        """`loss` as compiled code, or `loss` itself where that fails or gives other gradients, with a note."""
         note("(compiling the training step, for up to a minute)")
         torch.compiler.reset()  # it compiles a function for a few models only, and trainings before may have used them
         compiled, began = torch.compile(self.loss), time.monotonic()
         try:
-            # Unlike `backward` this leaves no gradients and wakes none of the hooks by which processes add theirs up.
-            weights = [p for p in self.model.parameters() if p.requires_grad]
-            torch.autograd.grad(compiled(x, y), weights, allow_unused=True)  # FSDP2 computes with copies of its own
+            right = self._same_gradients(compiled, x, y)
         except Exception:  # each stage of the compiler has its own
             note("The step cannot be compiled here, for want of a C++ compiler perhaps; training goes on without.")
             return self.loss
+        if not right:
+            note("The compiled step gives other gradients than the model here; training goes on without it.")
+            return self.loss
         note(f"(compiled in {time.monotonic() - began:.0f} s)")
         return compiled
+
+    def _same_gradients(self, compiled: Callable, x: torch.Tensor, y: torch.Tensor) -> bool:
+        """Whether compiled code gives the gradients of `loss`, up to rounding and to what dropout changes in them."""
+        # Unlike `backward` this leaves no gradients and wakes none of the hooks by which processes add theirs up.
+        weights = [p for p in self.model.parameters() if p.requires_grad]
+
+        def gradients(loss: Callable) -> list[torch.Tensor | None]:  # FSDP2 computes with copies of its own: None
+            return torch.autograd.grad(loss(x, y), weights, allow_unused=True)
+
+        found = zip(gradients(self.loss), gradients(self.loss), gradients(compiled), strict=True)
+        found = [each for each in found if each[0] is not None and each[0].isfinite().all()]
+        all_of_them = sum(one.norm() for one, _, _ in found)
+        return all(
+            (other - one).norm() <= 3 * (two - one).norm() + 0.1 * one.norm() + 1e-3 * all_of_them
+            for one, two, other in found
+        )
 
     def _record_train(self, loss: torch.Tensor, chars_per_token: torch.Tensor, step: int) -> None:
         self.log("train/loss", loss, prog_bar=True, logger=False)
