@@ -82,11 +82,12 @@ class Corpus:
             self.path = str(_keep_a_copy(self.path, cache_folder(cache_dir)))
         self.files = locate(self.path)
 
-    def place(self, start: str) -> str:
-        """The corpus's name, or its path relative to the folder `start`."""
+    def place(self, start: str | None) -> str:
+        """The corpus's name, or its path: relative to the folder `start`, or absolute where that is None."""
         if self.path in NAMES:
             return self.path
-        return Path(os.path.relpath(Path(os.path.expanduser(self.path)).absolute(), Path(start).resolve())).as_posix()
+        path = Path(os.path.expanduser(self.path)).absolute()
+        return Path(os.path.relpath(path, Path(start).resolve()) if start else path).as_posix()
 
     def pieces(self) -> Iterator[str]:
         """The clean text in pieces, each a few words or more, which no token straddles.

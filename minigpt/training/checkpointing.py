@@ -165,7 +165,7 @@ class Checkpoints(Checkpoint):
         Raises:
             MiniGPTError: Another process is training this run, or its checkpoints would be written elsewhere.
         """
-        run_dir = Path(trainer.log_dir).absolute()
+        run_dir = Path(trainer.log_dir or trainer.default_root_dir).absolute()
         self.folder = run_dir / "checkpoints"
         if self.folder.resolve() != run_dir.resolve() / "checkpoints":
             raise MiniGPTError(f"'{self.folder}' leads out of its run folder. Put a real folder in its place.")

@@ -200,11 +200,12 @@ class TextDataModule(LightningDataModule):
         """Which process of how many this is."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def describe(self, run_dir: str) -> dict:
+    def describe(self, run_dir: str | None) -> dict:
         """What a checkpoint keeps of the data, in plain values: enough to sample, to evaluate and to check a resume.
 
         Args:
-            run_dir: The run folder; the corpus is named relative to it, so that both can be moved together.
+            run_dir: The run folder; the corpus is named relative to it, so that both can be moved together. None for a
+                training whose logger has no folder: the corpus is then named by its absolute path.
         """
         return {
             "path": self.corpus.place(run_dir),

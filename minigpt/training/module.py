@@ -191,9 +191,19 @@ class LitLanguageModel(LightningModule):
         return optimizer
 
     def on_fit_start(self) -> None:
-        """Learn from the data how many characters each token stands for, and what the floors are."""
+        """Learn from the data how many characters each token stands for, and what the floors are.
+
+        Raises:
+            MiniGPTError: The data have longer windows or more tokens than the model takes.
+        """
         datamodule = self.trainer.datamodule
         if isinstance(datamodule, TextDataModule):
+            for size in ("block_size", "vocab_size"):
+                if getattr(datamodule, size) > self.hparams[size]:
+                    raise MiniGPTError(
+                        f"The data have a {size} of {getattr(datamodule, size)}, and the model one of "
+                        f"{self.hparams[size]}. Give the model the datamodule's {size}."
+                    )
             self.val_metrics.lengths = datamodule.tokenizer.lengths
             self._floors = {f"floors/{name}": bits for name, bits in datamodule.floors.items()}
 
