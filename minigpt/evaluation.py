@@ -73,17 +73,19 @@ class TextMetrics(nn.Module):
     """The figures of an evaluation, gathered batch by batch: each target counts once, whatever the batches.
 
     Args:
-        lengths: `(V,)` the number of characters that each token stands for.
+        vocab_size: `V`, the number of tokens.
         block_size: The longest window.
+        lengths: `(V,)` the number of characters that each token stands for; without them there are no bits per
+            character.
     """
 
-    def __init__(self, lengths: torch.Tensor, block_size: int):
+    def __init__(self, vocab_size: int, block_size: int, lengths: torch.Tensor | None = None):
         super().__init__()
         self.lengths = lengths  # no buffer: weight averaging swaps those
         self.loss = MeanMetric()
         self.bits_per_char = BitsPerCharacter()
         self.by_position = LossByPosition(block_size)
-        self.accuracy = MulticlassAccuracy(len(lengths), average="micro", validate_args=False)
+        self.accuracy = MulticlassAccuracy(vocab_size, average="micro", validate_args=False)
 
     def characters(self, targets: torch.Tensor) -> torch.Tensor:
         """How many characters these tokens stand for."""
@@ -96,18 +98,15 @@ class TextMetrics(nn.Module):
         self.by_position.update(losses.view(targets.shape))
         logits, targets, loss = logits.flatten(0, 1), targets.flatten(), losses.mean()
         self.loss.update(loss, weight=targets.numel())
-        self.bits_per_char.update(loss * targets.numel(), self.characters(targets))
+        if self.lengths is not None:
+            self.bits_per_char.update(loss * targets.numel(), self.characters(targets))
         self.accuracy.update(logits, targets)
 
     def compute(self) -> dict[str, torch.Tensor]:
         """`loss` in nats per token, `bits_per_char`, `perplexity` per token and `accuracy` of the likeliest token."""
         loss = self.loss.compute()
-        return {
-            "loss": loss,
-            "bits_per_char": self.bits_per_char.compute(),
-            "perplexity": loss.exp(),
-            "accuracy": self.accuracy.compute(),
-        }
+        bits = {} if self.lengths is None else {"bits_per_char": self.bits_per_char.compute()}
+        return {"loss": loss, **bits, "perplexity": loss.exp(), "accuracy": self.accuracy.compute()}
 
     def scores(self) -> dict[str, float]:
         """The figures as plain numbers, with how many `tokens` and `characters` they are of."""
@@ -138,7 +137,7 @@ def measure(model: nn.Module, data: Ids, lengths: torch.Tensor, block_size: int 
         )
     if longest is not None and block_size > longest:
         raise MiniGPTError(f"block_size is {block_size}, and the longest window of this model has {longest} tokens.")
-    metrics = TextMetrics(lengths, block_size).to(device)
+    metrics = TextMetrics(len(lengths), block_size, lengths).to(device)
     was_training = model.training
     model.eval()
     for x, y in eval_windows(data, block_size, len(lengths)):

@@ -198,7 +198,7 @@ def test_what_shards_may_hold_is_plain(sharded, folder, call, where):
     bad, longer = folder / "bad", ["train", "--config", TINY, *MODEL, "--trainer.max_steps", "120"]
     shutil.copytree(runs.find_checkpoint(sharded), bad)
     index = pickle.loads((bad / runs.SHARDS).read_bytes())
-    some = next(info for key, info in index.storage_data.items() if key.fqn.endswith("base_lr"))
+    some = next(info for key, info in index.storage_data.items() if key.fqn.endswith("weight_decay"))
     part = bad / some.relative_path
     if where == "index":
         index.planner_data = Harm()

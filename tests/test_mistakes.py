@@ -129,7 +129,7 @@ MISTAKES = [
     ([*NANO, "--model.mlp", "relu"], ["model.mlp is 'relu'", "relu2"]),
     ([*NANO, "--model.optimizer", "sgd"], ["model.optimizer is 'sgd'", "muon"]),
     ([*NANO, "--model.lr_schedule", "linear"], ["model.lr_schedule is 'linear'"]),
-    ([*NANO, "--model.warmup_steps", "100"], ["model.warmup_steps is 100", "5 steps"]),
+    ([*NANO, "--model.warmup_steps", "-1"], ["model.warmup_steps is -1"]),
     # config files
     (["train"], ["--config configs/tiny.yaml"]),
     (["train", "--config"], ["--config needs a value"]),

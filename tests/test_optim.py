@@ -118,12 +118,20 @@ def test_a_schedule_warms_up_and_comes_down():
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(("linear", 0, 10, 0.0, 0.4), "lr_schedule is 'linear'"), (("cosine", 10, 10, 0.0, 0.4), "warmup_steps is 10"),
+    [(("linear", 0, 10, 0.0, 0.4), "lr_schedule is 'linear'"), (("cosine", 10, 10, 0.0, 0.4), "10 steps, with 10"),
      (("wsd", 0, 10, 0.0, 0.0), "cooldown is 0")],
 )  # fmt: skip
 def test_a_schedule_that_does_not_fit_is_refused(arguments, words):
     with pytest.raises(MiniGPTError, match=words):
         schedule(*arguments)
+
+
+def test_a_way_down_that_would_begin_in_the_warm_up_begins_after_it():
+    wsd = schedule("wsd", 80, 100, 0.0, 0.4)
+    factors = [wsd(step) for step in range(101)]
+    assert factors[80] == max(factors) == 1.0
+    assert factors[90] == pytest.approx(0.5)
+    assert factors[100] == 0.0
 
 
 def test_what_muon_cannot_serve_is_refused():
@@ -136,4 +144,4 @@ def test_what_muon_cannot_serve_is_refused():
 def test_rates_reach_every_group():
     optimizer = MuonAdamW(groups(GPT(20, 8, preset="modern")))
     assert [group["lr"] for group in optimizer.param_groups] == [0.02, 1e-3, 1e-3]
-    assert math.isclose(optimizer.param_groups[0]["base_lr"], 0.02)
+    assert math.isclose(optimizer.param_groups[0]["lr"], 0.02)

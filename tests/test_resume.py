@@ -357,20 +357,39 @@ def test_no_step_is_trained_at_rate_0_in_silence(train):
     assert "nothing is learned" not in train("--trainer.max_steps", "6", *flags).err
 
 
-def test_a_run_from_python_that_is_extended_has_its_schedule_laid_anew(folder, capsys):
-    def fit(max_steps: int, ckpt_path: str | None = None) -> tuple[Trainer, LitLanguageModel]:
-        data = TextDataModule(block_size=16)
-        model = LitLanguageModel(data.vocab_size, 16, lr_schedule="cosine")
-        trainer = Trainer(max_steps=max_steps, accelerator="cpu", logger=False, enable_checkpointing=False,
-                          enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0)  # fmt: skip
-        trainer.fit(model, data, ckpt_path=ckpt_path, weights_only=True)
-        return trainer, model
+class Rates(Callback):
+    """Keeps the learning rate that each step is trained at."""
 
-    trainer, _ = fit(6)
+    def __init__(self):
+        self.rates = {}
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.rates[trainer.global_step + 1] = optimizer.param_groups[0]["lr"]
+
+
+def test_a_run_from_python_that_is_extended_has_its_schedule_laid_anew(folder, capsys):
+    def fit(max_steps: int, ckpt_path: str | None = None) -> tuple[Trainer, dict[int, float]]:
+        data, rates = TextDataModule(block_size=16), Rates()
+        model = LitLanguageModel(data.vocab_size, 16, lr_schedule="cosine")
+        trainer = Trainer(
+            max_steps=max_steps,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            callbacks=[rates],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            limit_val_batches=0,
+        )
+        trainer.fit(model, data, ckpt_path=ckpt_path, weights_only=True)
+        return trainer, rates.rates
+
+    trainer, rates = fit(6)
+    assert rates == {step: pytest.approx(cosine(step, 6)) for step in range(1, 7)}
     trainer.save_checkpoint("six.ckpt")
-    trainer, _ = fit(9, "six.ckpt")
+    _, rates = fit(9, "six.ckpt")
     assert "laid anew over 9 steps, 6 before" in capsys.readouterr().err
-    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(cosine(9, 9))
+    assert rates == {step: pytest.approx(cosine(step, 9)) for step in range(7, 10)}
 
 
 @pytest.mark.slow

@@ -125,8 +125,8 @@ def test_a_study_keeps_to_its_space_its_settings_and_its_text(call, folder):
         ("model.name: [tinygpt, tinygtp]", ["tinygtp"]),
         ("model.seed: [1, 2]", ["model.seed"]),
         (
-            "model.lr_schedule: [cosine]\nmodel.warmup_steps: {low: 1, high: 100}",
-            ["model.warmup_steps is 100", "20 steps"],
+            "model.lr_schedule: [cosine]\nmodel.warmup_steps: {low: -1, high: 100}",
+            ["model.warmup_steps is -1"],
         ),
         ("trainer.max_steps: [20, 40]", ["space.yaml searches trainer.max_steps, which a flag sets"]),
         ("trainer.callbacks: [os.system]", ["os.system", "--allow_code"]),

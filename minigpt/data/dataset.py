@@ -5,7 +5,8 @@
 
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -101,7 +102,7 @@ Ids = torch.Tensor | MappedIds
 
 
 class BatchOrder(Sampler):
-    """The endless order in which windows are drawn: batch `t` is a pure function of `(seed, t)`.
+    """The order in which windows are drawn: batch `t` is a pure function of `(seed, t)`, for every `t`.
 
     The batches cut one endless row of window starts, in which each pass over the data visits every window once, in
     a new order. No state needs saving: a resumed run asks for the batches from `start` on. The order of a pass
@@ -112,7 +113,8 @@ class BatchOrder(Sampler):
         n_windows: The length of the dataset.
         batch_size: `B`, starts in a batch.
         seed: The key of the permutations.
-        start: The first batch that iteration yields.
+        start: The first batch that iteration yields, or a function that tells it when iteration begins.
+        length: How many batches iteration yields; None for no end.
         cycle: Draw the first so many batches over and over; None for all.
         rows: The part of each batch that iteration yields.
     """
@@ -124,9 +126,10 @@ class BatchOrder(Sampler):
         n_windows: int,
         batch_size: int,
         seed: int,
-        start: int = 0,
+        start: int | Callable[[], int] = 0,
         cycle: int | None = None,
         rows: slice = slice(None),
+        length: int | None = None,
     ):
         self.n_windows = n_windows
         self.batch_size = batch_size
@@ -134,6 +137,12 @@ class BatchOrder(Sampler):
         self.start = start
         self.cycle = cycle
         self.rows = rows
+        self.length = length
+
+    def __len__(self) -> int:
+        if self.length is None:
+            raise TypeError("an order without end has no length")
+        return self.length
 
     def batches(self, first: int, count: int) -> torch.Tensor:
         """The `(count, B)` window starts of batches `first`, `first + 1`, ..."""
@@ -148,7 +157,11 @@ class BatchOrder(Sampler):
         return torch.cat(pieces).view(count, self.batch_size)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        batch, ahead = self.start, max(1, self._AHEAD // self.batch_size)
+        start = self.start() if callable(self.start) else self.start  # asked when the first batch is
+        yield from islice(self._from(start), self.length)
+
+    def _from(self, batch: int) -> Iterator[torch.Tensor]:
+        ahead = max(1, self._AHEAD // self.batch_size)
         while True:
             first = batch % self.cycle if self.cycle else batch
             count = min(ahead, self.cycle - first) if self.cycle else ahead

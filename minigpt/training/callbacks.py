@@ -29,6 +29,15 @@ def boards(trainer: Trainer) -> list[SummaryWriter]:
     return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
+class FinalValidation(Callback):
+    """Ends a training by steps with a validation, which Lightning does only where a pass ends or an interval does."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Have Lightning validate and stop after the last step."""
+        if trainer.global_step == trainer.max_steps:
+            trainer.should_stop = True
+
+
 class Samples(Callback):
     """Writes what the model says to TensorBoard's text tab: the same prompts and seed, at the start, on an interval
     and at the end, once with top-k, once with top-p and once with both.

@@ -158,17 +158,27 @@ class TextDataModule(LightningDataModule):
         return self.tokenizer.vocab_size
 
     def train_dataloader(self) -> DataLoader:
-        """Endless batches of `(B, T)` ids and their targets, from the step on that training stands at.
+        """Batches of `(B, T)` ids and their targets: one pass over the windows, from the batch that training stands at.
 
-        Of several processes each takes its rows of the same batch, `(B / world size, T)`.
+        A pass has as many full batches as the windows fill, rounded down to a multiple of accumulate_grad_batches. Of
+        several processes each takes its rows of the same batch, `(B / world size, T)`.
         """
-        dataset = CharDataset(self.train_ids, self.block_size)
-        start = self.trainer.global_step * self.trainer.accumulate_grad_batches if self.trainer else 0
+        dataset, trainer = CharDataset(self.train_ids, self.block_size), self.trainer
+        accumulate = trainer.accumulate_grad_batches if trainer else 1
         rank, world_size = self._processes()
         order = BatchOrder(
-            len(dataset), self.batch_size, self.seed, start, self.overfit_batches, slice(rank, None, world_size)
-        )
+            len(dataset), self.batch_size, self.seed, self._batches_done, self.overfit_batches,
+            slice(rank, None, world_size), max(1, len(dataset) // self.batch_size // accumulate) * accumulate,
+        )  # fmt: skip
         return DataLoader(dataset, batch_size=None, sampler=order)
+
+    def _batches_done(self) -> int:
+        """How many batches the training has had, in all passes and before a resume."""
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.completed if self.trainer else 0
+
+    def test_dataloader(self) -> DataLoader:
+        """The validation text: there is no third part."""
+        return self.val_dataloader()
 
     def val_dataloader(self) -> DataLoader:
         """The validation text as windows that follow each other."""

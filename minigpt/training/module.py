@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import Callback, LearningRateFinder
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
 
 import minigpt
 from minigpt.errors import MiniGPTError, note
@@ -20,7 +22,7 @@ from minigpt.evaluation import TextMetrics
 from minigpt.models import build_model
 from minigpt.models.gpt import GPT
 from minigpt.seeds import derive_seed
-from minigpt.training.callbacks import boards
+from minigpt.training.callbacks import FinalValidation, boards
 from minigpt.training.checkpointing import made_with
 from minigpt.training.datamodule import TextDataModule
 from minigpt.training.fsdp import check_mesh, shard
@@ -132,7 +134,8 @@ class LitLanguageModel(LightningModule):
                 raise MiniGPTError("model.activation_checkpointing is for the blocks of model.name gpt. Leave it out.")
             self.model.activation_checkpointing = True
         self.architecture = {"name": name, **self.model.config}
-        self.val_metrics = TextMetrics(torch.ones(vocab_size, dtype=torch.long), block_size)
+        self.val_metrics = TextMetrics(vocab_size, block_size)
+        self._more_metrics: list[TextMetrics] = []  # of further validation loaders
         self._losses: list[torch.Tensor] = []
         self._loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None  # compiled, where that is asked
         self.last_record: dict = {}  # the last training metrics written, and their step
@@ -140,7 +143,10 @@ class LitLanguageModel(LightningModule):
         self._mark: tuple[int, float] | None = None  # the step and the second of the last measure of speed
         self._floors: dict[str, float] = {}
         self.horizon: int | None = None  # the step at which the schedule ends
-        self.configure_optimizers()  # a mistake in its settings is answered now, not when training starts
+        self._kept_horizon: int | None = None  # as it is in the checkpoint that training goes on from
+        self._scheduler: LambdaLR | None = None
+        self.optimizer()  # a mistake in its settings is answered now, not when training starts
+        self.set_schedule(10)
 
     def forward(self, idx: torch.Tensor) -> torch.Tensor:
         """`(B, T)` ids to `(B, T, V)` logits."""
@@ -175,8 +181,12 @@ class LitLanguageModel(LightningModule):
         model.load_state_dict(weights)
         return model.eval()
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """One optimizer, whose groups take their rates from the schedule at every step."""
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer of the settings, over the parameters in their groups.
+
+        Raises:
+            MiniGPTError: There is no such optimizer, or nothing for it to do.
+        """
         rates = self.hparams
         groups = parameter_groups(
             self.model, rates.optimizer, rates.learning_rate, rates.muon_learning_rate, rates.weight_decay,
@@ -190,11 +200,32 @@ class LitLanguageModel(LightningModule):
         optimizer._step_supports_amp_scaling = False
         return optimizer
 
-    def on_fit_start(self) -> None:
-        """Learn from the data how many characters each token stands for, and what the floors are.
+    def configure_optimizers(self) -> Any:
+        """The optimizer and, unless the rates are constant, a LambdaLR with the schedule's factor at each step."""
+        optimizer = self.optimizer()
+        self.set_schedule(max(self.horizon or 0, self._total_steps()))
+        if not self._scheduled:
+            return optimizer
+        self._scheduler = LambdaLR(optimizer, self._factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler, "interval": "step"}}
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The callback that every training takes: a validation at its last step."""
+        return [FinalValidation()]
+
+    def _total_steps(self) -> int:
+        """The optimizer steps that the Trainer will do; -1 where only time ends them."""
+        trainer = self.trainer
+        if trainer.max_steps < 0 and (trainer.max_epochs or -1) > 0:
+            return int(trainer.estimated_stepping_batches)
+        return trainer.max_steps
+
+    def setup(self, stage: str) -> None:
+        """Learn from the data how many characters each token stands for and, to train, what the floors are.
 
         Raises:
-            MiniGPTError: The data have longer windows or more tokens than the model takes.
+            MiniGPTError: The data have longer windows or more tokens than the model takes, or Lightning's search for a
+                learning rate is asked of two optimizers in one.
         """
         datamodule = self.trainer.datamodule
         if isinstance(datamodule, TextDataModule):
@@ -204,31 +235,58 @@ class LitLanguageModel(LightningModule):
                         f"The data have a {size} of {getattr(datamodule, size)}, and the model one of "
                         f"{self.hparams[size]}. Give the model the datamodule's {size}."
                     )
-            self.val_metrics.lengths = datamodule.tokenizer.lengths
-            self._floors = {f"floors/{name}": bits for name, bits in datamodule.floors.items()}
+            for metrics in (self.val_metrics, *self._more_metrics):
+                metrics.lengths = datamodule.tokenizer.lengths
+            if stage == "fit":
+                self._floors = {f"floors/{name}": bits for name, bits in datamodule.floors.items()}
+        if self.hparams.optimizer == "muon" and any(isinstance(c, LearningRateFinder) for c in self.trainer.callbacks):
+            raise MiniGPTError(
+                "lr_find gives one learning rate to all parameters, and muon takes two (learning_rate and "
+                "muon_learning_rate). Search with optimizer='adamw', or with scripts/sweep.py."
+            )
 
     def on_train_start(self) -> None:
-        """After a resume: this run's rates win over the checkpoint's, and its last record is written again."""
-        groups = self.optimizers(use_pl_optimizer=False).param_groups
-        for group, given in zip(groups, self.configure_optimizers().param_groups, strict=True):
-            group.update({key: given[key] for key in ("lr", "base_lr", "weight_decay")})
-            if "betas" in group:  # MuonAdamW's groups have them from their first step on
-                group["betas"] = (0.9, self.hparams.beta2)
-        self._resume_schedule()
+        """Compute rates and schedule anew, which a checkpoint does not know; write its last record again."""
+        schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        if schedulers == ([self._scheduler] if self._scheduled else []):  # not another's, such as lr_find's
+            self._resume_schedule()
+            self._apply_rates()
         self._mark = None
         for board in boards(self.trainer):
             board.add_custom_scalars(CHARTS)
         if self.last_record.get("step") == self.global_step:  # purge_step hides what was written at this step
             self._write(self.last_record["metrics"], self.global_step)
 
+    def _apply_rates(self) -> None:
+        """Have this start's rates and schedule win over the checkpoint's, before the first step."""
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        groups = self.optimizer().param_groups
+        if len(groups) != len(optimizer.param_groups):  # another optimizer than the settings'
+            return
+        for group, given in zip(optimizer.param_groups, groups, strict=True):
+            group.update({key: given[key] for key in ("lr", "weight_decay")})
+            if self._scheduled:
+                group["initial_lr"] = given["lr"]
+            if "betas" in group:  # MuonAdamW's groups have them from their first step on
+                group["betas"] = (0.9, self.hparams.beta2)
+        if self._scheduled:
+            scheduler = self._scheduler
+            scheduler.base_lrs = [group["lr"] for group in groups]
+            scheduler.lr_lambdas = [self._factor] * len(groups)
+            scheduler.last_epoch = self.global_step
+            for group, base in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
+                group["lr"] = base * self._factor(self.global_step)
+
     def _resume_schedule(self) -> None:
         """Lay the schedule over the checkpoint's steps or this run's, whichever are more, and say what follows."""
-        kept, last, step = self.horizon, self.trainer.max_steps, self.global_step
+        kept, last, step = self._kept_horizon, self._total_steps(), self.global_step
         self.set_schedule(max(kept or 0, last))
         if not self._scheduled:
             return
-        rate = self.hparams.learning_rate * self._factor(step)
+        if shortened := self._shortened:
+            note(f"The learning-rate schedule has {self.horizon} steps, for which {shortened}.")
         if step and kept and self.horizon != kept:
+            rate = self.hparams.learning_rate * self._factor(step)
             note(
                 f"The learning-rate schedule is laid anew over {self.horizon} steps, {kept} before: training goes on "
                 f"after step {step} at learning rate {rate:.3g}."
@@ -240,17 +298,23 @@ class LitLanguageModel(LightningModule):
                 "model.decay_steps or model.min_lr."
             )
 
-    def set_schedule(self, horizon: int) -> None:
-        """Lay the learning rates' schedule over `horizon` steps, unless the settings name the number.
+    def set_schedule(self, steps: int) -> None:
+        """Lay the learning rates' schedule over so many steps, unless the settings name the number.
+
+        A warm-up that is as long as the whole is shortened to a tenth of it.
 
         Raises:
-            MiniGPTError: The schedule is unknown, or does not fit.
+            MiniGPTError: The schedule is unknown, or has no end.
         """
         rates = self.hparams
-        self.horizon = rates.decay_steps or horizon
-        floor = min(1.0, rates.min_lr / rates.learning_rate) if rates.learning_rate else 0.0
-        self._factor = schedule(rates.lr_schedule, rates.warmup_steps, self.horizon, floor, rates.cooldown)
+        self.horizon = rates.decay_steps or steps
         self._scheduled = rates.lr_schedule != "constant" or rates.warmup_steps > 0
+        warmup, self._shortened = rates.warmup_steps, ""
+        if self._scheduled and 0 < self.horizon <= warmup:
+            warmup = self.horizon // 10
+            self._shortened = f"model.warmup_steps is {warmup} in place of {rates.warmup_steps}"
+        floor = min(1.0, rates.min_lr / rates.learning_rate) if rates.learning_rate else 0.0
+        self._factor = schedule(rates.lr_schedule, warmup, self.horizon, floor, rates.cooldown)
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
         """The mean cross-entropy of a batch of windows."""
@@ -264,13 +328,11 @@ class LitLanguageModel(LightningModule):
         loss = self._loss(x, y)
         trainer = self.trainer
         step = trainer.global_step + 1
-        if self._scheduled:
-            factor = self._factor(step - 1)
-            for group in trainer.optimizers[0].param_groups:
-                group["lr"] = group["base_lr"] * factor
         # Logging costs as much as a step of a small model: it is done on the steps that are written, on no other.
         if step == 1 or (trainer.log_every_n_steps and step % trainer.log_every_n_steps == 0):
-            self._losses.append(torch.stack([loss.detach(), self.val_metrics.characters(y) / y.numel()]))
+            known = self.val_metrics.lengths is not None
+            characters = self.val_metrics.characters(y) / y.numel() if known else loss.new_tensor(math.nan)
+            self._losses.append(torch.stack([loss.detach(), characters]))
             if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
                 means = torch.stack(self._losses).mean(0)
                 self._record_train(*trainer.strategy.reduce(means, reduce_op="mean"), step)
@@ -316,8 +378,9 @@ class LitLanguageModel(LightningModule):
 
     def _record_train(self, loss: torch.Tensor, chars_per_token: torch.Tensor, step: int) -> None:
         self.log("train/loss", loss, prog_bar=True, logger=False)
-        bits = loss.item() / math.log(2) / chars_per_token.item()
-        metrics = {"train/loss": loss.item(), "train/perplexity": loss.exp().item(), "train/bits_per_char": bits}
+        metrics = {"train/loss": loss.item(), "train/perplexity": loss.exp().item()}
+        if self.val_metrics.lengths is not None:
+            metrics["train/bits_per_char"] = loss.item() / math.log(2) / chars_per_token.item()
         metrics["train/learning_rate"] = self.trainer.optimizers[0].param_groups[-1]["lr"]
         self.last_record = {"step": step, "metrics": metrics}
         self._write(metrics, step)
@@ -347,24 +410,52 @@ class LitLanguageModel(LightningModule):
         """Nor is what was drawn of it."""
         self.paused += time.monotonic() - self._validation_began
 
-    def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
-        """Score a batch of validation windows without autocast: in float32, unless the weights themselves are not."""
+    def validation_step(
+        self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Score a batch of windows without autocast: in float32, unless the weights themselves are not."""
         x, y = batch
+        while dataloader_idx > len(self._more_metrics):
+            sizes = self.hparams.vocab_size, self.hparams.block_size, self.val_metrics.lengths
+            self._more_metrics.append(TextMetrics(*sizes).to(self.device))
+        metrics = (self.val_metrics, *self._more_metrics)[dataloader_idx]
         with torch.autocast(self.device.type, enabled=False):
-            self.val_metrics.update(self.model(x), y)
+            metrics.update(self.model(x), y)
+
+    def test_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Score a batch as a validation does."""
+        self.validation_step(batch, batch_idx, dataloader_idx)
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> torch.Tensor:
+        """The `(B, T, V)` logits of `(B, T)` ids, which may come with their targets."""
+        x = batch if isinstance(batch, torch.Tensor) else batch[0]
+        with torch.autocast(self.device.type, enabled=False):
+            return self.model(x)
 
     def on_validation_epoch_end(self) -> None:
-        """Write the figures of the whole validation text."""
+        """Log the figures of the whole validation text, in a training with the floors as straight lines beside them."""
         if isinstance(self.model, FSDPModule):  # it computes in all processes at once, also where one has a batch less
             loader = self.trainer.val_dataloaders
             for _ in range(len(loader), math.ceil(len(loader.dataset) / self.trainer.world_size)):
                 self.model(loader.dataset[0][0].to(self.device))
-        metrics = {f"val/{name}": value for name, value in self.val_metrics.compute().items()}
+        self._log_scores("val")
+        if self.trainer.state.fn == "fit" and self._floors:
+            self.log_dict(self._floors)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the figures of the whole test text."""
+        self._log_scores("test")
+
+    def _log_scores(self, part: str) -> None:
         self.val_loss_by_position = self.val_metrics.by_position.compute()
-        self.val_metrics.reset()
-        self.log_dict(metrics, logger=False)
-        written = {name: value.item() for name, value in metrics.items()}
-        self._write(written | self._floors, self.global_step)  # the floors make straight lines beside the curves
+        scores = {f"{part}/{name}": value for name, value in self.val_metrics.compute().items()}
+        for n, metrics in enumerate(self._more_metrics, 1):
+            scores |= {f"{part}_{n}/{name}": value for name, value in metrics.compute().items()}
+        for metrics in (self.val_metrics, *self._more_metrics):
+            metrics.reset()
+        if self.trainer.state.fn == "fit":
+            scores["step"] = torch.tensor(float(self.global_step))  # curves carry the number of finished steps
+        self.log_dict(scores)
 
     def _write(self, metrics: dict[str, float], step: int) -> None:
         """Write to the loggers at once, under the number of optimizer steps done.
@@ -394,6 +485,7 @@ class LitLanguageModel(LightningModule):
         """Take back what was last written and where the schedule ends, for `on_train_start`."""
         about = checkpoint.get("minigpt", {})
         self.last_record, self.horizon = about.get("last_record", {}), about.get("horizon")
+        self._kept_horizon = self.horizon
 
 
 def _seed_generators(device: torch.device, seed: int) -> None:

@@ -49,11 +49,11 @@ def parameter_groups(
     if optimizer == "muon" and not hidden:
         raise MiniGPTError("model.optimizer muon is for the matrices of transformer blocks. Set model.name to 'gpt'.")
     groups = [
-        {"params": hidden, "muon": True, "base_lr": muon_learning_rate, "weight_decay": weight_decay},
-        {"params": matrices, "muon": False, "base_lr": learning_rate, "weight_decay": weight_decay},
-        {"params": vectors, "muon": False, "base_lr": learning_rate, "weight_decay": 0.0},
+        {"params": hidden, "muon": True, "lr": muon_learning_rate, "weight_decay": weight_decay},
+        {"params": matrices, "muon": False, "lr": learning_rate, "weight_decay": weight_decay},
+        {"params": vectors, "muon": False, "lr": learning_rate, "weight_decay": 0.0},
     ]
-    groups = [group | {"lr": group["base_lr"]} for group in groups if group["params"]]
+    groups = [group for group in groups if group["params"]]
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(map(id, model.parameters())), "each parameter in exactly one group"
     return groups
@@ -182,13 +182,17 @@ def schedule(kind: str, warmup_steps: int, horizon: int, floor: float, cooldown:
     """
     if kind not in SCHEDULES:
         raise MiniGPTError(f"model.lr_schedule is '{kind}'. It takes {', '.join(SCHEDULES)}.")
-    if kind != "constant" and not 0 <= warmup_steps < horizon:
+    if warmup_steps < 0:
+        raise MiniGPTError(f"model.warmup_steps is {warmup_steps}. Give it a number of steps, or 0 for none.")
+    if kind != "constant" and horizon <= warmup_steps:
         raise MiniGPTError(
-            f"model.warmup_steps is {warmup_steps}, but the whole schedule has {horizon} steps. Lower it, or raise "
-            "trainer.max_steps or model.decay_steps."
+            f"model.lr_schedule {kind} has {horizon} steps, with {warmup_steps} to warm up. Set model.decay_steps or "
+            "trainer.max_steps."
         )
     if not 0 < cooldown <= 1:
         raise MiniGPTError(f"model.cooldown is {cooldown}. Give it a share of the steps, above 0 and up to 1.")
+
+    down = min(cooldown * horizon, horizon - warmup_steps)  # steps of wsd's way down, which begins after the warm-up
 
     def factor(step: int) -> float:
         if step < warmup_steps:
@@ -198,7 +202,7 @@ def schedule(kind: str, warmup_steps: int, horizon: int, floor: float, cooldown:
         if kind == "cosine":
             done = min(1.0, (step - warmup_steps) / (horizon - warmup_steps))
             return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
-        left = max(0.0, (horizon - step) / (cooldown * horizon))
+        left = max(0.0, (horizon - step) / down)
         return floor + (1 - floor) * min(1.0, left)
 
     return factor
