@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
-from minigpt.data import reading
+from minigpt.data import encodings, reading
 from minigpt.errors import MiniGPTError, did_you_mean, note, writing
 
 EMBEDDED = "exemple"
@@ -187,7 +187,7 @@ def _known(encoding: str) -> str:
             raise LookupError("not of whole texts")
         "".encode(encoding)  # refuses what is no encoding of text, such as base64
     except (LookupError, ValueError) as error:
-        hint = did_you_mean(encoding, ("utf-8", "utf-16", "latin-1", *reading.LEGACY))
+        hint = did_you_mean(encoding, ("utf-8", "utf-16", "latin-1", *encodings.LEGACY))
         raise MiniGPTError(
             f"data.encoding is '{encoding}', which is no encoding of text.{hint or ' Take utf-8 or cp1252, say.'}"
         ) from error

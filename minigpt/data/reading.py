@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from backports import zstd
 
+from minigpt.data.encodings import Guess, guess
 from minigpt.errors import MiniGPTError, note
 
 BLOCK = 1 << 20  # bytes read at once
@@ -23,13 +24,6 @@ MARKS = {  # UTF-32's first: its mark begins with UTF-16's
     codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }  # fmt: skip
-
-# What to tell apart where a text is not UTF-8: the encodings that browsers know, and those of DOS and old Macs.
-LEGACY = [
-    "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp1258", "iso8859_2", "iso8859_5",
-    "iso8859_7", "koi8_r", "koi8_u", "mac_roman", "mac_cyrillic", "cp437", "cp850", "cp866", "cp874", "cp932", "cp949",
-    "euc_jp", "euc_kr", "gb18030", "big5",
-]  # fmt: skip
 
 # A line break or a space after something that is neither begins a new word for every tokenizer, and neither case nor
 # composed characters (NFC) look across it. So a text may be cut there, and be the same text in the same tokens.
@@ -188,10 +182,10 @@ def _decode(stream: BinaryIO, name: str, encoding: str | None, found: dict[str, 
                     f"The corpus '{name}' is not whole {known or 'UTF-8'}: byte {place} is 0x{bad:02x}"
                     f"{', after text that is' * (place > 0)}. Mend it there, or name its encoding with --data.encoding."
                 ) from error
-            guess = _guess(error.object[max(0, error.start - 4096) : error.start + (1 << 16)])
-            if guess is None:
+            likely = guess(error.object[max(0, error.start - 4096) : error.start + (1 << 16)])
+            if likely is None:
                 raise _no_text(name, place, bad) from error
-            known = _tell(name, guess, found)
+            known = _report(name, likely, found)
             decoder, block = codecs.getincrementaldecoder(known)(), error.object
             continue
         except UnicodeError as error:  # UTF-16 or UTF-32 that was named, without the mark that says which kind
@@ -218,7 +212,7 @@ def _by_look(head: bytes, name: str, found: dict[str, str]) -> str | None:
         return None
     zeros = [head[n::2].count(0) * 2 / len(head) for n in (0, 1)]
     if max(zeros) > 0.4 and min(zeros) < 0.02:
-        return _tell(name, "utf-16-le" if zeros[1] > zeros[0] else "utf-16-be", found)
+        return _report(name, Guess("utf-16-le" if zeros[1] > zeros[0] else "utf-16-be"), found)
     return None
 
 
@@ -242,24 +236,20 @@ def _is_utf8(block: bytes, bad: int) -> bool:
     return signs >= 8 or (signs > 0 and sum(byte > 127 for byte in around) < len(around) / 2)
 
 
-def _guess(sample: bytes) -> str | None:
-    """The likeliest encoding of a text that is not UTF-8; None if it is no text."""
-    from charset_normalizer import from_bytes
-
-    if sum(byte > 127 for byte in sample) < 20:  # too few to tell: the commonest, if they are letters in it
-        try:
-            if all(character.isprintable() for character in sample.decode("cp1252") if character > "\x7f"):
-                return "cp1252"
-        except UnicodeDecodeError:
-            pass
-    best = from_bytes(sample, cp_isolation=LEGACY).best()
-    return best.encoding if best else None
-
-
-def _tell(name: str, encoding: str, found: dict[str, str]) -> str:
-    found[name] = encoding
-    note(f"'{name}' is not UTF-8; it is read as {encoding}. If that is wrong, name another with --data.encoding.")
-    return encoding
+def _report(name: str, found: Guess, encodings: dict[str, str]) -> str:
+    """Tell the person which encoding was found, once, and return it."""
+    encodings[name] = found.encoding
+    if found.rivals:
+        note(
+            f"'{name}' is not UTF-8; it is read as {found.encoding}, but {' or '.join(found.rivals)} is about as "
+            f"likely. If accented letters come out wrong, pass --data.encoding {found.rivals[0]}."
+        )
+    else:
+        note(
+            f"'{name}' is not UTF-8; it is read as {found.encoding}. If that is wrong, pass a different encoding with "
+            "--data.encoding."
+        )
+    return found.encoding
 
 
 def _no_text(name: str, place: int, bad: int) -> MiniGPTError:

@@ -24,7 +24,7 @@ from minigpt.data.tokenizers import KINDS, CharTokenizer, Tokenizer, from_dict
 from minigpt.errors import MiniGPTError, did_you_mean, note, writing
 from minigpt.terminal import Bar
 
-FORMAT = 1  # of the files in the cache: another number, and old ones are not found
+FORMAT = 2  # of the files in the cache: another number, and old ones are not found
 LEARNED_FROM = 1 << 26  # characters at most, spread over the training text, that words and byte pairs are learned from
 
 
@@ -181,7 +181,7 @@ def _state(file: Path) -> list[int]:
 
 def _known_sha256(corpus: Corpus, cache: Path) -> str:
     """The hash of the raw files, which is looked up where they have not changed since they were last hashed."""
-    states = [[str(file.absolute()), *_state(file)] for file in corpus.files]
+    states = [FORMAT, *([str(file.absolute()), *_state(file)] for file in corpus.files)]
     known = cache / f"{sha256(json.dumps(states).encode()).hexdigest()[:32]}.sha256"
     with suppress(OSError):
         if re.fullmatch(rb"[0-9a-f]{64}", found := known.read_bytes()):
