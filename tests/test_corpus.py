@@ -40,7 +40,7 @@ def test_a_byte_order_mark_is_no_character(folder):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"", "empty"), (b" \n\t", "empty"), (b"a\0b", "not text: byte 1 is 0x00"), (b"ab\xff\0", "byte 2 is 0xff")],
+    [(b"", "empty"), (b" \n\t", "empty"), (b"a\0b", "not text: byte 1 is NUL"), (b"ab\xff\0", "byte 3 is NUL")],
 )
 def test_what_is_no_text_is_refused(folder, content, words):
     (folder / "a.txt").write_bytes(content)

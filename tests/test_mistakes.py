@@ -35,6 +35,8 @@ def place(folder, trained_run):
     (folder / "cut.txt.gz").write_bytes(gzip.compress(b"un matin, il fit beau. " * 99)[:-12])
     (folder / "cut.txt.zst").write_bytes(zstd.compress(b"un matin, il fit beau. " * 99)[:-2])
     (folder / "other.jsonl").write_text('{"text": "un matin"}\n{"texte": "un soir"}\n')
+    (folder / "settings.json").write_text('{"n_embd": 64}')
+    (folder / "report.pdf").write_bytes(b"%PDF-1.7\n1 0 obj")
     with zipfile.ZipFile(folder / "images.zip", "w") as archive:
         archive.writestr("a.png", b"")
     (folder / "binary.txt").write_bytes(bytes(range(8)) * 50)
@@ -61,7 +63,9 @@ MISTAKES = [
     ([*TRAIN, "--data.path", "short.txt"], ["short.txt", "too short", "17 characters", "18 tokens"]),
     ([*TRAIN, "--data.path", "poem.txt", "--data.batch_size", "64"], ["data.batch_size is 64", "13 tokens"]),
     ([*TRAIN, "--data.path", "damaged.txt"], ["damaged.txt", "not whole UTF-8", "byte 594 is 0xe9", "--data.encoding"]),
-    ([*TRAIN, "--data.path", "binary.txt"], ["binary.txt", "not text", "byte 0 is 0x00"]),
+    ([*TRAIN, "--data.path", "settings.json"], ["Record 1 of 'settings.json' is not a JSON object with a text"]),
+    ([*TRAIN, "--data.path", "report.pdf"], ["'report.pdf' is a PDF", "Save it as a .txt file"]),
+    ([*TRAIN, "--data.path", "binary.txt"], ["binary.txt", "not text", "byte 0 is NUL, as in a binary file"]),
     ([*TRAIN, "--data.path", "cut.txt.gz"], ["cut.txt", "cannot be read"]),
     ([*TRAIN, "--data.path", "cut.txt.zst"], ["cut.txt", "cannot be read"]),
     ([*TRAIN, "--data.path", "other.jsonl"], ["Line 2 of 'other.jsonl'", '"text"']),

@@ -89,8 +89,7 @@ def test_an_encoding_is_found_far_into_a_text_too(folder, monkeypatch, capfd):
         ("été ".encode() * 900 + b"\xc3", None, "byte 5400 is 0xc3"),
         ("été".encode("cp1252") * 900 + b"\x81", "cp1252", "not whole cp1252: byte 2700 is 0x81"),
         ("été".encode("utf-16") + b"\x00", None, "not whole utf-16: byte 8"),
-        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(range(256)) * 9, None, "not text: byte 0 is 0x89"),
-        (b"text, then " * 200 + b"\0", None, "not text: byte 2200 is 0x00"),
+        (bytes(range(1, 256)) * 9, None, "not text: byte 127 is 0x80"),
     ],
 )
 def test_what_is_not_text_is_named_with_the_place_of_the_first_bad_byte(
@@ -102,6 +101,44 @@ def test_what_is_not_text_is_named_with_the_place_of_the_first_bad_byte(
         read("a.txt", encoding=encoding)
     assert "a.txt" in str(error.value)
     assert "--data.encoding" in str(error.value)
+
+
+@pytest.mark.parametrize("encoding", [None, "utf-8", "cp1252"])
+@pytest.mark.parametrize("block", [1000, 1 << 20])
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(range(256)) * 9, 8),
+        (b"text, then " * 200 + b"\0", 2200),
+        (b"ab\0cd\0ef\0gh\0", 2),
+    ],
+)
+def test_a_nul_byte_is_called_so_and_no_encoding_is_asked_for(folder, monkeypatch, content, place, block, encoding):
+    monkeypatch.setattr(reading, "BLOCK", block)
+    (folder / "a.txt").write_bytes(content)
+    if encoding == "utf-8" and not content.isascii():
+        encoding = "latin-1"  # as UTF-8 it is damaged before the NUL byte
+    with pytest.raises(MiniGPTError, match=f"'a.txt' is not text: byte {place} is NUL, as in a binary file") as error:
+        read("a.txt", encoding=encoding)
+    assert "encoding" not in str(error.value)
+    assert "--data.path" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("utf-16-le", "Однажды утром он вышел из дома.\n"), ("utf-16-be", "Однажды утром он вышел из дома.\n"),
+        ("utf-16-le", "一天早晨，他走出家门 1, 2, 3\n" * 40), ("utf-16-be", "été, là"), ("utf-32-le", "un été\n"),
+        ("utf-32-be", "Однажды утром, 一天早晨\n" * 400),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("named", [None, "utf-8"])
+def test_utf_16_and_32_without_a_mark_are_answered_with_their_names(folder, encoding, text, named):
+    (folder / "a.txt").write_bytes(text.encode(encoding))
+    with pytest.raises(MiniGPTError, match=r"looks like UTF-[13][62] without a byte-order mark") as error:
+        read("a.txt", encoding=named)
+    assert f"Pass --data.encoding {encoding}." in str(error.value)
+    assert read("a.txt", encoding=encoding) == text  # what the message says
 
 
 def test_an_unknown_encoding_is_answered_with_the_nearest():
@@ -127,6 +164,72 @@ def test_the_texts_of_json_lines_are_joined_by_an_empty_line(folder, suffix):
     lines = "\n".join([json.dumps(records[0]), "", json.dumps(records[1]), json.dumps(records[2], indent=None)])
     (folder / f"a.jsonl{suffix}").write_bytes(PACKERS[suffix](lines.encode()))
     assert read(f"a.jsonl{suffix}") == "un\nmatin\n\nété \u2028\ufffd"
+
+
+@pytest.mark.parametrize("name", ["a.ndjson", "A.NDJSON", "a.JSONL", "a.ndjson.gz", "a.NDJSON.ZST", "a.zip"])
+def test_ndjson_is_json_lines(folder, name):
+    lines = b'{"text": "un"}\n{"text": "deux"}\n'
+    if name.endswith("zip"):
+        with zipfile.ZipFile(name, "w") as archive:
+            archive.writestr("b/A.NDJSON", lines)
+    else:
+        (folder / name).write_bytes(PACKERS.get(name[-3:].lower(), PACKERS.get(name[-4:].lower(), bytes))(lines))
+    assert read(name) == "un\n\ndeux"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '[{"text": "un"}, {"text": "deux", "id": 3}]', '["un", "deux"]', '{"text": "un\\r\\n\\r\\ndeux"}',
+        '{"text": "un"}\n{"text": "deux"}\n', '\ufeff[\n  {"text": "un"},\n  "deux"\n]\n',
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["a.json", "A.JSON", "a.json.gz", "a.json.zst"])
+def test_the_texts_in_json_are_read(folder, name, content):
+    (folder / name).write_bytes(PACKERS[name[6:]](content.encode()))
+    assert read(name) == read(f"{name[:-1]}*") == "un\n\ndeux"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"n_embd": 64}', "Record 1 of 'a.json' is not a JSON object with a text"), ('{"text": ["a"]}', "Record 1"),
+        ('[{"text": "a"}, 3]', "Record 2"), ("[[]]", "Record 1"), ("3", "Record 1"),
+        ('[{"text": "a",}]', "'a.json' is not valid JSON: "), ("un matin", "not valid JSON"), ("[" * 100_000, "JSON"),
+        ('{"text": "a"}\n{"txt": "b"}', "Line 2 of 'a.json'"), ("[]", "empty"), ("", "empty"),
+    ],
+)  # fmt: skip
+def test_json_without_texts_is_refused(folder, content, words):
+    (folder / "a.json").write_text(content)
+    with pytest.raises(MiniGPTError, match=words):
+        read("a.json")
+
+
+def test_json_beside_texts_in_a_folder_or_archive_is_not_read(folder):
+    (folder / "notes").mkdir()
+    with zipfile.ZipFile("a.zip", "w") as archive:
+        for name, text in {"a.txt": "un", "b.json": '{"n": 3}', "c.jsonl.txt": "deux"}.items():
+            (folder / "notes" / name).write_text(text)
+            archive.writestr(name, text)
+    assert read("notes") == read("a.zip") == "un\n\ndeux"
+    with zipfile.ZipFile("b.zip", "w") as archive:
+        archive.writestr("b.json", '{"text": "un"}')
+    with pytest.raises(MiniGPTError, match=r"'b.zip' holds no .txt, .md, .jsonl or .ndjson file"):
+        read("b.zip")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("a.pdf", b"%PDF-1.4\n1 0 obj\n<< /Type /Catalog >>", "a PDF"), ("a.txt", b"%PDF-1.4\n\xe2\xe3", "a PDF"),
+        ("a.rtf", b"{\\rtf1\\ansi un matin}", "an RTF document"), ("a.docx", b"PK\x03\x04\x14\0un", "a ZIP archive"),
+        ("a.doc", b"\xd0\xcf\x11\xe0\xa1\xb1", "an old Microsoft Office document"),
+    ],
+)  # fmt: skip
+def test_a_document_that_is_not_plain_text_is_named(folder, name, content, kind):
+    (folder / name).write_bytes(content)
+    with pytest.raises(MiniGPTError, match=f"'{name}' is {kind}.* Save it as a .txt file"):
+        read(name)
 
 
 @pytest.mark.parametrize("line", ['{"txt": "a"}', '["a"]', '{"text": 3}', '{"text": "a"', "a", "null"])

@@ -48,10 +48,10 @@ class Corpus:
     """A text, wherever it lies, which can be read as often as needed, in pieces.
 
     Args:
-        path: A corpus's name; a file: text, .jsonl with a text under `text` in each line, or .gz, .zst, .zip of such; a
-            folder, of which all .txt and .md files are read, in the order of their names; a pattern such as
-            `notes/*.txt`; or `-`, standard input, of which (as of a pipe) a copy is kept in the cache folder. An empty
-            line is put between two texts.
+        path: A corpus's name; a file: text, .jsonl or .ndjson with a text under `text` in each line, .json with an
+            array of such records or of strings, or .gz, .zst, .zip of such; a folder, of which all .txt and .md files
+            are read, in the order of their names; a pattern such as `notes/*.txt`; or `-`, standard input, of which (as
+            of a pipe) a copy is kept in the cache folder. An empty line is put between two texts.
         encoding: The texts' encoding; None for UTF-8, or what they look like where they are not.
         lower: Make every letter small.
         strip: Drop white space at both ends.

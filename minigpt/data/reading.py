@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from backports import zstd
 
@@ -18,12 +18,22 @@ from minigpt.data.encodings import Guess, guess
 from minigpt.errors import MiniGPTError, note
 
 BLOCK = 1 << 20  # bytes read at once
-SEPARATOR = "\n\n"  # between two texts of a folder, an archive or a .jsonl file: an empty line
+SEPARATOR = "\n\n"  # between two texts of a folder, an archive or a file of JSON records: an empty line
 TEXTS = (".txt", ".md")  # what is read of a folder or an archive
+JSON_LINES = (".jsonl", ".ndjson")
+PACKED = (".gz", ".zst", ".zip")
 MARKS = {  # UTF-32's first: its mark begins with UTF-16's
     codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }  # fmt: skip
+
+# How files begin that hold a text, but with more around it than a model should learn.
+CONTAINERS = {
+    b"%PDF-": "a PDF",
+    b"{\\rtf": "an RTF document",
+    b"PK\x03\x04": "a ZIP archive, as .docx, .odt and .epub files are",
+    b"\xd0\xcf\x11\xe0": "an old Microsoft Office document",
+}
 
 # A line break or a space after something that is neither begins a new word for every tokenizer, and neither case nor
 # composed characters (NFC) look across it. So a text may be cut there, and be the same text in the same tokens.
@@ -61,8 +71,9 @@ def read(file: Path, encoding: str | None, found: dict[str, str]) -> Iterator[st
     """The text of a file, or the texts of an archive with `SEPARATOR` between them, in parts of any size.
 
     Args:
-        file: A text, packed or not (.gz, .zst, .zip); where the name ends in .jsonl, each line is a JSON object with a
-            text under the key `text`.
+        file: A text, packed or not (.gz, .zst, .zip); where the name ends in .jsonl or .ndjson, each line is a JSON
+            object with a text under the key `text`; a .json file holds such lines, one such object, or an array of them
+            or of strings.
         encoding: The encoding, if the person named one.
         found: The encodings found so far, by the text's name; what is found now is added, and said once.
 
@@ -73,14 +84,22 @@ def read(file: Path, encoding: str | None, found: dict[str, str]) -> Iterator[st
 
 
 def packing(file: Path) -> list[str]:
-    """The ends of a file's name that say how it is read."""
-    return [suffix for suffix in map(str.lower, file.suffixes[-2:]) if suffix in (".gz", ".zst", ".zip", ".jsonl")]
+    """The ends of a file's name that say how it is read, such as .jsonl and .gz."""
+    suffixes = [suffix.lower() for suffix in file.suffixes[-2:]]
+    if suffixes and suffixes[-1] not in PACKED:
+        suffixes = suffixes[-1:]
+    return [suffix for suffix in suffixes if suffix in (*PACKED, *JSON_LINES, ".json")]
 
 
 def _read_one(name: str, stream: BinaryIO, encoding: str | None, found: dict[str, str]) -> Iterator[str]:
     with readable(name):
-        text = _decode(stream, name, encoding, found)
-        yield from join(_records(text, name)) if ".jsonl" in packing(Path(name)) else text
+        text, ends = _decode(stream, name, encoding, found), packing(Path(name))
+        if ".json" in ends:
+            yield from join(_json(text, name))
+        elif set(JSON_LINES) & set(ends):
+            yield from join(_json_lines(text, name))
+        else:
+            yield from text
 
 
 @contextmanager
@@ -97,7 +116,7 @@ def readable(name: str) -> Iterator[None]:
         raise MiniGPTError(f"The corpus '{name}' cannot be read: {why}.") from error
     except (RuntimeError, NotImplementedError) as error:  # zipfile's words for a password and for rare methods
         raise MiniGPTError(
-            f"The corpus '{name}' cannot be unpacked: {error}. Unpack it, and name the folder."
+            f"The corpus '{name}' cannot be unpacked: {error}. Unpack it, and pass the folder."
         ) from error
 
 
@@ -107,10 +126,13 @@ def _unpack(file: Path) -> Iterator[tuple[str, BinaryIO]]:
         suffix = file.suffix.lower()
         if suffix == ".zip":
             with zipfile.ZipFile(file) as archive:
-                members = [m for m in archive.infolist() if m.filename.lower().endswith((*TEXTS, ".jsonl"))]
+                members = [m for m in archive.infolist() if m.filename.lower().endswith((*TEXTS, *JSON_LINES))]
                 members = [m for m in members if not is_hidden(Path(m.filename))]
                 if not members:
-                    raise MiniGPTError(f"The archive '{file}' holds no .txt, .md or .jsonl file. Name another one.")
+                    raise MiniGPTError(
+                        f"The archive '{file}' holds no .txt, .md, .jsonl or .ndjson file. Pass a different one, or "
+                        "unpack it and pass the file to read."
+                    )
                 for member in sorted(members, key=lambda member: member.filename):
                     with readable(f"{file}/{member.filename}"), archive.open(member) as stream:
                         yield f"{file}/{member.filename}", stream
@@ -124,19 +146,41 @@ def is_hidden(file: Path) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in file.parts)
 
 
-def _records(texts: Iterator[str], name: str) -> Iterator[list[str]]:
-    """The texts in the lines of a .jsonl file."""
+def _json_lines(texts: Iterable[str], name: str) -> Iterator[list[str]]:
+    """The texts in the lines of a .jsonl or .ndjson file."""
     for number, line in enumerate(_lines(texts), start=1):
-        if not line.strip():
-            continue
+        if line.strip():
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                record = None
+            yield [_text_of(record, f"Line {number} of '{name}'")]
+
+
+def _json(texts: Iterable[str], name: str) -> Iterator[list[str]]:
+    """The texts in a .json file, which is read whole."""
+    content = "".join(texts).strip()
+    try:
+        records = json.loads(content or "[]")
+    except (ValueError, RecursionError) as error:
         try:
-            text = json.loads(line)["text"]
-            text = whole(text.replace("\r\n", "\n").replace("\r", "\n"))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise MiniGPTError(
-                f"Line {number} of '{name}' is no JSON object with a text under the key \"text\". Mend it there."
-            ) from error
-        yield [text]
+            json.loads(content.partition("\n")[0])
+        except (ValueError, RecursionError):
+            raise MiniGPTError(f"The corpus '{name}' is not valid JSON: {error}. Fix it there.") from error
+        yield from _json_lines([content], name)  # many files of JSON lines end in .json
+        return
+    for number, record in enumerate(records if isinstance(records, list) else [records], start=1):
+        yield [_text_of({"text": record} if isinstance(record, str) else record, f"Record {number} of '{name}'")]
+
+
+def _text_of(record: Any, where: str) -> str:
+    text = record.get("text") if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        raise MiniGPTError(
+            f'{where} is not a JSON object with a text under the key "text". Fix it, or pass a text file to '
+            "--data.path."
+        )
+    return whole(text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def whole(text: str) -> str:
@@ -164,14 +208,16 @@ def _decode(stream: BinaryIO, name: str, encoding: str | None, found: dict[str, 
     """
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     start, block = 0, stream.read(BLOCK)
+    if kind := next((kind for mark, kind in CONTAINERS.items() if block.startswith(mark)), None):
+        raise MiniGPTError(
+            f"The corpus '{name}' is {kind}, not plain text. Save it as a .txt file and pass that to --data.path."
+        )
     known = encoding or found.get(name) or _by_look(block, name, found)
     decoder = codecs.getincrementaldecoder(known or "utf-8")()
     only_ascii, first = True, True
     while True:
         if b"\0" in block and not (known and known.startswith(("utf-16", "utf-32"))):
-            zero = block.index(b"\0")
-            bad = zero if start or known else _first_bad(block[:zero])
-            raise _no_text(name, start + bad, block[bad])
+            raise _has_nul(name, start, block)
         try:
             text = decoder.decode(block, not block)
         except UnicodeDecodeError as error:
@@ -180,7 +226,7 @@ def _decode(stream: BinaryIO, name: str, encoding: str | None, found: dict[str, 
             if known or not only_ascii or _is_utf8(error.object, error.start):
                 raise MiniGPTError(
                     f"The corpus '{name}' is not whole {known or 'UTF-8'}: byte {place} is 0x{bad:02x}"
-                    f"{', after text that is' * (place > 0)}. Mend it there, or name its encoding with --data.encoding."
+                    f"{', after text that is' * (place > 0)}. Fix it there, or pass its encoding with --data.encoding."
                 ) from error
             likely = guess(error.object[max(0, error.start - 4096) : error.start + (1 << 16)])
             if likely is None:
@@ -190,7 +236,7 @@ def _decode(stream: BinaryIO, name: str, encoding: str | None, found: dict[str, 
             continue
         except UnicodeError as error:  # UTF-16 or UTF-32 that was named, without the mark that says which kind
             raise MiniGPTError(
-                f"The corpus '{name}' is not {known}: {error}. Name another with --data.encoding, such as {known}-le."
+                f"The corpus '{name}' is not {known}: {error}. Pass a different --data.encoding, such as {known}-le."
             ) from error
         only_ascii = only_ascii and text.isascii()
         if first and text:
@@ -216,13 +262,37 @@ def _by_look(head: bytes, name: str, found: dict[str, str]) -> str | None:
     return None
 
 
-def _first_bad(block: bytes) -> int:
-    """The place of the first byte that is not UTF-8, or the end."""
+def _has_nul(name: str, start: int, block: bytes) -> MiniGPTError:
+    """The error about a block that has a NUL byte, which no text has but in UTF-16 and UTF-32.
+
+    Args:
+        name: The text's name.
+        start: Where the block begins.
+        block: The bytes.
+    """
+    place = start + block.index(b"\0")
+    for encoding in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be"):
+        if _looks_like(block[:4096], encoding):
+            kind = encoding[:6].upper()
+            return MiniGPTError(
+                f"The corpus '{name}' looks like {kind} without a byte-order mark: byte {place} is NUL. "
+                f"Pass --data.encoding {encoding}."
+            )
+    return MiniGPTError(
+        f"The corpus '{name}' is not text: byte {place} is NUL, as in a binary file. Pass a text file to --data.path; "
+        "if this is one, it is damaged: remove the NUL bytes."
+    )
+
+
+def _looks_like(head: bytes, encoding: str) -> bool:
+    """Whether bytes with NULs decode to printable text with some ASCII, spaces or line breaks among it."""
+    width = int(encoding[4:6]) // 8
     try:
-        block.decode()
-        return len(block)
-    except UnicodeDecodeError as error:
-        return error.start
+        text = head[: len(head) // width * width].decode(encoding)
+    except UnicodeDecodeError:
+        return False
+    printable = all(character.isprintable() or character.isspace() for character in text)
+    return printable and sum(map(str.isascii, text)) >= 3 and not {" ", "\n"}.isdisjoint(text)
 
 
 def _is_utf8(block: bytes, bad: int) -> bool:
@@ -254,6 +324,6 @@ def _report(name: str, found: Guess, encodings: dict[str, str]) -> str:
 
 def _no_text(name: str, place: int, bad: int) -> MiniGPTError:
     return MiniGPTError(
-        f"The corpus '{name}' is not text: byte {place} is 0x{bad:02x}. Give --data.path a text, or name its encoding "
-        "with --data.encoding."
+        f"The corpus '{name}' is not text: byte {place} is 0x{bad:02x}. Pass a text file to --data.path, or pass the "
+        "encoding of this one with --data.encoding."
     )

@@ -21,9 +21,10 @@ class TextDataModule(LightningDataModule):
 
     Args:
         path: The corpus: `exemple`, the French one inside the package; `tinyshakespeare` or `tinymoliere`, which are
-            downloaded once; a text file, or a .jsonl file with a text under `text` in each line, packed as .gz, .zst or
-            .zip or not; a folder, of which all .txt and .md files are read that are not hidden, in the order of their
-            names; a pattern such as 'notes/*.txt'; or `-`, standard input. Between two texts an empty line is put.
+            downloaded once; a text file, a .jsonl or .ndjson file with a text under `text` in each line, or a .json
+            file with an array of such records or of strings, packed as .gz, .zst or .zip or not; a folder, of which all
+            .txt and .md files are read that are not hidden, in the order of their names; a pattern such as
+            'notes/*.txt'; or `-`, standard input. Between two texts an empty line is put.
         tokenizer: `char`, `word` (words, spaces and signs; rare words are spelled in characters) or `bpe` (byte pairs).
         max_vocab_size: The most words or byte pairs; null for 4,096.
         byte_fallback: Spell characters that the text lacks in bytes, which takes 256 more tokens; for char alone.
