@@ -29,6 +29,13 @@ def test_a_run_is_trained_by_one_process_at_a_time(train, folder):
     assert train("--trainer.max_steps", "20", "--ckpt_path", "last").status == 0
 
 
+def test_a_checkpoint_whose_name_is_like_a_pattern_takes_no_others_shards_away(folder):
+    (folder / ".a.ckpt.shards").mkdir()
+    (folder / ".[ab].ckpt.shards").mkdir()
+    WholeFileCheckpointIO().save_checkpoint({}, folder / "[ab].ckpt")
+    assert sorted(file.name for file in folder.iterdir()) == [".a.ckpt.shards", "[ab].ckpt"]
+
+
 def test_a_best_score_without_its_file_counts_for_nothing(train, folder):
     train("--trainer.max_steps", "10")
     best = folder / "lightning_logs" / "tiny" / "version_0" / "checkpoints" / "best.ckpt"

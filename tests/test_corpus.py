@@ -61,6 +61,16 @@ def test_a_folder_is_read_in_the_order_of_its_names_with_an_empty_line_between(f
     assert read("notes[1].txt") == "un nom de fichier"
 
 
+@pytest.mark.parametrize("name", ["textes [v2]", "t*", "[t]extes"])
+def test_in_a_pattern_a_folder_that_exists_is_no_pattern(folder, name):
+    for place, text in {name: "un", "textes v": "deux", "textes": "trois"}.items():
+        (folder / place / "a").mkdir(parents=True)
+        (folder / place / "a" / "b.txt").write_text(text)
+    for path in (f"{name}/*/b.txt", f"{name}/a/*.txt", f"{folder}/{name}/**/*.txt", f"./{name}/a/[b].txt"):
+        assert read(path) == "un"
+    assert read("texte[s]/a/*.txt") == "trois"
+
+
 @pytest.mark.parametrize(
     ("path", "words"),
     [

@@ -153,12 +153,21 @@ def locate(path: str) -> list[Path]:
     if exists:
         return [file]
     if glob.has_magic(path):
-        texts = sorted(f for f in map(Path, glob.glob(str(file), recursive=True)) if f.is_file())
+        texts = sorted(f for f in map(Path, glob.glob(_pattern(file), recursive=True)) if f.is_file())
         if not texts:
             raise MiniGPTError(f"No file matches '{path}'. Give --data.path {WHAT}.")
         return texts
     hint = did_you_mean(path, NAMES) or f" Give --data.path {WHAT}."
     raise MiniGPTError(f"The corpus '{path}' does not exist.{hint}")
+
+
+def _pattern(path: Path) -> str:
+    """Return a pattern in which folders that exist under their own names, such as `notes [2]`, stand for themselves.
+
+    Files and folders are matched from the first part on that does not exist as it is written.
+    """
+    literal = next(parent for parent in path.parents if parent.exists())
+    return os.path.join(glob.escape(str(literal)), path.relative_to(literal))
 
 
 def _keep_a_copy(path: str, cache: Path) -> Path:

@@ -1,5 +1,6 @@
 """Checkpoints that are whole or absent, and what a run does when it is stopped."""
 
+import glob
 import math
 import os
 import re
@@ -90,7 +91,7 @@ def _put(fresh: Path, place: Path) -> None:
         place.rename(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
     os.replace(fresh, place)
     _flush(place.parent)
-    for old in place.parent.glob(f".{place.name}.*"):
+    for old in place.parent.glob(f".{glob.escape(place.name)}.*"):
         if old.is_dir() and old != place.resolve():
             shutil.rmtree(old, ignore_errors=True)
 
