@@ -21,6 +21,7 @@ import gradio as gr
 import torch
 
 from minigpt import runs
+from minigpt.command_line import first_training
 from minigpt.errors import MiniGPTError
 from minigpt.figures import draw_table, draw_transitions, name_of
 from minigpt.generation.text import LanguageModel
@@ -96,7 +97,7 @@ class Shelf:
         """
         files = self.files()
         if not files:
-            raise Problem("no_run")
+            raise Problem("no_run", first_training())
         if chosen in (None, "", "last"):
             return files[0]
         try:
@@ -271,7 +272,7 @@ def build(shelf: Shelf) -> gr.Blocks:
         found = choices()
         files = [file for _, file in found]
         kept = [old if old in files else new for old, new in zip((chosen, other), two(files), strict=True)]
-        notice = "" if found else "⚠ " + _say(request, "no_run")
+        notice = "" if found else "⚠ " + _say(request, "no_run", first_training())
         return *(gr.update(choices=found, value=value) for value in kept), notice
 
     def generate(

@@ -5,8 +5,6 @@ import gc
 import json
 import os
 import re
-import shlex
-import shutil
 import sys
 import threading
 import time
@@ -15,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from minigpt.command_line import command, first_stray, first_training, missing_value, short, tool, unexpected_argument
 from minigpt.errors import MiniGPTError, did_you_mean, needs, note, writing
 
 PROMPT = "un matin,"
@@ -59,18 +58,30 @@ class _Parser(argparse.ArgumentParser):
     def parse_args(self, args: list[str]) -> argparse.Namespace:
         """Parse; an unknown option is answered with the nearest one."""
         found, unknown = self.parse_known_args(args)
+        if unknown and not unknown[0].startswith("-"):
+            raise MiniGPTError(unexpected_argument(unknown[0], args))
         if unknown:
             self.refuse(unknown[0].partition("=")[0])
         return found
 
+    def parse_known_args(self, args: list[str]) -> tuple[argparse.Namespace, list[str]]:
+        """Parse what is known, and keep the command line for a message."""
+        self._given = args
+        return super().parse_known_args(args)
+
     def refuse(self, flag: str) -> None:
         """Answer an unknown option with the nearest one."""
-        options = [option for action in self._actions for option in action.option_strings]
-        raise MiniGPTError(f"There is no option '{flag}'.{did_you_mean(flag, options)}")
+        raise MiniGPTError(f"There is no option '{flag}'.{did_you_mean(flag, self._option_string_actions)}")
 
     def error(self, message: str) -> None:
         """Turn argparse's complaint into a sentence."""
+        if match := re.match(r"argument (\S+): expected", message):
+            raise MiniGPTError(missing_value(match[1].split("/"), self._given, self._option_string_actions))
         raise MiniGPTError(message[0].upper() + message[1:] + ". See --help.")
+
+
+def _path(text: str) -> Path:
+    return Path(os.path.expanduser(text))  # a shell leaves the `~` of `--out=~/e` as it is
 
 
 def _or_none(kind: type) -> Callable[[str], int | float | None]:
@@ -180,7 +191,7 @@ def evaluate(args: list[str]) -> int:
         "--memorisation", nargs="?", type=int, const=16, metavar="N",
         help="also draw N texts (16), and report how much of them stands word for word in the training text",
     )  # fmt: skip
-    parser.add_argument("--figures", type=Path, metavar="DIR", help="also draw what the model does, into this folder")
+    parser.add_argument("--figures", type=_path, metavar="DIR", help="also draw what the model does, into this folder")
     _add_precision(parser)
     _add_unknown(parser)
     asked = parser.parse_args(args)
@@ -252,7 +263,9 @@ def export(args: list[str]) -> int:
         "--format", choices=["hf", "onnx", "gguf", "safetensors", "checkpoint"], required=True,
         help="Hugging Face's, onnxruntime's, llama.cpp's, minigpt's without pickle, or one file to train on",
     )  # fmt: skip
-    parser.add_argument("--out", required=True, help="the folder to write; it must not exist yet, or be empty")
+    parser.add_argument(
+        "--out", required=True, type=os.path.expanduser, help="the folder to write; it must not exist yet, or be empty"
+    )
     asked = parser.parse_args(args)
 
     from minigpt import runs
@@ -283,7 +296,7 @@ def app(args: list[str]) -> int:
     shelf = Shelf(asked.ckpt_path, _device(asked.device))
     page = serve(shelf, asked.host, asked.port, (name, password) if asked.auth else None)
     if not shelf.files():
-        note("There is no run yet. Make one: python scripts/train.py --config configs/tiny.yaml")
+        note(f"There is no run yet. Make one: {first_training()}")
     print(f"http://{asked.host}:{asked.port}", flush=True)
     try:
         threading.Event().wait()  # for Ctrl-C, which Gradio's own way to wait would take for a good end
@@ -305,13 +318,13 @@ def train(args: list[str]) -> int:
     note(
         f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters, "
         f"on {cli.trainer.strategy.root_device}; {len(data.train_ids):,} tokens to train on, "
-        f"{data.vocab_size} distinct; run folder {_short(cli.run_dir)}"
+        f"{data.vocab_size} distinct; run folder {short(cli.run_dir)}"
     )
     all_characters = data.tokenizer.kind == "char" and not data.tokenizer.byte_fallback
     note(summary.as_text(summary.parts(model, "characters" if all_characters else "tokens")))
     started = time.monotonic()
     try:
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
+        cli.fit()
     except SystemExit as stop:
         if stop.code == 1:  # so Lightning leaves on a Ctrl-C that comes before our handler is there, or after
             raise KeyboardInterrupt from None
@@ -341,7 +354,7 @@ def train(args: list[str]) -> int:
 def _summary(cli, model, seconds: float) -> None:
     from minigpt.generation.text import LanguageModel
 
-    metrics, run_dir = cli.trainer.callback_metrics, shlex.quote(_short(cli.run_dir))
+    metrics, run_dir = cli.trainer.callback_metrics, short(cli.run_dir)
     lm = LanguageModel(model, cli.datamodule.tokenizer)
     sample = lm.generate(PROMPT, 200, unknown="skip", seed=0, **CONTROLS)
     floors = ", ".join(f"{name} {bits:.4f}" for name, bits in cli.datamodule.floors.items())
@@ -352,8 +365,8 @@ def _summary(cli, model, seconds: float) -> None:
         f"after {cli.trainer.global_step} steps{resumed} in {seconds:.0f} s\n"
         f"floors in bits per character: {floors}\n\n"
         f"{sample}\n\n"
-        f"Curves and samples:  {_bin()}tensorboard --logdir {run_dir}\n"
-        f"More text:           {_bin()}python scripts/generate.py --ckpt_path {run_dir}"
+        f"Curves and samples:  {tool('tensorboard', '--logdir', run_dir)}\n"
+        f"More text:           {command('generate', '--ckpt_path', run_dir)}"
     )
 
 
@@ -364,8 +377,10 @@ def sweep(args: list[str]) -> int:
         "train.py hold for every trial. The same command goes on with a study, and takes part in it while others do.",
         of_a_model=False,
     )
-    parser.add_argument("--config", required=True, help="the recipe")
-    parser.add_argument("--space", required=True, help="what to search, such as configs/sweeps/nano.yaml")
+    parser.add_argument("-c", "--config", action="append", required=True, help="the recipe; a later one wins")
+    parser.add_argument(
+        "--space", required=True, type=os.path.expanduser, help="what to search, such as configs/sweeps/nano.yaml"
+    )
     parser.add_argument("--trials", type=int, default=20, help="how many the study has in the end, of all processes")
     parser.add_argument("--study", default=None, help="its name; by default the recipe's and the space's")
     parser.add_argument(
@@ -374,6 +389,8 @@ def sweep(args: list[str]) -> int:
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="where the draws of settings come from")
     asked, others = parser.parse_known_args(args)
+    if (stray := first_stray(args)) is not None:
+        raise MiniGPTError(unexpected_argument(stray, args))
     for flag in (arg.partition("=")[0] for arg in others):
         if (
             flag.startswith("--")
@@ -386,14 +403,16 @@ def sweep(args: list[str]) -> int:
     with needs("A sweep needs optuna with matplotlib", "sweep"):
         from minigpt.training.sweep import Sweep
 
-    study = Sweep(["--config", asked.config, *others], asked.space, asked.study, asked.storage, asked.seed)
+    study = Sweep(
+        [*(f"--config={file}" for file in asked.config), *others], asked.space, asked.study, asked.storage, asked.seed
+    )
     try:
         study.run(asked.trials)
     except (KeyboardInterrupt, SystemExit):
-        note(f"Stopped. Go on with: {_bin()}python scripts/sweep.py {shlex.join(args)}")
+        note(f"Stopped. Go on with: {command('sweep', *args)}")
         raise
     for file in study.write():
-        note(_short(file))
+        note(short(file))
     _ranking(study.rows())
     gc.freeze()  # as after a training
     return 0
@@ -401,7 +420,7 @@ def sweep(args: list[str]) -> int:
 
 def _ranking(rows: list[dict]) -> None:
     """Print the trials of a sweep as a table, and what to type next."""
-    rows = [row | {"run": _short(row["run"]) if row["run"] else None} for row in rows]
+    rows = [row | {"run": short(row["run"]) if row["run"] else None} for row in rows]
     cells = [[key.rpartition(".")[2] for key in rows[0]]]
     for row in rows:
         cells.append(
@@ -414,11 +433,10 @@ def _ranking(rows: list[dict]) -> None:
     if best["state"] != "complete":
         note("No trial is complete.")
         return
-    run_dir = shlex.quote(best["run"])
+    longer = ["--config", f"{best['run']}/config.yaml", "--trainer.max_steps", str(4 * best["steps"])]
     print(
-        f"\nThe best, for longer:  {_bin()}python scripts/train.py --config {run_dir}/config.yaml "
-        f"--trainer.max_steps {4 * best['steps']}\n"
-        f"Text of the best:      {_bin()}python scripts/generate.py --ckpt_path {run_dir}"
+        f"\nThe best, for longer:  {command('train', *longer)}\n"
+        f"Text of the best:      {command('generate', '--ckpt_path', best['run'])}"
     )
 
 
@@ -428,14 +446,4 @@ def _again(cli, args: list[str], run_dir: Path) -> str:
     kept = [arg for before, arg in pairs if before != "--ckpt_path" and not arg.startswith("--ckpt_path")]
     if cli.datamodule.corpus.path != cli.config.data.path:
         kept += ["--data.path", cli.datamodule.corpus.path]
-    return f"Go on with: {_bin()}python scripts/train.py {shlex.join([*kept, '--ckpt_path', _short(run_dir)])}"
-
-
-def _bin() -> str:
-    """What stands before `python` in a command that runs this very one: nothing in an activated environment."""
-    return "" if shutil.which("python") == sys.executable else f"{shlex.quote(_short(Path(sys.executable).parent))}/"
-
-
-def _short(path: Path) -> str:
-    """A path as a person here would type it."""
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+    return f"Go on with: {command('train', *kept, '--ckpt_path', short(run_dir))}"

@@ -14,6 +14,7 @@ from packaging.version import InvalidVersion, Version
 from torch import nn
 
 import minigpt
+from minigpt.command_line import first_training
 from minigpt.data import tokenizers
 from minigpt.data.corpus import NAMES, Corpus
 from minigpt.data.tokens import Tokens, tokenize
@@ -33,9 +34,9 @@ PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32
 BEFORE_TOKENIZERS = {"encoding": None, "nfc": True, "max_vocab_size": None, "byte_fallback": False}
 
 
-def newest_run(name: str = "*", root: str | Path = ROOT) -> Path | None:
-    """The run folder whose `last.ckpt` was written last, among the runs of one config or (`*`) of all."""
-    found = Path(root).glob(f"{name}/version_*/checkpoints/last.ckpt")
+def newest_run(name: str | None = None, root: str | Path = ROOT) -> Path | None:
+    """Return the run folder whose `last.ckpt` was written last, among the runs of one config or (None) of all."""
+    found = Path(root).glob(f"{'*' if name is None else glob.escape(name)}/version_*/checkpoints/last.ckpt")
     newest = max(found, key=lambda file: file.stat().st_mtime_ns, default=None)
     return newest and run_of(newest)
 
@@ -59,9 +60,7 @@ def find_checkpoint(ckpt_path: str | Path = "last", prefer: tuple[str, ...] = ("
     if str(ckpt_path) == "last":
         run = newest_run()
         if run is None:
-            raise MiniGPTError(
-                f"There is no run under {ROOT}/ yet. Make one: python scripts/train.py --config configs/tiny.yaml"
-            )
+            raise MiniGPTError(f"There is no run under {ROOT}/ yet. Make one: {first_training()}")
     else:
         if not str(ckpt_path):
             raise MiniGPTError("--ckpt_path is empty. Give it a run folder, a checkpoint file, or 'last'.")
@@ -213,10 +212,7 @@ def corpus_of(file: Path, about: dict) -> str:
     if about["path"] in NAMES:
         return about["path"]
     run = (run_of(file.absolute()) or file.absolute().parent).resolve()
-    place = os.path.normpath(run / about["path"])  # not resolved: a link's own name says how it is read
-    if glob.has_magic(about["path"]) and not os.path.exists(place):
-        return os.path.normpath(os.path.join(glob.escape(str(run)), about["path"]))
-    return place
+    return os.path.normpath(run / about["path"])  # not resolved: a link's own name says how it is read
 
 
 def tokens_of(file: Path, about: dict, cache_dir: str | None = None) -> Tokens:

@@ -36,7 +36,7 @@ WORDS = {
 }  # fmt: skip
 NOTICES = {
     "en": {
-        "no_run": "There is no run yet. Make one: `python scripts/train.py --config configs/tiny.yaml`",
+        "no_run": "There is no run yet. Make one: `{}`",
         "gone": "The checkpoint `{}` is not there any more. Choose another.",
         "broken": "The checkpoint `{}` cannot be read: it is damaged. Choose another.",
         "dropped": "Never seen by this model, and left out: {}", "seed": "Seed {}",
@@ -46,8 +46,7 @@ NOTICES = {
         "attention": "layer {}, head {}: where each token (row) looks (column)",
     },
     "fr": {
-        "no_run": "Il n'y a pas encore d'entraînement. Faites-en un : `python scripts/train.py --config "
-        "configs/tiny.yaml`",
+        "no_run": "Il n'y a pas encore d'entraînement. Faites-en un : `{}`",
         "gone": "Le checkpoint `{}` n'est plus là. Choisissez-en un autre.",
         "broken": "Le checkpoint `{}` est illisible : il est abîmé. Choisissez-en un autre.",
         "dropped": "Jamais vus par ce modèle, et laissés de côté : {}", "seed": "Graine {}",

@@ -14,6 +14,7 @@ import pytest
 from conftest import QUICK, ROOT
 
 from minigpt import MiniGPTError
+from minigpt.command_line import first_training
 
 app = pytest.importorskip("minigpt.app", reason="needs gradio: pip install 'minigpt-lightning[app]'")
 SETTINGS = {
@@ -77,7 +78,7 @@ def test_a_checkpoint_that_is_gone_or_broken_is_named_and_the_page_lives_on(shel
     gone = "lightning_logs/tiny/version_0/checkpoints/best.ckpt"
     assert written(shelf, FRENCH, chosen=gone)[1] == f"⚠ Le checkpoint `{gone}` n'est plus là. Choisissez-en un autre."
     shutil.rmtree(folder / "lightning_logs")
-    assert "python scripts/train.py --config configs/tiny.yaml" in written(shelf)[1]
+    assert first_training() in written(shelf)[1]
 
 
 def test_only_what_the_page_offers_is_loaded(shelf, folder, trained_run):

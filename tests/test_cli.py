@@ -1,9 +1,12 @@
 import pytest
 import yaml
-from conftest import TINY
+from conftest import QUICK, TINY
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
+from minigpt.training import recipes
 from minigpt.training.cli import MiniGPTCLI, config_name
-from minigpt.training.parser import flatten
+from minigpt.training.parser import configs_first, flatten
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +91,150 @@ def test_a_run_is_named_after_its_recipe(path, name):
 def test_settings_are_flattened_but_class_paths_stay_whole():
     tree = {"a": {"b": 1, "c": {"class_path": "x", "init_args": {}}}, "d": {}}
     assert flatten(tree) == {"a.b": 1, "a.c": {"class_path": "x", "init_args": {}}, "d": {}}
+
+
+def printed(call, *args: str) -> dict:
+    """The settings of a command line, flat."""
+    result = call("train", *args, "--print_config")
+    assert result.status == 0, result.err
+    return flatten(recipes.load(result.out))
+
+
+@pytest.mark.parametrize(
+    "config", [["--config", TINY], [f"--config={TINY}"], ["-c", TINY], [f"-c={TINY}"], [f"-c{TINY}"]]
+)
+def test_a_flag_wins_over_a_file_that_stands_behind_it(call, config):
+    flags = ["--model.n_embd", "16", "--data.batch_size=2", "--trainer.callbacks+=LearningRateMonitor"]
+    before, behind = printed(call, *flags, *config), printed(call, *config, *flags)
+    assert (before["model.n_embd"], before["data.batch_size"], before["data.lower"]) == (16, 2, True)
+    assert [callback["class_path"].split(".")[-1] for callback in before["trainer.callbacks"]] == [
+        "LearningRateMonitor"
+    ]
+    assert before == behind
+
+
+def test_a_later_file_wins_and_what_a_flag_adds_is_added_to_the_files(call, folder):
+    (folder / "one.yaml").write_text(
+        "model: {n_embd: 8, learning_rate: 0.5}\ntrainer: {callbacks: [LearningRateMonitor]}"
+    )
+    (folder / "two.yaml").write_text("model: {n_embd: 12}\ntrainer: {callbacks+: ModelSummary}")
+    flags = ["--config", "one.yaml", "--trainer.callbacks+=Timer", "--model.beta2=0.5", "--config", "two.yaml"]
+    settings = printed(call, *flags)
+    assert [settings[f"model.{key}"] for key in ("n_embd", "learning_rate", "beta2")] == [12, 0.5, 0.5]
+    names = [callback["class_path"].split(".")[-1] for callback in settings["trainer.callbacks"]]
+    assert names == ["LearningRateMonitor", "ModelSummary", "Timer"]
+
+
+def test_a_flag_before_the_file_holds_in_a_run_and_in_its_resume(call, folder):
+    file = ["--config", TINY, *QUICK]
+    assert call("train", "--model.n_embd", "16", "--trainer.max_steps", "3", *file).status == 0
+    resumed = call("train", "--ckpt_path", "last", "--model.n_embd=16", "--trainer.max_steps", "5", *file)
+    assert "after 5 steps, the last 2" in resumed.out, resumed.err
+
+
+def test_the_order_of_everything_else_is_kept():
+    args = ["--a", "-c", "x", "--samples.prompts", "-chat", "--b=-cy", "--config=z", "w"]
+    assert configs_first(args) == ["--config=x", "--config=z", "--a", "--samples.prompts", "-chat", "--b=-cy", "w"]
+    for args in (["--a", "1", "--config"], ["--config", "--a", "1"]):
+        assert configs_first(args) == args
+
+
+DUPLICATES = [
+    ("seed_everything: 1\nmodel:\n  n_embd: 8\ndata: {}\nmodel:\n  bias: true\n", "'model'", "lines 2 and 5"),
+    ("model:\n  n_embd: 8\n  n_embd: 16\n", "'model.n_embd'", "lines 2 and 3"),
+    ("model.n_embd: 8\nmodel:\n  n_embd: 16\n", "'model.n_embd'", "lines 1 and 3"),
+    ("trainer: {callbacks: [{class_path: Timer,\n class_path: EarlyStopping}]}", "'class_path'", "lines 1 and 2"),
+    ("model: {n_embd: 8, n_embd: 16}", "'model.n_embd'", "line 1"),
+]
+
+
+@pytest.mark.parametrize(("text", "key", "lines"), DUPLICATES)
+def test_a_setting_that_a_file_gives_twice_is_refused(call, folder, text, key, lines):
+    (folder / "twice.yaml").write_text(text)
+    result = call("train", "--config", TINY, "--config", "twice.yaml")
+    assert result.status == 2
+    for word in ("'twice.yaml'", key, lines):
+        assert word in result.err
+
+
+def test_merge_keys_and_equal_keys_of_different_items_are_no_duplicates(call, folder):
+    text = "a: &a {x: 1, y: 1}\nb: &b\n  <<: *a\n  x: 2\nc: {<<: [{y: 5}, *a], z: 3}\nd: [{x: 1}, {x: 2}, *a]\n"
+    assert recipes.load(text) == {
+        "a": {"x": 1, "y": 1}, "b": {"x": 2, "y": 1}, "c": {"x": 1, "y": 5, "z": 3},
+        "d": [{"x": 1}, {"x": 2}, {"x": 1, "y": 1}],
+    }  # fmt: skip
+    (folder / "merged.yaml").write_text("model: &m {n_embd: 8}\ndata: {batch_size: 2}\nmodel.bias: true\n")
+    assert printed(call, "--config", "merged.yaml")["model.n_embd"] == 8
+
+
+def test_a_run_whose_settings_are_given_twice_is_not_resumed(call, folder):
+    assert call("train", "--config", TINY, *QUICK, "--trainer.max_steps", "2").status == 0
+    config = folder / "lightning_logs/tiny/version_0/config.yaml"
+    config.write_text(config.read_text(encoding="utf-8") + "seed_everything: 5\n", encoding="utf-8")
+    for more in ([], ["--config", TINY, *QUICK]):
+        result = call("train", "--ckpt_path", "last", "--trainer.max_steps", "4", *more)
+        assert result.status == 2
+        assert "'seed_everything' twice" in result.err
+        assert "config.yaml" in result.err
+
+
+def test_a_flag_whose_value_gives_a_setting_twice_is_refused(call):
+    value = "{class_path: EarlyStopping, init_args: {monitor: val/loss, monitor: train/loss}}"
+    result = call("train", "--config", TINY, f"--trainer.callbacks={value}")
+    assert result.status == 2
+    assert "trainer.callbacks gives 'init_args.monitor' twice" in result.err
+
+
+def test_a_text_may_look_like_settings_given_twice(call):
+    text = "Roméo: oui\nRoméo: non"
+    assert printed(call, "--config", TINY, f"--samples.prompts+={text}")["samples.prompts"][-1] == text
+
+
+ODD = [
+    "1e5", "1_000", "0x10", "on", "null", "~", "2024-01-01", "1:30", "=", "- a", "é", "a: b", " a ", "a\n\n b\n", "😀",
+    "@x", "!tag", "'", '"', "-x", "#", "a #b", "\x85", "\u2028", "\ufeff", "<<", "{a", "a:", "[a, b]", "{a: 1}", "true",
+    ".5", "%",
+]  # fmt: skip
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0")) | st.text(
+    "01e_+-.:xo#'\" \n\\anyN~{}[],&*!|>@%`?=\t"
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(value=TEXT | st.floats(allow_nan=False) | st.integers() | st.booleans() | st.none())
+def test_what_is_written_reads_back_equal(value):
+    for tree in (value, [value], {"a": {str(value): value}}):
+        assert recipes.load(recipes.dump(tree)) == tree
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_an_odd_text_reads_back_equal_also_for_other_readers(text):
+    assert recipes.load(recipes.dump({text: [text]})) == yaml.safe_load(recipes.dump({text: [text]})) == {text: [text]}
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=TEXT)
+@example(text="1e5")
+@example(text=" a: b ")
+@example(text="a:")
+def test_a_config_takes_a_text_as_its_flag_does(parser, folder, text):
+    """Through the parser: flag, config.yaml, and the settings that a resume takes from it."""
+    texts = recipes.dump([text, "b"])
+    keys = ("data.path", "data.encoding", "model.name")
+    config = parser.parse_args([*(f"--{key}={text}" for key in keys), f"--samples.prompts={texts}"])
+    (folder / "written.yaml").write_text(parser.dump(config, skip_link_targets=True), encoding="utf-8")
+    again = parser.parse_args(["--config", "written.yaml"])
+    assert again["data.path"] == text
+    assert again["samples.prompts"] == [text, "b"]
+    assert [again[key] for key in keys] == [config[key] for key in keys]
+
+
+def test_a_run_on_a_text_whose_name_is_a_number_goes_on(call, folder):
+    (folder / "1e5").write_text("le chat dort. " * 400, encoding="utf-8")
+    first = call("train", "--config", TINY, *QUICK, "--data.path", "1e5", "--trainer.max_steps", "2")
+    assert first.status == 0, first.err
+    (folder / "1e5").rename(folder / "elsewhere")
+    assert "'1e5'" in call("train", "--ckpt_path", "last", "--trainer.max_steps", "4").err
+    (folder / "elsewhere").rename(folder / "1e5")
+    resumed = call("train", "--ckpt_path", "last", "--trainer.max_steps", "4")
+    assert resumed.status == 0, resumed.err

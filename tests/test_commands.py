@@ -1,15 +1,17 @@
 import io
 import json
+import shlex
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import TINY, read
+from conftest import QUICK, ROOT, TINY, read
 
 import minigpt
-from minigpt import commands
+from minigpt import command_line, commands
 from minigpt.evaluation import evaluate
 
 
@@ -149,3 +151,54 @@ def test_the_command_that_goes_on_names_the_copy_of_a_pipe():
     given = ["--data.path", "/dev/fd/63", "--ckpt_path=a", "--ckpt_path", "b", "--model.n_embd", "8"]
     again = commands._again(cli, given, Path("run"))
     assert again.endswith("train.py --data.path /dev/fd/63 --model.n_embd 8 --data.path cache/kept.txt --ckpt_path run")
+
+
+def test_a_tilde_is_the_home_folder_in_every_path_and_form(call, folder, monkeypatch):
+    home = folder / "home"
+    (home / "cache").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    (home / "r.yaml").write_bytes(Path(TINY).read_bytes())
+    (home / "s.yaml").write_text("model.n_embd: [8]")
+    (home / "t.txt").write_text("un matin, il fit beau. " * 90)
+    run = "~/runs/lightning_logs/r/version_0"
+    train = ["--config=~/r.yaml", "--trainer.default_root_dir=~/runs", "--data.path=~/t.txt", *QUICK]
+    train += ["--data.cache_dir=~/cache/a", "--data.in_memory_mb=0", "--figures.every_n_steps=0"]
+    split = [word for arg in train for word in (arg.split("=", 1) if "=" in arg else [arg])]
+
+    def done(*words: str) -> None:
+        result = call(*words)
+        assert result.status == 0, result.err
+        assert not (folder / "~").exists()
+
+    done("train", *train, "--trainer.max_steps=2")
+    done("train", *split, f"--ckpt_path={run}", "--trainer.max_steps=4")
+    done("train", "-c", "~/r.yaml", *split[2:], "--trainer.max_steps=6", "--ckpt_path", run)
+    done("generate", f"--ckpt_path={run}")
+    done("evaluate", f"--ckpt_path={run}", "--data.path=~/t.txt", "--data.cache_dir=~/cache/b", "--figures=~/f")
+    done("evaluate", "--ckpt_path", run, "--data.path", "~/t.txt", "--figures", "~/f")
+    done("export", "--ckpt_path", run, "--format=safetensors", "--out=~/e")
+    done("export", "--ckpt_path", "~/e", "--format=safetensors", "--out", "~/e2")
+    sweep = ["sweep", *train, "--trainer.max_steps=2", "--trials=1"]
+    done(*sweep, "--space=~/s.yaml", "--storage=~/a.db")
+    done(*sweep, "--space", "~/s.yaml", "--storage", "sqlite:///~/b.db")
+    made = {"a.db", "b.db", "cache", "e", "e2", "f", "r.yaml", "runs", "s.yaml", "t.txt"}
+    assert made <= {path.name for path in home.iterdir()}
+    assert list((home / "cache" / "a").iterdir())
+
+
+@pytest.mark.parametrize("place", ["with blanks [1]", "-dash"])
+def test_the_commands_that_are_printed_run_from_where_one_stands(call, train, folder, monkeypatch, place):
+    (folder / place).mkdir()
+    for here, root in ((folder, place), (folder / place, "."), (folder / place, str(folder / "else where"))):
+        monkeypatch.chdir(here)
+        result = train("--trainer.max_steps", "2", f"--trainer.default_root_dir={root}")
+        curves, more = (shlex.split(line.partition(":")[2]) for line in result.out.splitlines()[-2:])
+        assert shutil.which(curves[0])
+        assert Path(curves[2], "config.yaml").is_file()
+        assert Path(shutil.which(more[0])).samefile(sys.executable)
+        assert Path(more[1]).samefile(ROOT / "scripts" / "generate.py")
+        again = call("generate", *more[2:])
+        assert again.status == 0, again.err
+    monkeypatch.chdir(ROOT)
+    assert command_line.command("train", "a b").endswith("python scripts/train.py 'a b'")
+    assert command_line.example_config() == "configs/tiny.yaml"

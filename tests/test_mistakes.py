@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import re
+import shlex
 import shutil
 import zipfile
 from pathlib import Path
@@ -10,11 +12,15 @@ import pytest
 import torch
 from backports import zstd
 from conftest import QUICK, TINY
+from lightning_utilities.core.imports import RequirementCache
 
 TRAIN = ["train", "--config", TINY, *QUICK, "--trainer.max_steps", "5"]
 NANO = ["train", "--config", TINY.replace("tiny", "gpt_nano"), *QUICK, "--trainer.max_steps", "5"]
 SWEEP = ["sweep", "--config", TINY, *QUICK, "--trainer.max_steps", "5"]
+ES = [*TRAIN, "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/loss"]
+BNB = "lightning.pytorch.plugins.precision.bitsandbytes"
 RUN = "lightning_logs/tiny/version_0"
+DUMP = re.compile(r"Traceback|Namespace|NestedArg|Union subtypes|<class|--allow_code lightning\.$")
 
 
 @pytest.fixture
@@ -49,6 +55,9 @@ def place(folder, trained_run):
     (folder / "group_value.yaml").write_text("model: [1, 2]\n")
     (folder / "type.yaml").write_text("model:\n  n_embd: wide\n")
     (folder / "space.yaml").write_text("model.n_embd: [8, 16]\n")
+    (folder / "callback.yaml").write_text(
+        "trainer: {callbacks: [{class_path: EarlyStopping, init_args: {monitor: a, patience: abc}}]}"
+    )
     (folder / "latin1.yaml").write_bytes("model: # été\n".encode("latin-1"))
     return folder
 
@@ -83,7 +92,7 @@ MISTAKES = [
     ([*TRAIN, "--n_embd=3"], ["--n_embd", "Did you mean '--model.n_embd'"]),
     ([*TRAIN, "--trainer.max_epochs", "3"], ["--trainer.max_epochs", "Did you mean '--trainer.max_steps'"]),
     ([*TRAIN, "--zzz"], ["There is no option '--zzz'"]),
-    ([*TRAIN, "tiny"], ["'tiny' is no option"]),
+    ([*TRAIN, "tiny"], ["Unexpected argument 'tiny'", "--trainer.max_steps"]),
     ([*TRAIN, "--model.n_embd"], ["--model.n_embd needs a value"]),
     ([*TRAIN, "--model.n_embd", "wide"], ["model.n_embd is 'wide'", "a whole number"]),
     ([*TRAIN, "--model.n_embd", "0"], ["n_embd is 0"]),
@@ -124,6 +133,42 @@ MISTAKES = [
     ([*TRAIN, "--samples.max_new_tokens", "-1"], ["samples.max_new_tokens is -1"]),
     ([*TRAIN, "--model", "gpt"], ["model is a group of settings"]),
     ([*TRAIN, "--model.n_layer", "2"], ["model.n_layer means nothing to tinygpt"]),
+    # values that the shell or the parser takes for something else
+    (
+        [*TRAIN, "--samples.prompts", "-bonjour"],
+        ["--samples.prompts needs a value", "--samples.prompts=-bonjour"],
+    ),
+    ([*TRAIN, "--data.path", "-x"], ["no option '-x'", "write --data.path=-x"]),
+    ([*TRAIN, "--data.path", "-x.txt"], ["--data.path needs a value", "write --data.path=-x.txt"]),
+    (["generate", "--prompt", "-bonjour"], ["--prompt needs a value", "write --prompt=-bonjour"]),
+    (["generate", "--prompt", "--seed", "3"], ["The option --prompt needs a value.\n"]),
+    (["evaluate", "--data.path", "-x.txt"], ["--data.path needs a value", "write --data.path=-x.txt"]),
+    (["export", "--format", "hf", "--out", "-out"], ["--out needs a value", "write --out=-out"]),
+    ([*SWEEP, "--space", "space.yaml", "--study", "-x"], ["--study needs a value", "write --study=-x"]),
+    (
+        [*TRAIN, "--data.path", "empty.txt", "other.txt"],
+        ["after --data.path empty.txt", "--data.path '*.txt'"],
+    ),
+    ([*TRAIN, "--data.path=no_run/a.csv", "no_run/a.csv"], ["after --data.path=no_run/a.csv", "'no_run/*.csv'"]),
+    (["evaluate", "--data.path", "empty.txt", "other.txt"], ["'other.txt'", "Quote a pattern: --data.path '*.txt'"]),
+    (["generate", "--prompt", "un", "matin", "de", "mai"], ["'matin' after --prompt un", "--prompt 'un matin'"]),
+    ([*SWEEP, "--space", "space.yaml", "key.yaml"], ["'key.yaml' after --space space.yaml", "--space '*.yaml'"]),
+    # parts of Lightning
+    ([*ES, "--trainer.callbacks.monitr=val/loss"], ["has no setting 'monitr'", "Did you mean 'monitor'"]),
+    ([*TRAIN, "--trainer.callbacks+=EarlyStopping"], ["lacks the setting 'monitor'", "--trainer.callbacks.monitor"]),
+    ([*ES, "--trainer.callbacks.patience", "abc"], ["trainer.callbacks.patience is 'abc'", "a whole number"]),
+    ([*ES, "--trainer.callbacks.mode=maxi"], ["min, max, got maxi"]),
+    ([*TRAIN, "--trainer.callbacks+=EarlyStoping"], ["'EarlyStoping'", "Did you mean 'EarlyStopping'"]),
+    ([*TRAIN, "--trainer.callbacks.monitor=a"], ["callbacks.monitor belongs to no class", "+ EarlyStopping"]),
+    ([*TRAIN, "--trainer.callbacks={class_path:Timer}"], ["trainer.callbacks", "does not fit"]),
+    ([*TRAIN, "--config", "callback.yaml"], ["trainer.callbacks.patience is 'abc'", "a whole number"]),
+    ([*TRAIN, "--trainer.callbacks+=Timer", "--trainer.callbacks.duration=x"], ["not a valid duration", "DD:HH:MM:SS"]),
+    ([*TRAIN, "--trainer.strategy=DDPStrategy", "--trainer.strategy.foo=3"], ["trainer.strategy has no setting 'foo'"]),
+    ([*TRAIN, "--trainer.devices", "foo"], ["`devices`", "should be an int > 0"]),
+    ([*TRAIN, "--trainer.profiler", "xla"], ["needs the package torch_xla, which is not installed"]),
+    ([*TRAIN, "--trainer.accelerator", "tpu"], ["needs the package torch_xla"]),
+    ([*TRAIN, "--trainer.precision", "transformer-engine"], ["needs the package transformer_engine"]),
+    ([*TRAIN, f"--trainer.plugins={BNB}.BitsandbytesPrecision", "--trainer.plugins.mode=nf4"], ["bitsandbytes, which"]),
     # the transformer
     ([*NANO, "--model.n_embd", "130"], ["model.n_embd is 130", "model.n_head 4"]),
     ([*NANO, "--model.n_kv_head", "3"], ["model.n_kv_head is 3"]),
@@ -135,7 +180,7 @@ MISTAKES = [
     ([*NANO, "--model.lr_schedule", "linear"], ["model.lr_schedule is 'linear'"]),
     ([*NANO, "--model.warmup_steps", "-1"], ["model.warmup_steps is -1"]),
     # config files
-    (["train"], ["--config configs/tiny.yaml"]),
+    (["train"], ["--config", "configs/tiny.yaml"]),
     (["train", "--config"], ["--config needs a value"]),
     (["train", "--config", "nothing.yaml"], ["nothing.yaml", "cannot be read"]),
     (["train", "--config", "brokn.yaml"], ["brokn.yaml", "Did you mean 'broken.yaml'"]),
@@ -230,14 +275,33 @@ def test_a_mistake_is_answered_and_nothing_is_lost(place, call, given, words):
         assert word in result.err
     assert len(result.err.strip().splitlines()) == 1, result.err
     assert len(result.err) < 500
+    assert not DUMP.search(result.err)
     assert {path: (path.is_dir() or path.read_bytes()) for path in place.rglob("*")} == before
 
 
-def test_without_a_run_the_next_command_is_named(call):
+def test_without_a_run_the_next_command_is_named_and_runs(call, folder):
     for command in ("generate", "evaluate"):
         result = call(command)
         assert result.status == 2
-        assert "python scripts/train.py --config configs/tiny.yaml" in result.err
+        words = shlex.split(result.err.partition("Make one: ")[2])
+        assert Path(words[1]).name == "train.py"
+        assert Path(words[1]).is_file()
+    assert call("train", *words[2:], *QUICK, "--trainer.max_steps", "1").status == 0
+    assert call("generate").status == 0
+    example = call("train").err.split()[-1]
+    assert Path(example.removesuffix(".")).is_file()
+
+
+def test_a_callback_that_needs_a_missing_package_or_metric_says_so(train, monkeypatch):
+    missing = RequirementCache("a_package_that_nobody_has")
+    monkeypatch.setattr("lightning.pytorch.callbacks.device_stats_monitor._PSUTIL_AVAILABLE", missing)
+    result = train("--trainer.max_steps", "2", "--trainer.callbacks+=DeviceStatsMonitor")
+    assert result.status == 2
+    assert "needs the package a_package_that_nobody_has, which is not installed" in result.err.splitlines()[-1]
+    result = train("--trainer.max_steps=2", "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/los")
+    assert result.status == 2
+    assert "EarlyStopping monitors 'val/los'" in result.err.splitlines()[-1]
+    assert "val/bits_per_char" in result.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

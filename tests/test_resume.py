@@ -209,6 +209,19 @@ def test_a_run_goes_on_with_what_its_text_was_made_of(call, folder, monkeypatch,
     assert call("evaluate", "--ckpt_path", run).status == 0
 
 
+@pytest.mark.parametrize("name", ["ma recette [v2]", "a*"])
+def test_a_recipe_and_a_folder_with_a_name_like_a_pattern_resume(call, folder, name):
+    (folder / f"{name}.yaml").write_text(Path(TINY).read_text(encoding="utf-8"), encoding="utf-8")
+    args = ["train", "--config", f"{name}.yaml", *QUICK, "--ckpt_path", "last", "--trainer.default_root_dir", "in [1]*"]
+    for steps in ("2", "4"):
+        assert call(*args, "--trainer.max_steps", steps).status == 0
+    (run,) = (folder / "in [1]*" / "lightning_logs" / name).iterdir()
+    assert state(run)["global_step"] == 4
+    assert "train/loss" in curves(run)
+    assert call("generate", "--ckpt_path", str(run)).status == 0
+    assert call("evaluate", "--ckpt_path", str(run), "--figures", "f [1]").status == 0
+
+
 def test_another_tokenizer_than_the_checkpoints_is_refused(call, folder):
     args = ["train", "--config", TINY, *QUICK, "--data.tokenizer", "bpe", "--data.max_vocab_size", "300"]
     assert call(*args, "--trainer.max_steps", "2").status == 0

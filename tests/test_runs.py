@@ -25,6 +25,15 @@ def test_last_is_the_newest_run(logs):
     assert runs.newest_run("absent") is None
 
 
+@pytest.mark.parametrize("name", ["ma recette [v2]", "t*", "t?ny", "[gt]*"])
+def test_a_name_is_never_a_pattern(logs, trained_run, name):
+    assert runs.newest_run(name) is None
+    shutil.copytree(trained_run, logs / name / "version_0")
+    os.utime(logs / name / "version_0/checkpoints/last.ckpt", (1000, 1000))
+    assert runs.newest_run(name) == Path("lightning_logs") / name / "version_0"
+    assert runs.newest_run() == Path("lightning_logs/gros/version_0")
+
+
 def test_a_run_means_its_best_checkpoint_unless_asked_otherwise(logs):
     run = "lightning_logs/tiny/version_0"
     assert runs.find_checkpoint(run).name == "best.ckpt"

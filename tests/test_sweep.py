@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 import yaml
 from conftest import QUICK, ROOT, TINY
 
-from minigpt.training import sweep
+from minigpt.training import recipes, sweep
 
 SPACE = "model.learning_rate: {low: 1e-4, high: 1e-1, log: true}\nmodel.n_embd: [8, 16]\n"
 SHORT = ["--trainer.max_steps", "20", "--validation.every_n_steps", "5", "--figures.every_n_steps", "0"]
@@ -79,6 +80,38 @@ def test_a_sweep_finds_keeps_and_goes_on(call, folder):
     again = call("sweep", *FLAGS, "--trials", "3")
     assert (again.status, again.out) == (0, result.out)
     assert sorted(folder.glob("lightning_logs/tiny/*")) == before
+
+
+def test_every_config_file_counts_and_flags_win_over_them_wherever_they_stand(call, folder):
+    """In a folder and with names that a shell and a pattern would read as something else."""
+    (folder / "ma recette [v2].yaml").write_bytes(Path(TINY).read_bytes())
+    (folder / "more.yaml").write_text("data: {batch_size: 2}\nmodel: {weight_decay: 0.5, beta2: 0.5}\n")
+    flags = ["--model.beta2", "0.9", "--trials=1", *QUICK, *SHORT, "--space=space.yaml", "-c", "ma recette [v2].yaml"]
+    result = call("sweep", *flags, "--trainer.default_root_dir", "in [1]*", "--config=more.yaml")
+    assert result.status == 0, result.err
+    (run,) = (folder / "in [1]*/lightning_logs/ma recette [v2]").iterdir()
+    kept = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    assert (kept["data"]["batch_size"], kept["model"]["weight_decay"], kept["model"]["beta2"]) == (2, 0.5, 0.9)
+    for line in result.out.splitlines()[-2:]:
+        words = shlex.split(line.partition(":")[2])
+        assert Path(words[1]).is_file()
+        assert call(Path(words[1]).stem, *words[2:]).status == 0
+
+
+def test_a_choice_that_looks_like_a_number_stays_a_text(call, folder):
+    (folder / "1e5").write_text("un matin, il fit beau. " * 90)
+    (folder / "space.yaml").write_text("data.path: ['1e5']")
+    assert call("sweep", *FLAGS, "--trials", "1").status == 0
+    run = folder / "lightning_logs/tiny/version_0"
+    assert recipes.load((run / "config.yaml").read_text(encoding="utf-8"))["data"]["path"] == "1e5"
+    assert call("train", "--ckpt_path", str(run), "--trainer.max_steps", "22").status == 0
+
+
+def test_a_space_that_gives_a_setting_twice_is_refused(call, folder):
+    (folder / "space.yaml").write_text("model.n_embd: [8]\nmodel.beta2: [0.9]\nmodel.n_embd: [16]\n")
+    result = call("sweep", *FLAGS)
+    assert result.status == 2
+    assert "'space.yaml' gives 'model.n_embd' twice, on lines 1 and 3" in result.err
 
 
 def test_a_study_keeps_to_its_space_its_settings_and_its_text(call, folder):

@@ -248,7 +248,7 @@ def test_the_summary_names_the_loss_a_sample_and_the_next_commands(train):
     assert "bits per character" in result.out
     assert "un matin," in result.out
     assert "tensorboard --logdir lightning_logs/tiny/version_0" in result.out
-    assert "python scripts/generate.py --ckpt_path lightning_logs/tiny/version_0" in result.out
+    assert "scripts/generate.py --ckpt_path lightning_logs/tiny/version_0" in result.out
     assert not [line for line in result.err.splitlines() if "Warning" in line or "Tip" in line], result.err
 
 

@@ -4,14 +4,15 @@ import argparse
 import ctypes
 import logging
 import re
+import shlex
 import sys
 import warnings
 from contextlib import suppress
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -20,18 +21,19 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Sin
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from minigpt import runs
+from minigpt.command_line import example_config
 from minigpt.data.corpus import locate
 from minigpt.data.tokenizers import difference
 from minigpt.data.tokenizers import from_dict as tokenizer_from_dict
 from minigpt.errors import MiniGPTError, note, writing
 from minigpt.models import n_parameters
-from minigpt.training import trust
+from minigpt.training import recipes, trust
 from minigpt.training.callbacks import Figures, Progress, Samples
 from minigpt.training.checkpointing import Checkpoints, WholeFileCheckpointIO, made_with
 from minigpt.training.datamodule import TextDataModule
 from minigpt.training.fsdp import FSDP2Strategy, check_mesh
 from minigpt.training.module import LitLanguageModel
-from minigpt.training.parser import TrainParser, flatten
+from minigpt.training.parser import TrainParser, configs_first, flatten, inner_reason
 
 # Options of Lightning's Trainer that would mean nothing here, or something else: steps are the one unit, a batch is
 # a function of its number, validation covers the whole split, and the run folder is the project's.
@@ -69,6 +71,7 @@ class MiniGPTCLI(LightningCLI):
     def __init__(self, args: list[str]):
         _quiet()
         self.checkpoint: Path | None = None
+        args = configs_first(args)
         trust.allow_imports(args)
         try:
             super().__init__(
@@ -82,7 +85,11 @@ class MiniGPTCLI(LightningCLI):
                 load_from_checkpoint_support=False,
             )
         except ValueError as error:  # a class's arguments that only making it shows to be wrong
-            raise MiniGPTError(f"The settings do not fit: {' '.join(str(error).split())[:200]}") from error
+            if "Requirement '" in str(error):
+                raise _not_installed(error) from error
+            raise MiniGPTError(f"The settings do not fit: {inner_reason(str(error))[:300]}") from error
+        except ImportError as error:
+            raise _not_installed(error) from error
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The seed and the checkpoint to go on from."""
@@ -137,7 +144,7 @@ class MiniGPTCLI(LightningCLI):
             parser.check_names(args)
         self.config = parser.parse_args(args)
         if not self.config.config:
-            raise MiniGPTError("Name a recipe with --config, such as --config configs/tiny.yaml.")
+            raise MiniGPTError(f"Name a recipe with --config, such as --config {shlex.quote(example_config())}.")
         if not 0 <= self.config.seed_everything < 2**32:
             raise MiniGPTError(f"seed_everything is {self.config.seed_everything}. Give it 0 or more, below 2 ** 32.")
         self.name = config_name(str(self.config.config[0]))
@@ -175,6 +182,8 @@ class MiniGPTCLI(LightningCLI):
         show = trainer.enable_progress_bar is not False
         if not show:
             self.parser.callback_keys.remove("progress")
+        if trainer.profiler == "xla" and not find_spec("torch_xla"):  # Lightning would raise while it tidies up, too
+            raise _not_installed(ModuleNotFoundError(name="torch_xla"))
         plugins = trainer.plugins or []
         if trainer.strategy in ("fsdp", "fsdp_cpu_offload"):  # of which Lightning would say that it needs a GPU
             raise MiniGPTError(STRATEGIES)
@@ -241,6 +250,27 @@ class MiniGPTCLI(LightningCLI):
             self.trainer.logger = TensorBoardLogger(
                 save_dir, name, version, default_hp_metric=False, purge_step=self.start_step
             )
+
+    def fit(self) -> None:
+        """Train.
+
+        Raises:
+            MiniGPTError: A setting turns out to be wrong, or needs a package that is not installed.
+        """
+        try:
+            self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint, weights_only=True)
+        except ImportError as error:
+            raise _not_installed(error) from error
+        except MisconfigurationException as error:
+            raise MiniGPTError(f"Lightning's Trainer refuses its settings: {' '.join(str(error).split())}") from error
+        except RuntimeError as error:
+            absent = re.match(r"Early stopping conditioned on metric `(.+?)` .*following: (.*)", str(error))
+            if not absent:
+                raise
+            measured = absent[2].replace("`", "")
+            raise MiniGPTError(
+                f"EarlyStopping monitors '{absent[1]}'. Pass one that is measured: {measured}."
+            ) from error
 
     def _tell_of_reciting(self) -> None:
         """Say so if the model could hold its text by heart many times over, and what would suit the text."""
@@ -310,8 +340,8 @@ class MiniGPTCLI(LightningCLI):
                 f"{self.checkpoint} is older than its run's last.ckpt: training goes on from step {step} in a new run."
             )
             return None
-        first = flatten(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) or {})
-        now = flatten(yaml.safe_load(self._recipe()))
+        first = flatten(self.parser.read_recipe(str(run / "config.yaml")))
+        now = flatten(recipes.load(self._recipe()))
         for key in sorted(first.keys() | now.keys()):
             if first.get(key) != now.get(key) and key != "trainer.default_root_dir":
                 note(f"{key}: {first.get(key)} when the run began, {now.get(key)} from here on.")
@@ -353,6 +383,14 @@ def _new_run(parent: Path) -> Path:
             with suppress(FileExistsError):
                 folder.mkdir()
                 return folder.absolute()
+
+
+def _not_installed(error: Exception) -> MiniGPTError:
+    requirement = re.search(r"Requirement '(.+?)' not met", str(error))
+    package = requirement[1] if requirement else getattr(error, "name", None) or str(error)
+    return MiniGPTError(
+        f"A setting of the trainer needs the package {package}, which is not installed. Install it or drop the setting."
+    )
 
 
 def _quiet() -> None:

@@ -1,6 +1,7 @@
 """The parser of `scripts/train.py`: names are checked before anything is parsed, and mistakes become sentences."""
 
 import json
+import os
 import re
 import types
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
+from minigpt.command_line import example_config, missing_value, unexpected_argument
 from minigpt.errors import MiniGPTError, did_you_mean
-from minigpt.training import trust
+from minigpt.training import recipes, trust
 
 _PLAIN_TYPES = {
     int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list such as [a, b]",
@@ -18,8 +20,35 @@ _PLAIN_TYPES = {
 }  # fmt: skip
 
 
+def configs_first(args: list[str]) -> list[str]:
+    """Return a command line with its config files in front, in their order.
+
+    The parser applies files and flags in the order in which they stand. So flags win over files wherever they stand,
+    and a later file wins over an earlier one.
+    """
+    files, flags, arguments, before = [], [], iter(args), ""
+    for arg in arguments:
+        is_value = before.startswith("--") and "=" not in before  # such as -chat in `--samples.prompts -chat`
+        attached = None if is_value else re.fullmatch(r"(?:--config=|-c=?)(.+)", arg, re.DOTALL)
+        if arg in ("-c", "--config"):
+            file = next(arguments, "-")
+            if file.startswith("-"):  # the name of the file is missing, which the parser will report
+                flags += [arg] if file == "-" else [arg, file]
+            else:
+                files.append(file)
+            before = ""
+        else:
+            (files if attached else flags).append(attached[1] if attached else arg)
+            before = arg
+    return [*(f"--config={os.path.expanduser(file)}" for file in files), *flags]
+
+
 class TrainParser(LightningArgumentParser):
     """The parser of `scripts/train.py`: a mistake is answered with a sentence instead of a page of usage."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{"parser_mode": recipes.MODE} | kwargs)
+        self._given: list[str] = []  # the command line, for messages
 
     def error(self, message: str, ex: Exception | None = None) -> None:
         """Turn the parser's complaint into a sentence.
@@ -35,40 +64,48 @@ class TrainParser(LightningArgumentParser):
         Raises:
             MiniGPTError: It names the thing, and the nearest right one.
         """
+        self._given = args
         trusted = trust.trusted_modules(args)
         for position, arg in enumerate(args):
             if not re.match(r"--\w|-[a-z]$", arg):  # a value; it may be a negative number or begin with a dash
                 continue
-            flag, _, value = arg.partition("=")
-            if flag not in self._option_string_actions and not self._is_known(flag.removeprefix("--").rstrip("+")):
-                raise MiniGPTError(f"There is no option '{flag}'.{did_you_mean(flag, self._option_string_actions)}")
-            if flag in ("-c", "--config") and (value or args[position + 1 :]):
-                self._check_file(value or args[position + 1], trusted)
+            flag, equals, value = arg.partition("=")
+            if not self._is_option(flag):
+                before = args[position - 1] if position else ""
+                as_value = f" If it is the value of {before}, write {before}={arg}." if self._is_option(before) else ""
+                hint = did_you_mean(flag, self._option_string_actions) if flag.startswith("--") else ""
+                raise MiniGPTError(f"There is no option '{flag}'.{hint}{as_value}")
+            if flag in ("-c", "--config") and (equals or args[position + 1 :]):
+                self._check_file(value if equals else args[position + 1], trusted)
 
     @staticmethod
-    def read_recipe(path: str, example: str = "configs/tiny.yaml") -> dict:
+    def read_recipe(path: str, example: str = "tiny") -> dict:
         """The settings in a config file, as plain values.
 
         Args:
             path: The file.
-            example: A good one, to name to those whose file holds nothing.
+            example: The name of a good one, which the message for a file without settings gives.
 
         Raises:
             MiniGPTError: It cannot be read, is no YAML, or holds no settings.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = Path(os.path.expanduser(path)).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise MiniGPTError(f"The config file '{path}' cannot be read. {_nearest_config(path)}") from error
         try:
-            recipe = yaml.safe_load(text)
-            json.dumps(recipe, default=str)  # an anchor inside itself is a ValueError, so is a date such as 2024-99-99
+            recipe = recipes.load(text)
+            json.dumps(recipe, default=str)  # an anchor inside itself is a ValueError
+        except recipes.DuplicateKeyError as error:
+            raise MiniGPTError(f"The config file '{path}' {error}") from error
         except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
             mark = getattr(error, "problem_mark", None)
             where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
             raise MiniGPTError(f"The config file '{path}' is broken YAML{where}. Mend it there.") from error
         if not isinstance(recipe, dict):
-            raise MiniGPTError(f"The config file '{path}' holds no settings. Start from a copy of {example}.")
+            raise MiniGPTError(
+                f"The config file '{path}' holds no settings. Start from a copy of {example_config(example)}."
+            )
         return recipe
 
     def _check_file(self, path: str, trusted: list[str]) -> None:
@@ -80,9 +117,12 @@ class TrainParser(LightningArgumentParser):
         for key, value in flatten(recipe).items():
             if key in self._groups() and not isinstance(value, dict):
                 raise MiniGPTError(f"The config file '{path}' has no settings under '{key}'. Write them, one a line.")
-            if not self._is_known(key):
+            if not self._is_known(key.rstrip("+")):
                 known = [action.dest for action in self._actions if not action.dest.startswith("help")]
                 raise MiniGPTError(f"The config file '{path}' has no use for '{key}'.{did_you_mean(key, known)}")
+
+    def _is_option(self, flag: str) -> bool:
+        return flag in self._option_string_actions or self._is_known(flag.removeprefix("--").rstrip("+"))
 
     def _is_known(self, key: str) -> bool:
         """Whether `key` is a setting, a group of settings, or inside the value of a setting."""
@@ -93,22 +133,65 @@ class TrainParser(LightningArgumentParser):
         return {action.dest.split(".")[0] for action in self._actions if "." in action.dest}
 
     def _sentence(self, message: str) -> str:
-        if match := re.search(r"Importing '(.+?)' is not allowed", message):
-            return trust.not_allowed(match[1], "A setting")
         if match := re.match(r"unrecognized arguments: (\S+)", message):
-            return f"'{match[1]}' is no option and belongs to none. Options look like --trainer.max_steps 1000."
+            return unexpected_argument(match[1], self._given)
         if match := re.match(r"argument (\S+): expected", message):
-            return f"The option {match[1]} needs a value."
+            return missing_value(match[1].split("/"), self._given, self._option_string_actions)
         if match := re.match(r'Linked "(.+?)" must be given via "(.+?)"', message):
             return f"{match[1]} always equals {match[2]}. Set that one instead."
         if match := re.match(r'Parser key "(.+?)":', message):
-            value = re.search(r"(?:Got|Given) value: (.*)", message)
-            if match[1] in self._groups():
-                return f"{match[1]} is a group of settings, not one. Set them singly, such as --model.n_embd 64."
-            types_ = {action.dest: getattr(action, "_typehint", None) for action in self._actions}
-            given = f"is '{value[1]}', which does not fit" if value else "has a value that does not fit"
-            return f"{match[1]} {given}. It takes {_in_words(types_.get(match[1]))}."
+            return self._misfit(match[1], message)
+        if match := re.search(r"Importing '(.+?)' is not allowed", message):
+            return trust.not_allowed(match[1], "A setting")
         return " ".join(message.split())
+
+    def _misfit(self, key: str, message: str) -> str:
+        """Return the reason why a value was refused, the innermost one where the value has settings of its own."""
+        for flag, value in trust.settings(self._given):
+            if flag.removeprefix("--").rstrip("+") == key:
+                try:
+                    recipes.load(value)
+                except recipes.DuplicateKeyError as error:
+                    return f"{key} {error}"
+                except (yaml.YAMLError, RecursionError):
+                    pass
+        nested = re.search(r"Given value: NestedArg\(key='(.+?)'", message)  # --trainer.callbacks.KEY
+        if match := re.search(r"Option '(.+?)' is not accepted", message):
+            known = trust.settings_of(f"{self._given} {message}")
+            return f"{key} has no setting '{match[1]}'.{did_you_mean(match[1], known)}"
+        if match := re.search(r"- (?:\S+\.)?(\S+ is '.*', which does not fit\. It takes .*\.)$", message, re.MULTILINE):
+            return f"{key}.{match[1]}"
+        if match := re.search(r"the following arguments are required: (\S+)", message):
+            return f"{key} lacks the setting '{match[1]}'. Add --{key}.{match[1]} with a value."
+        if match := re.search(r"Importing '(.+?)' is not allowed", message):
+            if any(match[1].rpartition(".")[2] in arg for arg in self._given):
+                return trust.not_allowed(match[1], "A setting")
+            if nested:
+                return f"{key}.{nested[1]} belongs to no class. Name one before it, such as --{key}+ EarlyStopping."
+        if key in self._groups():
+            return f"{key} is a group of settings, not one. Set them singly, such as --model.n_embd 64."
+        hint = {action.dest: getattr(action, "_typehint", None) for action in self._actions}.get(key)
+        value = re.search(r"(?:Got|Given) value: (.*)", message)
+        if not value or re.search(r"Namespace\(|NestedArg\(|'(?:class_path|init_args)'", value[1]):
+            return f"{key} has a value that does not fit. It takes {_in_words(hint)}."
+        name = did_you_mean(value[1], trust.SHORT) if "dot import path" in message else ""
+        return f"{key} is '{value[1]}', which does not fit. It takes {_in_words(hint)}.{name}"
+
+
+def inner_reason(message: str) -> str:
+    """Return the most specific line of the parser's message about a value that fits none of several types."""
+    generic = (
+        "Expected a ",
+        "Not a valid",
+        "Problem with ",
+        "Import path ",
+        "Subclass types ",
+        "a class path",
+        "a dict ",
+    )
+    errors = message.partition("Errors:\n")[2].partition("Given value type:")[0]
+    lines = [line.strip().removeprefix("- ") for line in errors.splitlines()]
+    return next((line for line in lines if line and not line.startswith(generic)), " ".join(message.split()))
 
 
 def _in_words(hint: Any) -> str:

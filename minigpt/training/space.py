@@ -9,13 +9,14 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from minigpt.command_line import example_config
 from minigpt.data.corpus import is_pipe
 from minigpt.errors import MiniGPTError, did_you_mean
 from minigpt.training import trust
 from minigpt.training.cli import MiniGPTCLI
 from minigpt.training.parser import TrainParser
 
-EXAMPLE = "configs/sweeps/nano.yaml"
+EXAMPLE = "sweeps/nano"
 
 
 class Rehearsal(MiniGPTCLI):
@@ -45,7 +46,7 @@ def read_space(path: str, recipe: MiniGPTCLI, args: list[str]) -> dict[str, Base
     """
     given = TrainParser.read_recipe(path, EXAMPLE)
     if not given:
-        raise MiniGPTError(f"{path} holds nothing to search. Start from a copy of {EXAMPLE}.")
+        raise MiniGPTError(f"{path} holds nothing to search. Start from a copy of {example_config(EXAMPLE)}.")
     trust.check_names(given, path, trust.trusted_modules(args))
     dests = [action.dest for action in recipe.parser._actions if "." in action.dest]
     known = [dest for dest in dests if not dest.startswith("help")] + ["seed_everything"]

@@ -19,7 +19,6 @@ from typing import Any
 import matplotlib
 import optuna
 import torch
-import yaml
 from filelock import FileLock, Timeout
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
@@ -29,6 +28,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from minigpt import runs
 from minigpt.errors import MiniGPTError, note, writing
 from minigpt.seeds import derive_seed
+from minigpt.training import recipes
 from minigpt.training.cli import MiniGPTCLI
 from minigpt.training.parser import flatten
 from minigpt.training.space import Rehearsal, as_flags, as_text, in_words, read_space
@@ -85,15 +85,15 @@ class Sweep:
         recipe = Rehearsal(args)
         self.args, self.seed = args, seed
         self.space = read_space(space, recipe, args)
-        self.name = f"{recipe.name}-{Path(space).stem}" if study is None else study
+        self.name = re.sub(r"[^\w.-]+", "_", f"{recipe.name}-{Path(space).stem}") if study is None else study
         if not re.fullmatch(r"\w[\w.-]*", self.name):
             raise MiniGPTError(f"The study's name is '{self.name}'. Make it of letters, digits, and - or _ between.")
         if storage and "://" in storage.removeprefix("sqlite:///"):
             raise MiniGPTError(f"A study is kept in a file, and '{storage}' is none. Give --storage a path.")
         place = Path(recipe.trainer.default_root_dir) / runs.ROOT / "sweeps" / f"{self.name}.journal"
-        self.storage = Path(storage.removeprefix("sqlite:///") if storage else place).absolute()
+        self.storage = Path(os.path.expanduser(storage.removeprefix("sqlite:///")) if storage else place).absolute()
         self.folder = self.storage.parent
-        about = flatten(yaml.safe_load(recipe._recipe()))
+        about = flatten(recipes.load(recipe._recipe()))
         about = {key: value for key, value in about.items() if key not in OF_A_MACHINE}
         about["data.path (SHA-256 of the text)"] = recipe.datamodule.tokens.sha256
         about |= {key: in_words(distribution) for key, distribution in self.space.items()}
@@ -174,7 +174,7 @@ class Sweep:
             if not cli.finished:
                 trial.set_user_attr("run", os.path.relpath(cli.run_dir, self.folder))
                 cli.trainer.callbacks.insert(0, pruning)  # before the one that writes the last checkpoint
-                cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
+                cli.fit()
             reports = self.study.trials[trial.number].intermediate_values
             if not reports:
                 raise MiniGPTError("The run ended before a validation. Set trainer.max_steps, or a longer max_time.")

@@ -5,6 +5,7 @@ to a list before it sees them, which gives a good sentence; and it is given the 
 look at the files misses, such as a setting that names another file. What a person types is code of their own.
 """
 
+import inspect
 import re
 from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
@@ -17,6 +18,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from minigpt.errors import MiniGPTError
+from minigpt.training import recipes
 from minigpt.training.fsdp import FSDP2Strategy
 
 # Of Lightning's own classes those that take no function and write no file but a run's, and ours.
@@ -29,13 +31,13 @@ _CLASSES = (
 ALLOWED = {
     f"{module}.{kind.__name__}" for kind in _CLASSES for module in (kind.__module__, kind.__module__.rpartition(".")[0])
 }
-_SHORT = {name.rpartition(".")[2] for name in ALLOWED}
+SHORT = {name.rpartition(".")[2] for name in ALLOWED}
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 
 def trusted_modules(args: Sequence[str]) -> list[str]:
     """The modules that `--allow_code` names on a command line."""
-    return [value for flag, value in _settings(args) if flag == "--allow_code"]
+    return [value for flag, value in settings(args) if flag == "--allow_code"]
 
 
 def allow_imports(args: Sequence[str]) -> None:
@@ -43,7 +45,7 @@ def allow_imports(args: Sequence[str]) -> None:
 
     The parser's settings are the whole process's, so what one command line allows stays allowed in it.
     """
-    typed = [value for flag, value in _settings(args) if flag.startswith("--trainer.")]
+    typed = [value for flag, value in settings(args) if flag.startswith("--trainer.")]
     names = {match[0] for value in typed for match in _DOTTED.finditer(value)}
     names |= {name for name in trusted_modules(args) if all(map(str.isidentifier, name.split(".")))}
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=sorted(ALLOWED | names))
@@ -61,7 +63,7 @@ def check_names(recipe: dict[str, Any], file: str, modules: Collection[str] = ()
         MiniGPTError: A name is not allowed.
     """
     for name in _names(recipe, within_trainer=False):
-        if name in ALLOWED | _SHORT or any(f"{name}.".startswith(f"{module}.") for module in modules):
+        if name in ALLOWED | SHORT or any(f"{name}.".startswith(f"{module}.") for module in modules):
             continue
         raise MiniGPTError(not_allowed(name, f"The config file '{file}'"))
 
@@ -74,7 +76,12 @@ def not_allowed(name: str, who: str) -> str:
     )
 
 
-def _settings(args: Sequence[str]) -> list[tuple[str, ...]]:
+def settings_of(text: str) -> list[str]:
+    """Return the names of the settings of all classes of `ALLOWED` that a text mentions."""
+    return [name for kind in _CLASSES if kind.__name__ in text for name in inspect.signature(kind).parameters]
+
+
+def settings(args: Sequence[str]) -> list[tuple[str, ...]]:
     return [*pairwise(args), *(tuple(arg.split("=", 1)) for arg in args if "=" in arg)]
 
 
@@ -94,6 +101,6 @@ def _names(tree: Any, within_trainer: bool) -> Iterator[str]:
             yield tree.strip()
         elif any(sign in tree for sign in "{[\n"):  # the parser reads YAML in a string
             try:
-                yield from _names(yaml.safe_load(tree), within_trainer=True)
+                yield from _names(recipes.load(tree), within_trainer=True)
             except (yaml.YAMLError, ValueError, RecursionError):
                 yield " ".join(tree.split())
