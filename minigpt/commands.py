@@ -311,6 +311,10 @@ def train(args: list[str]) -> int:
     from minigpt.training.cli import MiniGPTCLI
 
     cli = MiniGPTCLI(args)
+    if cli.stopped:
+        note(f"{cli.checkpoint} stopped early, after step {cli.start_step}: {cli.stopped}")
+        note("Go on with a larger --trainer.max_steps.")
+        return 0
     if cli.finished:
         note(f"{cli.checkpoint} has done its {cli.trainer.max_steps} steps. Go on with a larger --trainer.max_steps.")
         return 0
@@ -358,11 +362,12 @@ def _summary(cli, model, seconds: float) -> None:
     lm = LanguageModel(model, cli.datamodule.tokenizer)
     sample = lm.generate(PROMPT, 200, unknown="skip", seed=0, **CONTROLS)
     floors = ", ".join(f"{name} {bits:.4f}" for name, bits in cli.datamodule.floors.items())
+    early = f" of {cli.trainer.max_steps}" if cli.trainer.global_step < cli.trainer.max_steps else ""
     resumed = f", the last {cli.trainer.global_step - cli.start_step}" if cli.start_step else ""
     print(
         f"validation loss {metrics['val/loss']:.4f} nats per token, "
         f"{metrics['val/bits_per_char']:.4f} bits per character, "
-        f"after {cli.trainer.global_step} steps{resumed} in {seconds:.0f} s\n"
+        f"after {cli.trainer.global_step}{early} steps{resumed} in {seconds:.0f} s{early and ' (stopped early)'}\n"
         f"floors in bits per character: {floors}\n\n"
         f"{sample}\n\n"
         f"Curves and samples:  {tool('tensorboard', '--logdir', run_dir)}\n"

@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import rich
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -34,6 +35,7 @@ from minigpt.training.datamodule import TextDataModule
 from minigpt.training.fsdp import FSDP2Strategy, check_mesh
 from minigpt.training.module import LitLanguageModel
 from minigpt.training.parser import TrainParser, configs_first, flatten, inner_reason
+from minigpt.training.stopping import GoOn, early_stoppings, stopped_early
 
 # Options of Lightning's Trainer that would mean nothing here, or something else: steps are the one unit, a batch is
 # a function of its number, validation covers the whole split, and the run folder is the project's.
@@ -210,6 +212,8 @@ class MiniGPTCLI(LightningCLI):
         _check_strategy(trainer)
         if not isinstance(trainer.strategy, FSDP2Strategy):
             keep_memory()
+        if early_stoppings(trainer):
+            trainer.callbacks.insert(-1, GoOn())  # before Checkpoints, and after what stops
         return trainer
 
     def after_instantiate_classes(self) -> None:
@@ -218,6 +222,7 @@ class MiniGPTCLI(LightningCLI):
         root = Path(self.trainer.default_root_dir) / runs.ROOT
         self.run_dir: Path | None = None
         self.finished = False
+        self.stopped: str | None = None  # early, and why
         self.start_step, horizon = 0, None  # where it goes on from
         if self.config.ckpt_path is not None:
             self.checkpoint = self._find_checkpoint(root)
@@ -233,6 +238,8 @@ class MiniGPTCLI(LightningCLI):
                 note(f"The last bits will not be those of an undisturbed run: {', '.join(others)}.")
             self.start_step, horizon = checkpoint["global_step"], checkpoint["minigpt"]["horizon"]
             self.finished = 0 < self.trainer.max_steps <= self.start_step
+            if not self.finished and (why := stopped_early(self.trainer, checkpoint)) is not None:
+                self.finished, self.stopped = True, why
             self.run_dir = self._run_to_continue(self.start_step)
         self.model.set_schedule(max(horizon or 0, self.trainer.max_steps))
         if not self.trainer.is_global_zero:
@@ -393,11 +400,26 @@ def _not_installed(error: Exception) -> MiniGPTError:
     )
 
 
+class _Notes(logging.Handler):
+    """Shows what callbacks and profilers say, which a person has asked for, and errors, on stderr.
+
+    What else Lightning says, on devices, loaders and its products, is for programmers.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        source = Path(record.pathname).as_posix()
+        if record.levelno >= logging.ERROR or re.search("/lightning/pytorch/(callbacks|profilers|tuner)/", source):
+            note(record.getMessage())
+
+
 def _quiet() -> None:
-    """Lightning's words on devices and loaders are for programmers; what a run does, Progress says."""
+    """Show of Lightning's messages those that a person has asked for."""
     for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [_Notes()], False
+        logger.setLevel(logging.INFO)
     warnings.filterwarnings("ignore", module="lightning")
+    rich.reconfigure(stderr=True)  # for RichModelSummary: results alone go to stdout
 
 
 def keep_memory() -> None:
