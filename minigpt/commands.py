@@ -383,9 +383,7 @@ def sweep(args: list[str]) -> int:
         of_a_model=False,
     )
     parser.add_argument("-c", "--config", action="append", required=True, help="the recipe; a later one wins")
-    parser.add_argument(
-        "--space", required=True, type=os.path.expanduser, help="what to search, such as configs/sweeps/nano.yaml"
-    )
+    parser.add_argument("--space", required=True, help="what to search, such as configs/sweeps/nano.yaml")
     parser.add_argument("--trials", type=int, default=20, help="how many the study has in the end, of all processes")
     parser.add_argument("--study", default=None, help="its name; by default the recipe's and the space's")
     parser.add_argument(

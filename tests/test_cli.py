@@ -159,9 +159,10 @@ def test_a_setting_that_a_file_gives_twice_is_refused(call, folder, text, key, l
 
 def test_merge_keys_and_equal_keys_of_different_items_are_no_duplicates(call, folder):
     text = "a: &a {x: 1, y: 1}\nb: &b\n  <<: *a\n  x: 2\nc: {<<: [{y: 5}, *a], z: 3}\nd: [{x: 1}, {x: 2}, *a]\n"
+    text += "e: {<<: *a, <<: {z: 1}}\n"
     assert recipes.load(text) == {
         "a": {"x": 1, "y": 1}, "b": {"x": 2, "y": 1}, "c": {"x": 1, "y": 5, "z": 3},
-        "d": [{"x": 1}, {"x": 2}, {"x": 1, "y": 1}],
+        "d": [{"x": 1}, {"x": 2}, {"x": 1, "y": 1}], "e": {"x": 1, "y": 1, "z": 1},
     }  # fmt: skip
     (folder / "merged.yaml").write_text("model: &m {n_embd: 8}\ndata: {batch_size: 2}\nmodel.bias: true\n")
     assert printed(call, "--config", "merged.yaml")["model.n_embd"] == 8

@@ -72,6 +72,13 @@ def test_an_interruption_does_not_change_where_a_run_stops(folder, stop):
     assert stopped_at(folder) == 8
 
 
+def test_a_new_patience_holds_in_a_run_that_was_interrupted(folder):
+    flags = ["--trainer.accelerator=cpu", "--samples.every_n_steps=0", "--trainer.max_steps=50", *LAST, *STUCK]
+    fit(*flags, "5", stop=Interrupt(5))
+    fit(*flags, "2")
+    assert stopped_at(folder) == 6
+
+
 def test_what_was_asked_of_lightning_is_shown_and_nothing_else_is(train):
     plain = train("--trainer.max_steps", "4")
     heard = ["Profiler Report", "Total params", "Time limit reached"]

@@ -40,7 +40,7 @@ def configs_first(args: list[str]) -> list[str]:
         else:
             (files if attached else flags).append(attached[1] if attached else arg)
             before = arg
-    return [*(f"--config={os.path.expanduser(file)}" for file in files), *flags]
+    return [*(f"--config={file}" for file in files), *flags]
 
 
 class TrainParser(LightningArgumentParser):
