@@ -88,6 +88,8 @@ def unexpected_argument(stray: str, args: Sequence[str]) -> str:
     if not values or re.fullmatch(r"[\d.]+|true|false|null|none", values[0]):
         return f"{after} Options look like --trainer.max_steps 1000."
     if all(os.path.exists(os.path.expanduser(value)) for value in [*values, stray]):
+        if flag != "--data.path":
+            return f"{after} {flag} takes one path."
         pattern = os.path.join(os.path.dirname(stray), f"*{Path(stray).suffix}")
         return f"{after} Quote a pattern: {flag} {shlex.quote(pattern)}."
     return f"{after} Quote a text with blanks: {flag} {shlex.quote(' '.join([*values, stray]))}."

@@ -152,7 +152,8 @@ MISTAKES = [
     ([*TRAIN, "--data.path=no_run/a.csv", "no_run/a.csv"], ["after --data.path=no_run/a.csv", "'no_run/*.csv'"]),
     (["evaluate", "--data.path", "empty.txt", "other.txt"], ["'other.txt'", "Quote a pattern: --data.path '*.txt'"]),
     (["generate", "--prompt", "un", "matin", "de", "mai"], ["'matin' after --prompt un", "--prompt 'un matin'"]),
-    ([*SWEEP, "--space", "space.yaml", "key.yaml"], ["'key.yaml' after --space space.yaml", "--space '*.yaml'"]),
+    ([*SWEEP, "--space", "space.yaml", "key.yaml"], ["'key.yaml' after --space space.yaml", "one path"]),
+    (["train", *QUICK, "--config", TINY, "key.yaml"], ["'key.yaml' after --config", "--config takes one path"]),
     # parts of Lightning
     ([*ES, "--trainer.callbacks.monitr=val/loss"], ["has no setting 'monitr'", "Did you mean 'monitor'"]),
     ([*TRAIN, "--trainer.callbacks+=EarlyStopping"], ["lacks the setting 'monitor'", "--trainer.callbacks.monitor"]),

@@ -209,7 +209,7 @@ def test_a_run_goes_on_with_what_its_text_was_made_of(call, folder, monkeypatch,
     assert call("evaluate", "--ckpt_path", run).status == 0
 
 
-@pytest.mark.parametrize("name", ["ma recette [v2]", "a*"])
+@pytest.mark.parametrize("name", ["ma recette [v2]", "a*", "$HOME"])
 def test_a_recipe_and_a_folder_with_a_name_like_a_pattern_resume(call, folder, name):
     (folder / f"{name}.yaml").write_text(Path(TINY).read_text(encoding="utf-8"), encoding="utf-8")
     args = ["train", "--config", f"{name}.yaml", *QUICK, "--ckpt_path", "last", "--trainer.default_root_dir", "in [1]*"]

@@ -3,6 +3,7 @@
 import argparse
 import ctypes
 import logging
+import os
 import re
 import shlex
 import sys
@@ -73,7 +74,7 @@ class MiniGPTCLI(LightningCLI):
     def __init__(self, args: list[str]):
         _quiet()
         self.checkpoint: Path | None = None
-        args = configs_first(args)
+        self._typed, args = args, configs_first(args)
         trust.allow_imports(args)
         try:
             super().__init__(
@@ -136,6 +137,7 @@ class MiniGPTCLI(LightningCLI):
 
     def parse_arguments(self, parser: TrainParser, args: list[str]) -> None:
         """Parse, after the mistakes in names have been answered; a resume without --config uses its run's."""
+        parser.given = self._typed
         parser.check_names(args)
         early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
         early.add_argument("-c", "--config", action="append", nargs="?")
@@ -254,9 +256,7 @@ class MiniGPTCLI(LightningCLI):
             if most and most < n:
                 note(f"Validation scores {most:,} of {n:,} tokens; evaluate.py scores them all.")
             save_dir, name, version = self.run_dir.parent.parent, self.run_dir.parent.name, self.run_dir.name
-            self.trainer.logger = TensorBoardLogger(
-                save_dir, name, version, default_hp_metric=False, purge_step=self.start_step
-            )
+            self.trainer.logger = _Logger(save_dir, name, version, default_hp_metric=False, purge_step=self.start_step)
 
     def fit(self) -> None:
         """Train.
@@ -390,6 +390,14 @@ def _new_run(parent: Path) -> Path:
             with suppress(FileExistsError):
                 folder.mkdir()
                 return folder.absolute()
+
+
+class _Logger(TensorBoardLogger):
+    """TensorBoard's logger, for which a `$` in the name of a folder is no variable."""
+
+    @property
+    def log_dir(self) -> str:
+        return os.path.join(self.root_dir, self.version)
 
 
 def _not_installed(error: Exception) -> MiniGPTError:

@@ -48,7 +48,7 @@ class TrainParser(LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **{"parser_mode": recipes.MODE} | kwargs)
-        self._given: list[str] = []  # the command line, for messages
+        self.given: list[str] = []  # the command line as it was typed, for messages
 
     def error(self, message: str, ex: Exception | None = None) -> None:
         """Turn the parser's complaint into a sentence.
@@ -64,7 +64,6 @@ class TrainParser(LightningArgumentParser):
         Raises:
             MiniGPTError: It names the thing, and the nearest right one.
         """
-        self._given = args
         trusted = trust.trusted_modules(args)
         for position, arg in enumerate(args):
             if not re.match(r"--\w|-[a-z]$", arg):  # a value; it may be a negative number or begin with a dash
@@ -134,9 +133,9 @@ class TrainParser(LightningArgumentParser):
 
     def _sentence(self, message: str) -> str:
         if match := re.match(r"unrecognized arguments: (\S+)", message):
-            return unexpected_argument(match[1], self._given)
+            return unexpected_argument(match[1], self.given)
         if match := re.match(r"argument (\S+): expected", message):
-            return missing_value(match[1].split("/"), self._given, self._option_string_actions)
+            return missing_value(match[1].split("/"), self.given, self._option_string_actions)
         if match := re.match(r'Linked "(.+?)" must be given via "(.+?)"', message):
             return f"{match[1]} always equals {match[2]}. Set that one instead."
         if match := re.match(r'Parser key "(.+?)":', message):
@@ -147,7 +146,7 @@ class TrainParser(LightningArgumentParser):
 
     def _misfit(self, key: str, message: str) -> str:
         """Return the reason why a value was refused, the innermost one where the value has settings of its own."""
-        for flag, value in trust.settings(self._given):
+        for flag, value in trust.settings(self.given):
             if flag.removeprefix("--").rstrip("+") == key:
                 try:
                     recipes.load(value)
@@ -157,14 +156,14 @@ class TrainParser(LightningArgumentParser):
                     pass
         nested = re.search(r"Given value: NestedArg\(key='(.+?)'", message)  # --trainer.callbacks.KEY
         if match := re.search(r"Option '(.+?)' is not accepted", message):
-            known = trust.settings_of(f"{self._given} {message}")
+            known = trust.settings_of(f"{self.given} {message}")
             return f"{key} has no setting '{match[1]}'.{did_you_mean(match[1], known)}"
         if match := re.search(r"- (?:\S+\.)?(\S+ is '.*', which does not fit\. It takes .*\.)$", message, re.MULTILINE):
             return f"{key}.{match[1]}"
         if match := re.search(r"the following arguments are required: (\S+)", message):
             return f"{key} lacks the setting '{match[1]}'. Add --{key}.{match[1]} with a value."
         if match := re.search(r"Importing '(.+?)' is not allowed", message):
-            if any(match[1].rpartition(".")[2] in arg for arg in self._given):
+            if any(match[1].rpartition(".")[2] in arg for arg in self.given):
                 return trust.not_allowed(match[1], "A setting")
             if nested:
                 return f"{key}.{nested[1]} belongs to no class. Name one before it, such as --{key}+ EarlyStopping."
