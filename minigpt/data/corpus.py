@@ -4,7 +4,6 @@ import codecs
 import glob
 import os
 import sys
-import tempfile
 import unicodedata
 from collections.abc import Iterator
 from hashlib import file_digest, sha256
@@ -14,6 +13,7 @@ from typing import NamedTuple
 
 from minigpt.data import reading
 from minigpt.errors import MiniGPTError, did_you_mean, note, writing
+from minigpt.files import fresh
 
 EMBEDDED = "exemple"
 
@@ -166,16 +166,16 @@ def _keep_a_copy(path: str, cache: Path) -> Path:
         raise MiniGPTError("There is no standard input to read. Give --data.path a file.")
     folder, whole = cache / "stdin", sha256()
     with writing(folder, "--data.cache_dir"):
-        handle, name = tempfile.mkstemp(dir=folder)
+        partial = fresh(folder / "copy")
         try:
             source = sys.stdin.buffer if path == "-" else open(os.path.expanduser(path), "rb")  # noqa: SIM115
-            with source as pipe, os.fdopen(handle, "wb") as copy:
+            with source as pipe, partial.open("xb") as copy:
                 while block := pipe.read(reading.BLOCK):
                     whole.update(block)
                     copy.write(block)
-            return Path(name).replace(folder / f"{whole.hexdigest()[:32]}.txt")
+            return partial.replace(folder / f"{whole.hexdigest()[:32]}.txt")
         except BaseException:
-            Path(name).unlink()
+            partial.unlink(missing_ok=True)
             raise
 
 

@@ -6,12 +6,12 @@ import re
 import shutil
 import signal
 import subprocess
-import tempfile
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import LightningModule, Trainer
@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.checkpoint.api import CheckpointException
 
-from minigpt import runs, shards
+from minigpt import files, runs, shards
 from minigpt.errors import MiniGPTError, note
 from minigpt.training.fsdp import local
 
@@ -34,16 +34,16 @@ class WholeFileCheckpointIO(TorchCheckpointIO):
             MiniGPTError: The file system refuses, a full disk for one; what stood at `path` is still there.
         """
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = files.fresh(path)
         try:
-            with os.fdopen(handle, "wb") as file:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("xb") as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            _put(Path(temporary), path)
+                files.sync_file(file)
+            _put(temporary, path)
         except BaseException as error:
-            Path(temporary).unlink(missing_ok=True)
+            with suppress(OSError):  # the folder may be one that cannot be written to
+                temporary.unlink(missing_ok=True)
             if isinstance(error, (OSError, RuntimeError)):  # torch reports a failed write as a RuntimeError
                 raise _not_written(path, error) from error
             raise
@@ -65,13 +65,14 @@ def save_sharded(trainer: Trainer, place: Path) -> None:
     try:
         if trainer.is_global_zero:
             place.parent.mkdir(exist_ok=True)
-            fresh = tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}.")
+            fresh = files.fresh(place)
+            fresh.mkdir()
         fresh = Path(trainer.strategy.broadcast(fresh))
         trainer.save_checkpoint(fresh)
         if not trainer.is_global_zero:
             return
         for path in (fresh / shards.REST, fresh):  # PyTorch has flushed the rest
-            _flush(path)
+            files.sync(path)
         link = place.with_name(f".{place.name}")
         link.unlink(missing_ok=True)
         link.symlink_to(fresh.name)
@@ -87,20 +88,12 @@ def save_sharded(trainer: Trainer, place: Path) -> None:
 def _put(fresh: Path, place: Path) -> None:
     """Move what was written beside its place there, and then remove the shards that nothing leads to any more."""
     if place.is_dir() and not place.is_symlink():  # shards in a copy of a run that was made without links
-        place.rename(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
+        place.rename(files.fresh(place))
     os.replace(fresh, place)
-    _flush(place.parent)
+    files.sync(place.parent)
     for old in place.parent.glob(f".{place.name}.*"):
         if old.is_dir() and old != place.resolve():
             shutil.rmtree(old, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _not_written(path: Path, error: BaseException) -> MiniGPTError:
@@ -156,7 +149,7 @@ class Checkpoints(Checkpoint):
         self.folder: Path | None = None
         self._step = 0
         self._previous_handlers: dict[int, Any] = {}
-        self._lock: FileLock | None = None
+        self._lock = ExitStack()
         self._requeue_signal: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -171,9 +164,8 @@ class Checkpoints(Checkpoint):
             raise MiniGPTError(f"'{self.folder}' leads out of its run folder. Put a real folder in its place.")
         if trainer.is_global_zero:
             run_dir.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(run_dir / ".lock")  # the system lets go of it when the process ends, however it ends
             try:
-                self._lock.acquire(blocking=False)
+                self._lock = files.lock(run_dir / ".lock", blocking=False)
             except Timeout as error:
                 raise MiniGPTError(
                     f"Another process is training {os.path.relpath(run_dir)}. Wait for its end, or start a new run."
@@ -294,8 +286,7 @@ class Checkpoints(Checkpoint):
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
         self._previous_handlers.clear()
-        if self._lock:
-            self._lock.release()
+        self._lock.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give them back, since Lightning calls no other hook now; after a fault, say where the run can go on from."""
