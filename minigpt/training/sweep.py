@@ -116,6 +116,7 @@ class Sweep:
     def _open(self, sqlite: bool) -> optuna.Study:
         try:
             if sqlite:
+                self.storage.open("ab").close()  # by umask, which SQLite would narrow
                 patient = {"connect_args": {"timeout": 60}}  # seconds, while another process writes
                 storage = optuna.storages.RDBStorage(f"sqlite:///{self.storage}", engine_kwargs=patient)
             else:
