@@ -277,7 +277,7 @@ def app(args: list[str]) -> int:
     name, _, password = (asked.auth or "").partition(":")
     if asked.auth is not None and not (name and password):
         raise MiniGPTError("--auth takes a name and a password with a colon between them, such as --auth anne:secret.")
-    with needs("The page needs gradio", "app"):
+    with needs("The page needs", "app", "gradio"):
         from minigpt.app import Shelf, serve
 
     shelf = Shelf(asked.ckpt_path, _device(asked.device))
@@ -383,7 +383,7 @@ def sweep(args: list[str]) -> int:
             parser.refuse(flag)
     if asked.trials < 1:
         raise MiniGPTError(f"trials is {asked.trials}. Give a whole number of 1 or more.")
-    with needs("A sweep needs optuna with matplotlib", "sweep"):
+    with needs("A sweep needs", "sweep", "optuna", "matplotlib"):
         from minigpt.training.sweep import Sweep
 
     study = Sweep(["--config", asked.config, *others], asked.space, asked.study, asked.storage, asked.seed)

@@ -130,7 +130,7 @@ def _read_own(file: Path) -> dict:
 
 
 def _read_export(file: Path) -> dict:
-    with needs("An export needs safetensors", "export"):
+    with needs("An export needs", "export", "safetensors"):
         from safetensors.torch import load_file
     try:
         weights = load_file(file.with_name("model.safetensors"))

@@ -142,10 +142,11 @@ def test_mistakes_of_the_command(call, flags, words):
 
 
 def test_without_gradio_the_command_says_what_to_install(call, monkeypatch):
-    monkeypatch.setitem(sys.modules, "minigpt.app", None)
+    monkeypatch.delitem(sys.modules, "minigpt.app")
+    monkeypatch.setitem(sys.modules, "gradio", None)
     result = call("app")
     assert result.status == 2
-    assert "minigpt-lightning[app]" in result.err
+    assert result.err == "The page needs gradio, which is not installed: pip install 'minigpt-lightning[app]'.\n"
 
 
 @pytest.fixture(scope="module")

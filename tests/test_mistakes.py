@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 from backports import zstd
 from conftest import QUICK, TINY
+
+from minigpt.errors import MiniGPTError, needs
 
 TRAIN = ["train", "--config", TINY, *QUICK, "--trainer.max_steps", "5"]
 NANO = ["train", "--config", TINY.replace("tiny", "gpt_nano"), *QUICK, "--trainer.max_steps", "5"]
@@ -275,3 +278,55 @@ def test_a_corpus_that_changed_since_is_not_scored(place, call):
     assert result.status == 0
     assert "No floors" in result.err
     assert json.loads(result.out)["floors"] is None
+
+
+BROKEN = [
+    (
+        "raise ImportError('libfar.so.1: cannot open\\nshared object file.')",
+        "libfar.so.1: cannot open shared object file",
+    ),
+    ("import nowhere", "No module named 'nowhere'"),
+    ("from json import nothing", "cannot import name 'nothing' from 'json'"),
+    ("import broken.part", "No module named 'broken.part'"),
+]
+
+
+@pytest.mark.parametrize(("code", "reason"), BROKEN, ids=[code for code, _ in BROKEN])
+def test_a_library_that_is_installed_and_broken_is_not_called_missing(folder, monkeypatch, code, reason):
+    (folder / "broken").mkdir()
+    (folder / "broken" / "__init__.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(folder)
+    with pytest.raises(MiniGPTError) as caught, needs("A test needs", "dev", "other", "broken"):
+        import broken  # noqa: F401
+    assert str(caught.value).startswith(f"A test needs broken, which is installed but cannot be imported: {reason}")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_missing_is_named_with_its_extra_and_our_own_faults_stay_faults():
+    missing = pytest.raises(MiniGPTError, match=r"needs nowhere, which is not installed: pip install .*\[dev\]")
+    with missing, needs("A test needs", "dev", "nowhere"):
+        import nowhere  # noqa: F401
+    with pytest.raises(ModuleNotFoundError), needs("A test needs", "dev", "nowhere"):
+        import minigpt.nowhere  # noqa: F401
+
+
+@pytest.mark.parametrize(
+    ("command", "library", "own"),
+    [
+        (["app"], "gradio", "minigpt.app"),
+        ([*SWEEP, "--space", "space.yaml"], "optuna", "minigpt.training.sweep"),
+        (["export", "--format", "safetensors", "--out", "new"], "safetensors", None),
+        (["export", "--format", "onnx", "--out", "new"], "onnxscript", None),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_each_command_says_why_a_library_cannot_be_imported(place, call, monkeypatch, command, library, own):
+    for name in [name for name in sys.modules if name == own or name.partition(".")[0] == library]:
+        monkeypatch.delitem(sys.modules, name)
+    (place / library).mkdir()
+    (place / library / "__init__.py").write_text("import nowhere", encoding="utf-8")
+    monkeypatch.syspath_prepend(place)
+    result = call(*command)
+    assert result.status == 2
+    assert f"{library}, which is installed but cannot be imported: No module named 'nowhere'." in result.err
+    assert "pip install" not in result.err
