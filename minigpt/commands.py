@@ -26,7 +26,7 @@ SEARCHED = 1 << 24  # tokens of a training text, for what a model recites
 def run(command: Callable[[list[str]], int]) -> int:
     """Run one of the commands below on the command line; the exit status.
 
-    0 means done, 2 a mistake (one or two sentences on stderr), 130 Ctrl-C, 143 SIGTERM.
+    0 means done, 2 a mistake (one or two sentences on stderr), 129 a closed terminal, 130 Ctrl-C, 143 SIGTERM.
     """
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "replace")):
         if hasattr(stream, "reconfigure"):

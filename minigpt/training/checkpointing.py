@@ -1,5 +1,6 @@
 """Checkpoints that are whole or absent, and what a run does when it is stopped."""
 
+import errno
 import math
 import os
 import re
@@ -106,6 +107,16 @@ def _not_written(path: Path, error: BaseException) -> MiniGPTError:
     )
 
 
+def _drop_closed_terminal() -> None:
+    """Discard what is still written to a terminal that is gone: the error would come before the checkpoint."""
+    for stream in (1, 2):
+        try:
+            os.get_terminal_size(stream)
+        except OSError as error:
+            if error.errno == errno.EIO:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+
+
 def made_with(trainer: Trainer) -> dict[str, str]:
     """What the bits of a training depend on besides its settings."""
     device = trainer.strategy.root_device
@@ -133,7 +144,8 @@ class Checkpoints(Checkpoint):
     final step comes after its validation, so that a checkpoint at max_steps means a run with nothing left to do.
     Ctrl-C or SIGTERM ends the step, writes `last` and leaves with status 130 or 143; a second one stops at once. In the
     final step and its validation the first leaves `last` as it was, one step before: a resume repeats that, to the same
-    bits. Under SLURM the requeue signal does the same, and has the job queued again.
+    bits. A closed terminal (SIGHUP) does the same with status 129, unless SIGHUP is ignored, as under nohup. So does
+    SLURM's requeue signal, which also has the job queued again.
 
     Args:
         every_n_steps: Optimizer steps between two writes of last.ckpt; it is also written at each validation and before
@@ -153,7 +165,7 @@ class Checkpoints(Checkpoint):
         self._requeue_signal: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the run folder, hold it for this process alone, and take over Ctrl-C and SIGTERM.
+        """Find the run folder, hold it for this process alone, and take over Ctrl-C, SIGTERM and SIGHUP.
 
         Raises:
             MiniGPTError: Another process is training this run, or its checkpoints would be written elsewhere.
@@ -173,7 +185,10 @@ class Checkpoints(Checkpoint):
         environment = trainer._accelerator_connector.cluster_environment
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
             self._requeue_signal = environment.requeue_signal
-        for number in filter(None, (signal.SIGINT, signal.SIGTERM, self._requeue_signal)):
+        hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+        if hangup and signal.getsignal(hangup) == signal.SIG_IGN:  # by nohup
+            hangup = None
+        for number in filter(None, (signal.SIGINT, signal.SIGTERM, hangup, self._requeue_signal)):
             self._previous_handlers[number] = signal.signal(number, self._note_signal)
 
     def state_dict(self) -> dict[str, Any]:
@@ -200,7 +215,11 @@ class Checkpoints(Checkpoint):
 
     def _note_signal(self, number: int, frame: Any) -> None:
         self.signal = number
-        signal.signal(number, signal.SIG_DFL)
+        hung_up = number == getattr(signal, "SIGHUP", None)
+        # The kernel and the shell may each send a SIGHUP for one closed terminal.
+        signal.signal(number, signal.SIG_IGN if hung_up else signal.SIG_DFL)
+        if hung_up:
+            _drop_closed_terminal()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         """Write `last` when it is due, then leave if a signal came.
@@ -285,6 +304,7 @@ class Checkpoints(Checkpoint):
         """Give the signals and the run back."""
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
+        trainer._signal_connector._original_handlers.update(self._previous_handlers)  # it sets them once more
         self._previous_handlers.clear()
         self._lock.close()
 
