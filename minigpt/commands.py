@@ -10,7 +10,8 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -277,19 +278,34 @@ def app(args: list[str]) -> int:
     name, _, password = (asked.auth or "").partition(":")
     if asked.auth is not None and not (name and password):
         raise MiniGPTError("--auth takes a name and a password with a colon between them, such as --auth anne:secret.")
-    with needs("The page needs", "app", "gradio"):
-        from minigpt.app import Shelf, serve
+    with _without_proxy():
+        with needs("The page needs", "app", "gradio"):
+            from minigpt.app import Shelf, serve
 
-    shelf = Shelf(asked.ckpt_path, _device(asked.device))
-    page = serve(shelf, asked.host, asked.port, (name, password) if asked.auth else None)
+        shelf = Shelf(asked.ckpt_path, _device(asked.device))
+        page = serve(shelf, asked.host, asked.port, (name, password) if asked.auth else None)
     if not shelf.files():
         note("There is no run yet. Make one: python scripts/train.py --config configs/tiny.yaml")
-    print(f"http://{asked.host}:{asked.port}", flush=True)
+    print(page.local_url.rstrip("/") if ":" in asked.host else f"http://{asked.host}:{asked.port}", flush=True)
     try:
         threading.Event().wait()  # for Ctrl-C, which Gradio's own way to wait would take for a good end
     finally:
         page.close(verbose=False)
     return 0
+
+
+@contextmanager
+def _without_proxy() -> Iterator[None]:
+    """Keep gradio from a proxy that the environment names: it asks its own server whether that is up."""
+    before = os.environ.get("no_proxy")
+    os.environ["no_proxy"] = "*"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["no_proxy"]
+        else:
+            os.environ["no_proxy"] = before
 
 
 def train(args: list[str]) -> int:
