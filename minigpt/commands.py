@@ -1,6 +1,7 @@
 """What the doors in `scripts/` do: parse, call, and the one place where a mistake becomes a message."""
 
 import argparse
+import errno
 import gc
 import json
 import os
@@ -16,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from minigpt import processes
 from minigpt.errors import MiniGPTError, did_you_mean, needs, note, writing
 
 PROMPT = "un matin,"
@@ -32,6 +34,10 @@ def run(command: Callable[[list[str]], int]) -> int:
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "replace")):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors=errors)  # whatever the locale says
+    ignored = processes.forget_leftovers(alone=command is not train)
+    if ignored and command is train:
+        note(f"Ignoring {' and '.join(ignored)} in the environment: no launcher started this process.")
+    processes.known = None if command is train else 0
     try:
         return command(sys.argv[1:])
     except MiniGPTError as error:
@@ -43,6 +49,14 @@ def run(command: Callable[[list[str]], int]) -> int:
     except BrokenPipeError:  # the reader of a pipe has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS) or error.filename is None:
+            raise
+        print(
+            f"'{error.filename}' cannot be used: {error.strerror}. Change its permissions, or pass a different path.",
+            file=sys.stderr,
+        )
+        return 2
 
 
 class _Parser(argparse.ArgumentParser):

@@ -4,7 +4,6 @@ An error's message is what the person reads: one or two plain sentences that nam
 `commands.py` is the only place that catches it, prints it and exits with status 2.
 """
 
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from traceback import walk_tb
 
+from minigpt import processes
+
 
 class MiniGPTError(Exception):
     """A mistake that the person at the keyboard can mend."""
@@ -20,7 +21,7 @@ class MiniGPTError(Exception):
 
 def note(text: str) -> None:
     """Tell the person something that is no mistake, on stderr; of several processes of a training the first does."""
-    if all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+    if processes.rank() == 0:
         print(text, file=sys.stderr, flush=True)
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -101,10 +102,29 @@ def _not_written(path: Path, error: BaseException) -> MiniGPTError:
     if isinstance(error, CheckpointException):  # of several processes; the first has the reason
         error = next(iter(error.failures.values()))[0]
     reason = " ".join(str(error).split())[:300]
+    denied = getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS)
     return MiniGPTError(
-        f"The checkpoint {path} could not be written ({reason}). Make room, then go on with --ckpt_path, or, with a "
-        "sweep, by the same command."
+        f"The checkpoint {path} could not be written ({reason}). {'Make it writable' if denied else 'Make room'}, then "
+        "go on with --ckpt_path, or, with a sweep, by the same command."
     )
+
+
+def check_writable(run_dir: Path) -> None:
+    """Make sure, before a training, that its checkpoints can be written.
+
+    Raises:
+        MiniGPTError: The run folder or the one of its checkpoints cannot be written to.
+    """
+    for folder in (run_dir, run_dir / "checkpoints"):
+        try:
+            if folder.exists():
+                with TemporaryFile(dir=folder):
+                    pass
+        except OSError as error:
+            raise MiniGPTError(
+                f"The run folder '{os.path.relpath(folder)}' cannot be written to ({error.strerror}). Change its "
+                "permissions, or copy the run and pass the copy to --ckpt_path."
+            ) from error
 
 
 def _drop_closed_terminal() -> None:

@@ -214,11 +214,12 @@ class Sweep:
         """Write the table as CSV and the plots as PNG beside the storage; the files."""
         table = self.folder / f"{self.name}.csv"
         rows = self.rows()
-        with open(table, "w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(row | {"run": row["run"] and os.path.relpath(row["run"], self.folder)} for row in rows)
-        return [table, *self._draw()]
+        with writing(self.folder, "--storage FILE"):
+            with open(table, "w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, rows[0])
+                writer.writeheader()
+                writer.writerows(row | {"run": row["run"] and os.path.relpath(row["run"], self.folder)} for row in rows)
+            return [table, *self._draw()]
 
     def _draw(self) -> list[Path]:
         complete = self.study.get_trials(states=(TrialState.COMPLETE,))
