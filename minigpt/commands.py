@@ -356,7 +356,7 @@ def train(args: list[str]) -> int:
     note(
         f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters, "
         f"on {cli.trainer.strategy.root_device}; {len(data.train_ids):,} tokens to train on, "
-        f"{data.vocab_size} distinct; run folder {short(cli.run_dir)}"
+        f"{data.vocab_size} distinct; run folder {short(cli.run_dir) if cli.run_dir else 'none'}"
     )
     all_characters = data.tokenizer.kind == "char" and not data.tokenizer.byte_fallback
     note(summary.as_text(summary.parts(model, "characters" if all_characters else "tokens")))
@@ -378,11 +378,16 @@ def train(args: list[str]) -> int:
             "Another process of this training is gone, so it cannot go on. What it said last may tell why. "
             + _again(cli, args, run_dir)
         ) from error
+    if cli.trainer.fast_dev_run:
+        note(f"fast_dev_run: {cli.trainer.global_step} steps and a validation went through; nothing was written.")
+        return 0
     seconds, whole = time.monotonic() - started, cli.model.whole_model()
     if whole is None:
         return 0
     if "val/loss" in cli.trainer.callback_metrics:
         _summary(cli, whole, seconds)
+    elif cli.trainer.global_step == cli.trainer.max_steps:
+        note(f"Trained {cli.trainer.global_step} steps, without a validation.")
     else:
         note(f"trainer.max_time is used up, after {cli.trainer.global_step} steps. Go on with a longer one.")
     gc.freeze()  # what Lightning imported is not worth a second of collecting at exit

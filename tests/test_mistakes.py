@@ -102,7 +102,6 @@ MISTAKES = [
     # flags, keys and values
     ([*TRAIN, "--model.n_emb", "3"], ["--model.n_emb'", "Did you mean '--model.network.n_embd'"]),
     ([*TRAIN, "--n_embd=3"], ["--n_embd", "Did you mean '--model.network.n_embd'"]),
-    ([*TRAIN, "--trainer.max_epochs", "3"], ["--trainer.max_epochs", "Did you mean '--trainer.max_steps'"]),
     ([*TRAIN, "--zzz"], ["There is no option '--zzz'"]),
     ([*TRAIN, "tiny"], ["Unexpected argument 'tiny'", "--trainer.max_steps"]),
     ([*TRAIN, "--model.network.n_embd"], ["--model.network.n_embd needs a value"]),

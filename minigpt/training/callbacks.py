@@ -224,10 +224,14 @@ class Progress(ProgressBar):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring the bar up to date, since it stands still until the validation ends."""
+        if trainer.sanity_checking:
+            return
         self._bar.move(self._step, at_once=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write a line with the validation's figures."""
+        if trainer.sanity_checking:
+            return
         loss, bits = (trainer.callback_metrics[f"val/{name}"] for name in ("loss", "bits_per_char"))
         self._line(trainer, pl_module, f"  val loss {loss:.4f}  bits/char {bits:.4f}")
 

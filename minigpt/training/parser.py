@@ -183,7 +183,8 @@ class TrainParser(LightningArgumentParser):
         return any(".".join(parts[:n]) in dests - groups for n in range(1, len(parts) + 1)) or key in groups
 
     def _groups(self) -> set[str]:
-        return {action.dest.split(".")[0] for action in self._actions if "." in action.dest}
+        groups = {action.dest.split(".")[0] for action in self._actions if "." in action.dest}
+        return groups - {"optimizer", "lr_scheduler"}  # a class with settings of its own
 
     def _sentence(self, message: str) -> str:
         if match := re.match(r"unrecognized arguments: (\S+)", message):

@@ -57,6 +57,8 @@ class GoOn(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take back the count of a repeated validation."""
+        if trainer.sanity_checking:
+            return
         self._validated = trainer.global_step
         for callback, state in self._counted.items():
             callback.load_state_dict(state)
