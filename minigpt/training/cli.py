@@ -23,7 +23,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Sin
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from minigpt import runs
-from minigpt.command_line import example_config
+from minigpt.command_line import command, example_recipe
 from minigpt.data.corpus import locate
 from minigpt.data.tokenizers import difference
 from minigpt.data.tokenizers import from_dict as tokenizer_from_dict
@@ -148,7 +148,7 @@ class MiniGPTCLI(LightningCLI):
             parser.check_names(args)
         self.config = parser.parse_args(args)
         if not self.config.config:
-            raise MiniGPTError(f"Name a recipe with --config, such as --config {shlex.quote(example_config())}.")
+            raise MiniGPTError(f"Name a recipe with --config, such as --config {shlex.quote(example_recipe())}.")
         if not 0 <= self.config.seed_everything < 2**32:
             raise MiniGPTError(f"seed_everything is {self.config.seed_everything}. Give it 0 or more, below 2 ** 32.")
         self.name = config_name(str(self.config.config[0]))
@@ -254,7 +254,7 @@ class MiniGPTCLI(LightningCLI):
             self._tell_of_reciting()
             most, n = self.datamodule.max_val_tokens, len(self.datamodule.val_ids) - 1
             if most and most < n:
-                note(f"Validation scores {most:,} of {n:,} tokens; evaluate.py scores them all.")
+                note(f"Validation scores {most:,} of {n:,} tokens; `{command('evaluate')}` scores them all.")
             save_dir, name, version = self.run_dir.parent.parent, self.run_dir.parent.name, self.run_dir.name
             self.trainer.logger = _Logger(save_dir, name, version, default_hp_metric=False, purge_step=self.start_step)
 
