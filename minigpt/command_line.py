@@ -25,7 +25,7 @@ def command(name: str = "", *args: str | Path) -> str:
         name: The command, such as `train`; empty for the program alone.
         args: Its arguments; paths as `short` gives them.
     """
-    python = "python" if shutil.which("python") == sys.executable else short(Path(sys.executable))
+    python = "python" if shutil.which("python") == sys.executable else _program(Path(sys.executable))
     if script := _script(name):
         return shlex.join([python, short(script), *map(str, args)])
     by_console = Path(sys.argv[0]).stem == "minigpt"
@@ -34,7 +34,7 @@ def command(name: str = "", *args: str | Path) -> str:
     if on_path and Path(on_path).absolute().with_suffix("") == program.with_suffix(""):  # on Windows one has .exe
         words = ["minigpt"]
     else:
-        words = [short(program)] if by_console else [python, "-m", "minigpt"]
+        words = [_program(program)] if by_console else [python, "-m", "minigpt"]
     return shlex.join([*words, *([name] if name else []), *map(str, args)])
 
 
@@ -50,7 +50,13 @@ def _script(name: str) -> Path | None:
 def tool(name: str, *args: str) -> str:
     """Return a command for a program that is installed beside Python, such as `tensorboard`."""
     beside = Path(sys.executable).with_name(name)
-    return shlex.join([name if shutil.which(name) == str(beside) else short(beside), *args])
+    return shlex.join([name if shutil.which(name) == str(beside) else _program(beside), *args])
+
+
+def _program(path: Path) -> str:
+    """Return the path of a program as it is typed: with a folder, since a bare name is looked up on PATH."""
+    text = short(path)
+    return text if os.path.dirname(text) else f"./{text}"
 
 
 def example_config(name: str = "tiny") -> str:

@@ -452,7 +452,11 @@ def sweep(args: list[str]) -> int:
         of_a_model=False,
     )
     parser.add_argument(
-        "-c", "--config", action="append", required=True, help="the recipe: a file or a name; a later one wins"
+        "-c",
+        "--config",
+        action="append",
+        required=True,
+        help="the recipe: a file, or a name; a later one wins",
     )
     parser.add_argument("--space", required=True, help="what to search: a file, or a name such as nano")
     parser.add_argument("--trials", type=int, default=20, help="how many the study has in the end, of all processes")

@@ -1,6 +1,7 @@
 """The `minigpt` command: its commands, the names of recipes, what it prints to paste, and an installed copy."""
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -73,6 +74,7 @@ def test_the_help_of_a_command_names_the_command_as_it_is_typed(program, call, n
     result = program(name, "--help")
     assert result.status == 0
     assert f"-m minigpt {name} " in " ".join(result.out.split())
+    assert name not in ("train", "sweep") or re.search("a file, or (the|a) name", result.out)
     assert f"scripts/{name}.py " in " ".join(call(name, "--help").out.split())
 
 
@@ -202,6 +204,16 @@ def test_commands_are_printed_in_the_form_in_which_the_process_was_started(
     monkeypatch.setattr(sys, "executable", str(places / python / "bin" / "python"))
     monkeypatch.setenv("PATH", str(places / path / "bin"))
     assert command("train", "a b") == printed
+
+
+def test_a_program_in_the_working_folder_is_typed_with_its_folder(places, monkeypatch):
+    monkeypatch.chdir(places / "venv" / "bin")
+    monkeypatch.setattr(sys, "executable", str(places / "venv" / "bin" / "python"))
+    monkeypatch.setattr(sys, "argv", ["minigpt"])
+    assert command("train") == "./minigpt train"
+    assert command_line.tool("tensorboard") == "./tensorboard"
+    monkeypatch.setattr(sys, "argv", [MODULE])
+    assert command("train") == "./python -m minigpt train"
 
 
 def test_without_a_clone_python_prints_the_installed_command(places, monkeypatch):

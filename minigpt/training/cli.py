@@ -96,6 +96,8 @@ class MiniGPTCLI(LightningCLI):
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The seed and the checkpoint to go on from."""
+        recipe = next(action for action in parser._actions if "--config" in action.option_strings)
+        recipe.help = "The recipe: a file, or the name of one in configs/, such as tiny. A later one wins."
         parser.add_argument("--seed_everything", type=int, default=1337, help="The seed of everything that is drawn.")
         parser.add_argument(
             "--ckpt_path",
