@@ -4,6 +4,7 @@ Whatever is shown goes through `escape`, since a model may write anything.
 """
 
 import base64
+import errno
 import io
 import os
 import random
@@ -414,22 +415,33 @@ def serve(shelf: Shelf, host: str, port: int, auth: tuple[str, str] | None = Non
     Raises:
         MiniGPTError: The address cannot be had.
     """
+    host = host.removeprefix("[").removesuffix("]")
     try:
-        with socket.create_server((host, port)):
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.create_server((host, port), family=family):
             pass
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise MiniGPTError(
-            f"The page cannot have port {port} on {host}: {reason}. Give --port another number."
-        ) from error
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise _not_served(host, port, error) from error
     if shelf.device == "cpu":
         torch.set_num_threads(1)  # people side by side are faster so than each on all cores in turn
     page = build(shelf)
     page.queue(max_size=8 * AT_ONCE)
     system = ["system-ui", "sans-serif"]  # no font is fetched from elsewhere
-    page.launch(
-        server_name=host, server_port=port, auth=auth, share=False, quiet=True, prevent_thread_lock=True,
-        i18n=I18N, css=CSS, theme=gr.themes.Default(font=system, font_mono=["ui-monospace", "monospace"]),
-        footer_links=["api"], max_threads=2 * AT_ONCE, ssr_mode=False,
-    )  # fmt: skip
+    try:
+        page.launch(
+            server_name=f"[{host}]" if ":" in host else host, server_port=port, auth=auth, share=False, quiet=True,
+            prevent_thread_lock=True, i18n=I18N, css=CSS,
+            theme=gr.themes.Default(font=system, font_mono=["ui-monospace", "monospace"]),
+            footer_links=["api"], max_threads=2 * AT_ONCE, ssr_mode=False,
+        )  # fmt: skip
+    except OSError as error:  # gradio wants the port on 127.0.0.1 as well
+        raise _not_served(host, port, error) from error
     return page
+
+
+def _not_served(host: str, port: int, error: Exception) -> MiniGPTError:
+    reason = str(getattr(error, "strerror", None) or error).rstrip(".")
+    number = getattr(error, "errno", None)
+    taken = number in (None, errno.EADDRINUSE, errno.EACCES) and not isinstance(error, UnicodeError)
+    way_out = "Give --port another number" if taken else "Give --host an address of this machine"
+    return MiniGPTError(f"The page cannot have port {port} on {host}: {reason}. {way_out}.")

@@ -1,6 +1,7 @@
 """The commands of `minigpt` and `scripts/`: parse, call, and the one place where an error becomes a message."""
 
 import argparse
+import errno
 import gc
 import json
 import os
@@ -8,12 +9,14 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryFile
 
 import minigpt
+from minigpt import processes
 from minigpt.command_line import (
     command,
     find_config,
@@ -35,21 +38,22 @@ SEARCHED = 1 << 24  # tokens of a training text, for what a model recites
 
 def main() -> int:
     """Run `minigpt COMMAND ...`, which the package installs, and return the exit status as `run` does."""
-    return run(_dispatch)
-
-
-def _dispatch(args: list[str]) -> int:
     commands = {function.__name__: function for function in (train, generate, evaluate, export, app, sweep)}
-    name = args[0] if args else "--help"
+    name = sys.argv[1] if sys.argv[1:] else "--help"
     if name in commands:
-        return commands[name](args[1:])
+        return run(commands[name], sys.argv[2:])
+    return run(lambda args: _answer(name, commands))
+
+
+def _answer(name: str, commands: dict[str, Callable[[list[str]], int]]) -> int:
+    """Answer a first argument that is not the name of a command."""
     program = command()
     if name == "--version":
         print(f"minigpt {minigpt.__version__}")
     elif name in ("-h", "--help"):
         print(f"Usage: {program} COMMAND [OPTION VALUE]...\n")
         for known, function in commands.items():
-            print(f"  {known:10}{(function.__doc__ or '').splitlines()[0]}")
+            print(f"  {known:10}{(function.__doc__ or '').partition(chr(10))[0]}")
         print(f"\n{program} COMMAND --help describes the options of a command. To begin: {first_training()}")
     elif name.startswith("-"):
         raise MiniGPTError(f"'{name}' needs a command before it, such as: {first_training()}")
@@ -59,16 +63,20 @@ def _dispatch(args: list[str]) -> int:
     return 0
 
 
-def run(command: Callable[[list[str]], int]) -> int:
-    """Run one of the commands below on the command line; the exit status.
+def run(command: Callable[[list[str]], int], args: list[str] | None = None) -> int:
+    """Run one of the commands below on its arguments (None for the command line) and return the exit status.
 
-    0 means done, 2 a mistake (one or two sentences on stderr), 130 Ctrl-C, 143 SIGTERM.
+    0 means done, 2 a mistake (one or two sentences on stderr), 129 a closed terminal, 130 Ctrl-C, 143 SIGTERM.
     """
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "replace")):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors=errors)  # whatever the locale says
+    ignored = processes.forget_leftovers(alone=command is not train)
+    if ignored and command is train:
+        note(f"Ignoring {' and '.join(ignored)} in the environment: no launcher started this process.")
+    processes.known = None if command is train else 0
     try:
-        return command(sys.argv[1:])
+        return command(sys.argv[1:] if args is None else args)
     except MiniGPTError as error:
         print(error, file=sys.stderr)
         return 2
@@ -78,6 +86,14 @@ def run(command: Callable[[list[str]], int]) -> int:
     except BrokenPipeError:  # the reader of a pipe has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS) or error.filename is None:
+            raise
+        print(
+            f"'{error.filename}' cannot be used: {error.strerror}. Change its permissions, or pass a different path.",
+            file=sys.stderr,
+        )
+        return 2
 
 
 class _Parser(argparse.ArgumentParser):
@@ -358,19 +374,34 @@ def app(args: list[str]) -> int:
     name, _, password = (asked.auth or "").partition(":")
     if asked.auth is not None and not (name and password):
         raise MiniGPTError("--auth takes a name and a password with a colon between them, such as --auth anne:secret.")
-    with needs("The page needs gradio", "app"):
-        from minigpt.app import Shelf, serve
+    with _without_proxy():
+        with needs("The page needs", "app", "gradio"):
+            from minigpt.app import Shelf, serve
 
-    shelf = Shelf(asked.ckpt_path, _device(asked.device))
-    page = serve(shelf, asked.host, asked.port, (name, password) if asked.auth else None)
+        shelf = Shelf(asked.ckpt_path, _device(asked.device))
+        page = serve(shelf, asked.host, asked.port, (name, password) if asked.auth else None)
     if not shelf.files():
         note(f"There is no run yet. Make one: {first_training()}")
-    print(f"http://{asked.host}:{asked.port}", flush=True)
+    print(page.local_url.rstrip("/") if ":" in asked.host else f"http://{asked.host}:{asked.port}", flush=True)
     try:
         threading.Event().wait()  # for Ctrl-C, which Gradio's own way to wait would take for a good end
     finally:
         page.close(verbose=False)
     return 0
+
+
+@contextmanager
+def _without_proxy() -> Iterator[None]:
+    """Keep gradio from a proxy that the environment names: it asks its own server whether that is up."""
+    before = os.environ.get("no_proxy")
+    os.environ["no_proxy"] = "*"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["no_proxy"]
+        else:
+            os.environ["no_proxy"] = before
 
 
 def train(args: list[str]) -> int:
@@ -478,7 +509,7 @@ def sweep(args: list[str]) -> int:
             parser.refuse(flag)
     if asked.trials < 1:
         raise MiniGPTError(f"trials is {asked.trials}. Give a whole number of 1 or more.")
-    with needs("A sweep needs optuna with matplotlib", "sweep"):
+    with needs("A sweep needs", "sweep", "optuna", "matplotlib"):
         from minigpt.training.sweep import Sweep
 
     recipes = [f"--config={find_config(file)}" for file in asked.config]

@@ -4,12 +4,15 @@ An error's message is what the person reads: one or two plain sentences that nam
 `commands.py` is the only place that catches it, prints it and exits with status 2.
 """
 
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
+from traceback import walk_tb
+
+from minigpt import processes
 
 
 class MiniGPTError(Exception):
@@ -18,25 +21,36 @@ class MiniGPTError(Exception):
 
 def note(text: str) -> None:
     """Tell the person something that is no mistake, on stderr; of several processes of a training the first does."""
-    if all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+    if processes.rank() == 0:
         print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager
-def needs(who: str, extra: str) -> Iterator[None]:
-    """Say what to install where an import finds nothing.
+def needs(who: str, extra: str, *packages: str) -> Iterator[None]:
+    """Say what to install where an import finds nothing, and what is wrong where an installed library fails.
 
     Args:
-        who: What needs it, and what it is: the beginning of the sentence.
-        extra: The extra of this package that has it.
+        who: What needs the packages: the beginning of the sentence.
+        extra: The extra of this package that installs them.
+        packages: The packages that are imported inside.
 
     Raises:
-        MiniGPTError: Something is not installed.
+        MiniGPTError: One of them is not installed, or cannot be imported although it is.
     """
     try:
         yield
     except ImportError as error:
-        raise MiniGPTError(f"{who}, which is not installed: pip install 'minigpt-lightning[{extra}]'.") from error
+        name = (error.name or "").partition(".")[0]
+        if name == "minigpt":  # a fault of ours
+            raise
+        if isinstance(error, ModuleNotFoundError) and name in packages and not find_spec(name):
+            raise MiniGPTError(
+                f"{who} {name}, which is not installed: pip install 'minigpt-lightning[{extra}]'."
+            ) from error
+        modules = (frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in walk_tb(error.__traceback__))
+        library = next((module for module in modules if module in packages), name or packages[0])
+        reason = " ".join(str(error).split())[:300].rstrip(".")
+        raise MiniGPTError(f"{who} {library}, which is installed but cannot be imported: {reason}.") from error
 
 
 @contextmanager

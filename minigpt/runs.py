@@ -123,6 +123,8 @@ def _read_own(file: Path) -> dict:
             if archive.testzip() or any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
                 raise ValueError("a checksum that differs, or a member that torch.save would not have written")
         return torch.load(file, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise MiniGPTError(f"You may not read '{file}'. Change its permissions, or pass a different one.") from error
     except Exception as error:  # torch.load has a different exception for each way a file can be broken
         raise MiniGPTError(
             f"'{file}' cannot be read as a checkpoint: it is damaged or another kind of file. Name another one."
@@ -130,7 +132,7 @@ def _read_own(file: Path) -> dict:
 
 
 def _read_export(file: Path) -> dict:
-    with needs("An export needs safetensors", "export"):
+    with needs("An export needs", "export", "safetensors"):
         from safetensors.torch import load_file
     try:
         weights = load_file(file.with_name("model.safetensors"))

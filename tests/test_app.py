@@ -1,5 +1,6 @@
 """The page: what it writes and shows, in a browser and for many people at once; and TensorBoard beside it."""
 
+import errno
 import os
 import re
 import shutil
@@ -8,12 +9,13 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from types import SimpleNamespace
 
 import pytest
 from conftest import QUICK, ROOT
 
-from minigpt import MiniGPTError
+from minigpt import MiniGPTError, commands
 from minigpt.command_line import first_training
 
 app = pytest.importorskip("minigpt.app", reason="needs gradio: pip install 'minigpt-lightning[app]'")
@@ -129,7 +131,11 @@ def test_bars_strike_through_what_the_controls_cut(shelf):
     ("flags", "words"),
     [
         (["--auth", "anne"], "name and a password"), (["--port", "{taken}"], "cannot have port"),
-        (["--port", "70000"], "cannot have port"), (["--host", "203.0.113.9"], "cannot have port"),
+        (["--port", "70000"], "cannot have port"), (["--host", "203.0.113.9"], "on 203.0.113.9: Cannot assign"),
+        (["--host", "203.0.113.9"], "Give --host an address of this machine."),
+        (["--host", "2001:db8::9"], "Give --host an address of this machine."),
+        (["--host", "a..b"], "Give --host an address of this machine."),
+        (["--port", "{taken}"], "Give --port another number."),
         (["--ckpt_path", "nowhere"], "no run or checkpoint at 'nowhere'"),
     ],
 )  # fmt: skip
@@ -143,10 +149,11 @@ def test_mistakes_of_the_command(call, flags, words):
 
 
 def test_without_gradio_the_command_says_what_to_install(call, monkeypatch):
-    monkeypatch.setitem(sys.modules, "minigpt.app", None)
+    monkeypatch.delitem(sys.modules, "minigpt.app")
+    monkeypatch.setitem(sys.modules, "gradio", None)
     result = call("app")
     assert result.status == 2
-    assert "minigpt-lightning[app]" in result.err
+    assert result.err == "The page needs gradio, which is not installed: pip install 'minigpt-lightning[app]'.\n"
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +186,64 @@ def page(place):
     yield SimpleNamespace(address=address, pid=server.pid)
     server.send_signal(signal.SIGINT)
     assert server.wait(30) == 130
+
+
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("flags", "address", "proxies"),
+    [
+        ([], "http://127.0.0.1:{port}", {"http_proxy": "http://127.0.0.1:9"}),
+        ([], "http://127.0.0.1:{port}", {"HTTP_PROXY": "nonsense://", "all_proxy": "socks5://127.0.0.1:9"}),
+        (["--host", "::1"], "http://[::1]:{port}", {"http_proxy": "http://127.0.0.1:9"}),
+        (["--host", "[::1]"], "http://[::1]:{port}", {}),
+    ],
+)  # fmt: skip
+def test_the_page_opens_on_its_address_whatever_the_proxy(shelf, call, monkeypatch, flags, address, proxies):
+    if "::1" in address and not has_ipv6():
+        pytest.skip("needs IPv6")
+    port, pages = str(free_port()), []
+    for name, value in proxies.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("no_proxy", "example.org")
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    class Visit:  # what the command waits for
+        def wait(self):
+            pages.append(direct.open(address.format(port=port)).read().decode())
+
+    monkeypatch.setattr(commands, "threading", SimpleNamespace(Event=Visit))
+    result = call("app", "--port", port, *flags)
+    assert (result.status, result.out) == (0, address.format(port=port) + "\n")
+    assert "<html" in pages[0]
+    assert os.environ["no_proxy"] == "example.org", "the proxy is for everything else as before"
+
+
+def test_without_ipv6_another_host_is_asked_for(call, monkeypatch):
+    def none(*_, **options):
+        assert options["family"] == socket.AF_INET6
+        raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+
+    monkeypatch.setattr(socket, "create_server", none)
+    result = call("app", "--host", "::1")
+    assert result.status == 2
+    assert result.err == (
+        "The page cannot have port 7860 on ::1: Address family not supported by protocol. Give --host an address of "
+        "this machine.\n"
+    )
+
+
+@pytest.mark.slow
+def test_a_proxy_that_gradio_cannot_use_does_not_keep_it_from_being_imported():
+    command = [sys.executable, str(ROOT / "scripts" / "app.py"), "--port", "70000"]
+    done = subprocess.run(command, env=os.environ | {"all_proxy": "nonsense://"}, capture_output=True, text=True)
+    assert done.stderr.startswith("The page cannot have port 70000")
 
 
 @pytest.fixture(scope="module")

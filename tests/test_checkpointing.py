@@ -1,9 +1,12 @@
 """Checkpoints are whole or absent, and a run that cannot go on leaves the last good one."""
 
+import errno
+import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +15,10 @@ from filelock import FileLock
 from lightning.pytorch.callbacks import Callback
 from test_resume import SHORT, state
 
-from minigpt import MiniGPTError
+from minigpt import MiniGPTError, files, shards
 from minigpt.training.checkpointing import WholeFileCheckpointIO
 from minigpt.training.cli import MiniGPTCLI
+from minigpt.training.fsdp import FSDP2Strategy
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(train, folder):
@@ -107,3 +111,56 @@ def test_a_second_signal_stops_at_once(folder):
     assert done.stdout == "still here\n"
     assert done.returncode == -signal.SIGINT
     assert time.monotonic() - start < 25
+
+
+def fails(number: int):
+    def call(*_):
+        raise OSError(number, os.strerror(number))
+
+    return call
+
+
+@pytest.fixture
+def nothing_noted(monkeypatch):
+    """No note has been given yet in this process."""
+    monkeypatch.setattr(files, "_noted", set())
+
+
+IN_FILE = ["--data.in_memory_mb", "0", "--checkpoint.every_n_steps", "1", "--trainer.max_steps", "4"]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_where_nothing_can_be_flushed_to_disk_training_goes_on_with_one_note(train, monkeypatch, nothing_noted, number):
+    monkeypatch.setattr(os, "fsync", fails(number))
+    result = train(*IN_FILE)
+    assert result.status == 0, result.err
+    assert result.err.count("cannot flush to disk") == 1
+    assert os.strerror(number) in result.err
+    assert state(Path("lightning_logs/tiny/version_0"))["global_step"] == 4
+
+
+def test_a_disk_that_fails_while_it_is_flushed_is_no_such_file_system(train, monkeypatch, nothing_noted):
+    monkeypatch.setattr(os, "fsync", fails(errno.EIO))
+    result = train("--trainer.max_steps", "4")
+    assert result.status == 2
+    assert "could not be written" in result.err
+
+
+def test_shards_are_written_where_nothing_can_be_flushed_to_disk(folder, monkeypatch, nothing_noted):
+    monkeypatch.setattr(os, "fsync", fails(errno.EINVAL))
+    checkpoint = {"state_dict": {"weight": torch.ones(3)}, "optimizer_states": [{"step": torch.ones(1)}], "epoch": 7}
+    FSDP2Strategy().save_checkpoint(checkpoint, folder / "last.ckpt")
+    weights = {"weight": torch.zeros(3)}
+    shards.load_share({"state_dict": weights}, folder / "last.ckpt")
+    assert weights["weight"].tolist() == [1, 1, 1]
+    assert shards.read_rest(folder / "last.ckpt") == {"epoch": 7}
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, 524])
+def test_where_no_file_can_be_locked_training_goes_on_with_one_note(train, monkeypatch, nothing_noted, number):
+    monkeypatch.setattr("fcntl.flock", fails(number))
+    result = train(*IN_FILE)
+    assert result.status == 0, result.err
+    assert result.err.count("cannot lock files") == 1
+    assert "Warning" not in result.err
+    assert train(*IN_FILE, "--trainer.max_steps", "5", "--ckpt_path", "last").status == 0

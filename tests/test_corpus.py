@@ -5,6 +5,7 @@ import sys
 import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from conftest import read
@@ -157,6 +158,40 @@ def test_a_named_corpus_is_fetched_once(served, folder):
     assert read("tinyshakespeare") == TEXT.decode()
     assert served.asked == 1
     assert kept(folder) == ["tinyshakespeare.txt"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027], ids=oct)
+def test_what_is_fetched_obeys_the_umask(served, folder, mask):
+    before = os.umask(mask)
+    try:
+        (file,) = locate("tinyshakespeare")
+    finally:
+        os.umask(before)
+    assert file.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+@pytest.mark.parametrize("proxy", ["nonsense://", "http://127.0.0.1:9"])
+def test_a_proxy_that_does_not_work_is_no_damaged_text(served, folder, monkeypatch, proxy):
+    monkeypatch.setenv("http_proxy", proxy)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with pytest.raises(MiniGPTError, match="could not be fetched"):
+        locate("tinyshakespeare")
+
+
+def test_a_user_without_a_home_folder_is_asked_for_a_cache(folder, monkeypatch):
+    def unknown(*_):
+        raise KeyError("no such user")
+
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    with pytest.raises(MiniGPTError, match=r"has no home folder .* XDG_CACHE_HOME"):
+        corpus.cache_folder()
+    monkeypatch.setattr("pooch.os_cache", lambda name: Path("~/.cache") / name)  # as older versions of platformdirs
+    with pytest.raises(MiniGPTError, match="has no home folder"):
+        locate("tinyshakespeare")
+    assert corpus.cache_folder("cache") == Path("cache")
 
 
 def test_another_text_under_the_name_is_refused(served, folder):

@@ -2,17 +2,25 @@
 
 import gzip
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 from backports import zstd
-from conftest import QUICK, TINY
+from conftest import QUICK, ROOT, TINY
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning_utilities.core.imports import RequirementCache
+from test_training import curves
+
+from minigpt import processes
+from minigpt.errors import MiniGPTError, needs, note
 
 TRAIN = ["train", "--config", TINY, *QUICK, "--trainer.max_steps", "5"]
 NANO = ["train", "--config", TINY.replace("tiny", "gpt_nano"), *QUICK, "--trainer.max_steps", "5"]
@@ -349,3 +357,132 @@ def test_a_corpus_that_changed_since_is_not_scored(place, call):
     assert result.status == 0
     assert "No floors" in result.err
     assert json.loads(result.out)["floors"] is None
+
+
+BROKEN = [
+    (
+        "raise ImportError('libfar.so.1: cannot open\\nshared object file.')",
+        "libfar.so.1: cannot open shared object file",
+    ),
+    ("import nowhere", "No module named 'nowhere'"),
+    ("from json import nothing", "cannot import name 'nothing' from 'json'"),
+    ("import broken.part", "No module named 'broken.part'"),
+]
+
+
+@pytest.mark.parametrize(("code", "reason"), BROKEN, ids=[code for code, _ in BROKEN])
+def test_a_library_that_is_installed_and_broken_is_not_called_missing(folder, monkeypatch, code, reason):
+    (folder / "broken").mkdir()
+    (folder / "broken" / "__init__.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(folder)
+    with pytest.raises(MiniGPTError) as caught, needs("A test needs", "dev", "other", "broken"):
+        import broken  # noqa: F401
+    assert str(caught.value).startswith(f"A test needs broken, which is installed but cannot be imported: {reason}")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_missing_is_named_with_its_extra_and_our_own_faults_stay_faults():
+    missing = pytest.raises(MiniGPTError, match=r"needs nowhere, which is not installed: pip install .*\[dev\]")
+    with missing, needs("A test needs", "dev", "nowhere"):
+        import nowhere  # noqa: F401
+    with pytest.raises(ModuleNotFoundError), needs("A test needs", "dev", "nowhere"):
+        import minigpt.nowhere  # noqa: F401
+
+
+@pytest.mark.parametrize(
+    ("command", "library", "own"),
+    [
+        (["app"], "gradio", "minigpt.app"),
+        ([*SWEEP, "--space", "space.yaml"], "optuna", "minigpt.training.sweep"),
+        (["export", "--format", "safetensors", "--out", "new"], "safetensors", None),
+        (["export", "--format", "onnx", "--out", "new"], "onnxscript", None),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_each_command_says_why_a_library_cannot_be_imported(place, call, monkeypatch, command, library, own):
+    for name in [name for name in sys.modules if name == own or name.partition(".")[0] == library]:
+        monkeypatch.delitem(sys.modules, name)
+    (place / library).mkdir()
+    (place / library / "__init__.py").write_text("import nowhere", encoding="utf-8")
+    monkeypatch.syspath_prepend(place)
+    result = call(*command)
+    assert result.status == 2
+    assert f"{library}, which is installed but cannot be imported: No module named 'nowhere'." in result.err
+    assert "pip install" not in result.err
+
+
+TORCHRUN = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "a"}
+SRUN = {f"SLURM_{name}": value for name, value in (
+    ("NTASKS", "2"), ("NTASKS_PER_NODE", "2"), ("PROCID", "1"), ("LOCALID", "1"), ("NODEID", "0"), ("JOB_ID", "7"),
+)}  # fmt: skip
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Sets variables of a launcher, as Lightning would find them when it is imported."""
+
+    def launched(variables: dict[str, str]) -> None:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(rank_zero_only, "rank", 1)
+
+    monkeypatch.setattr(processes, "known", None)
+    return launched
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"RANK": "1"}, {"LOCAL_RANK": "1"}, {"RANK": "1", "WORLD_SIZE": "2"}, {"LOCAL_RANK": "1", "WORLD_SIZE": "2"},
+        {"LOCAL_RANK": ""}, {"RANK": "one"}, {"TORCHELASTIC_RUN_ID": "a"}, {"SLURM_PROCID": "1"},
+        {"SLURM_NTASKS": "2"}, {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": "1"}, SRUN,
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_variables_that_a_launcher_left_over_neither_stop_nor_silence_a_training(call, launched, variables):
+    launched(variables)
+    result = call(*TRAIN, "--trainer.max_steps", "2")
+    assert result.status == 0, result.err
+    assert "in the environment: " in result.err
+    assert "Ignoring " in result.err
+    assert "parameters, on cpu" in result.err
+    assert len(curves(Path(RUN))["train/loss"]) == 1
+
+
+@pytest.mark.parametrize("variables", [TORCHRUN, SRUN | {"SLURM_STEP_ID": "0"}], ids=["torchrun", "srun"])
+def test_a_launcher_of_more_processes_than_the_training_has_is_refused(call, launched, variables):
+    launched(variables)
+    result = call(*TRAIN)
+    assert result.status == 2
+    assert result.err.startswith("A launcher started 2 processes, and the training has one.")
+    assert "--trainer.devices 2" in result.err
+    assert not Path(RUN).exists()
+
+
+def test_one_task_of_a_launcher_is_left_as_it_is(call, launched, monkeypatch):
+    launched(SRUN | {"SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"})
+    result = call(*TRAIN, "--trainer.max_steps", "2")
+    assert result.status == 0, result.err
+    assert "Ignoring" not in result.err
+    assert os.environ["SLURM_NTASKS"] == "1"
+
+
+def test_of_several_processes_the_first_speaks(launched, capfd):
+    launched({"LOCAL_RANK": "1", "WORLD_SIZE": "2"})
+    assert not processes.forget_leftovers(alone=False)
+    note("from the second")
+    launched({"LOCAL_RANK": "0"})
+    note("from the first")
+    assert capfd.readouterr().err == "from the first\n"
+
+
+def test_a_command_that_is_no_training_always_speaks(place, call, launched):
+    launched(TORCHRUN)
+    assert RUN in call("generate", "--max_new_tokens", "0").err
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_no_number_does_not_keep_libraries_from_being_imported(place):
+    command = [sys.executable, str(ROOT / "scripts" / "evaluate.py")]
+    done = subprocess.run(command, env=os.environ | {"LOCAL_RANK": "", "RANK": "x"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

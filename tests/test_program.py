@@ -78,6 +78,17 @@ def test_the_help_of_a_command_names_the_command_as_it_is_typed(program, call, n
     assert f"scripts/{name}.py " in " ".join(call(name, "--help").out.split())
 
 
+def test_a_process_that_lightning_started_as_minigpt_train_keeps_its_rank(program, monkeypatch):
+    def train(args: list[str]) -> int:
+        print(args, os.environ.get("LOCAL_RANK"), os.environ.get("WORLD_SIZE"))
+        return 0
+
+    monkeypatch.setattr(commands, "train", train)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert program("train", "-c", "tiny").out == "['-c', 'tiny'] 1 2\n"
+
+
 @pytest.mark.slow
 def test_help_and_mistakes_import_no_torch_and_generate_no_lightning(trained_run):
     script = (
@@ -269,9 +280,12 @@ def test_an_installed_copy_has_every_file_and_runs_the_first_command_anywhere(so
     subprocess.run(install, check=True)
     environment = os.environ | {"PYTHONPATH": str(site), "PATH": os.defpath}  # without another minigpt
     train = ["train", "--config", "tiny", "--trainer.accelerator", "cpu", "--trainer.max_steps", "2"]
+    train += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]  # Lightning starts the second process the same way
 
     def run(*words: str) -> subprocess.CompletedProcess:
-        return subprocess.run(words, cwd=work, env=environment, capture_output=True, text=True, encoding="utf-8")
+        return subprocess.run(
+            words, cwd=work, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=120
+        )
 
     where = run(sys.executable, "-c", "import minigpt; print(minigpt.__file__)").stdout
     assert Path(where.strip()) == site / "minigpt" / "__init__.py"

@@ -5,6 +5,7 @@ import gzip
 import io
 import math
 import os
+import pty
 import shutil
 import signal
 import subprocess
@@ -403,6 +404,64 @@ def test_a_run_from_python_that_is_extended_has_its_schedule_laid_anew(folder, c
     _, rates = fit(9, "six.ckpt")
     assert "laid anew over 9 steps, 6 before" in capsys.readouterr().err
     assert rates == {step: pytest.approx(cosine(step, 9)) for step in range(7, 10)}
+
+
+class HangUp(Interrupt):
+    """Sends SIGHUP several times, as the kernel and the shell do for one closed terminal."""
+
+    def _send(self):
+        for _ in range(3):
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.fixture
+def hangup():
+    """Sets what SIGHUP does before a training, until the test ends."""
+    before = signal.getsignal(signal.SIGHUP)
+    yield lambda handler: signal.signal(signal.SIGHUP, handler)
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_a_closed_terminal_leaves_no_trace(folder, undisturbed, hangup):
+    hangup(signal.SIG_DFL)
+    cli = fit(*SHORT, "--ckpt_path", "last", stop=HangUp(13, number=signal.SIGHUP))
+    assert state(cli.run_dir)["global_step"] == 13
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL, "as before the training"
+    cli = fit(*SHORT, "--ckpt_path", "last")
+    assert same(state(cli.run_dir), state(undisturbed(*SHORT)))
+
+
+def test_the_next_training_of_a_process_notices_a_signal_too(folder):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    for stop in (Interrupt(3), Interrupt(5, number=signal.SIGTERM)):
+        cli = fit(*SHORT, stop=stop)
+        assert state(cli.run_dir)["global_step"] == stop.step
+        assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_closed_terminal_is_ignored_under_nohup(folder, hangup):
+    hangup(signal.SIG_IGN)
+    cli = MiniGPTCLI(["--config", TINY, *SHORT, "--trainer.max_steps", "20"])
+    cli.trainer.callbacks.insert(0, HangUp(13, number=signal.SIGHUP))
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    assert state(cli.run_dir)["global_step"] == 20
+
+
+@pytest.mark.slow
+def test_a_training_whose_terminal_is_closed_saves_its_step(folder):
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), "--config", TINY, *SHORT]
+    command += ["--trainer.max_steps", "100000", "--progress.every_n_steps", "10"]
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(command[0], command)
+    shown = b""
+    while b"step 150/" not in shown:
+        shown += os.read(terminal, 4096)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 129
+    reached = state(folder / "lightning_logs" / "tiny" / "version_0")["global_step"]
+    assert reached >= 150
+    assert reached % 10, "it was written when the terminal was closed, not on the interval"
 
 
 @pytest.mark.slow

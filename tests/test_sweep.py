@@ -16,6 +16,7 @@ import pytest
 import yaml
 from conftest import QUICK, ROOT, TINY
 
+from minigpt import files
 from minigpt.training import recipes, sweep
 
 SPACE = "model.learning_rate: {low: 1e-4, high: 1e-1, log: true}\nmodel.n_embd: [8, 16]\n"
@@ -330,3 +331,16 @@ def test_what_a_sweep_needs_is_named_where_it_is_not_installed(call, monkeypatch
     result = call("sweep", *FLAGS)
     assert result.status == 2
     assert "pip install 'minigpt-lightning[sweep]'" in result.err
+
+
+def test_a_sweep_runs_where_files_can_be_neither_flushed_nor_locked(call, monkeypatch):
+    def not_supported(*_):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(files, "_noted", set())
+    for name in ("os.fsync", "os.symlink", "fcntl.flock"):
+        monkeypatch.setattr(name, not_supported)
+    result = call("sweep", *FLAGS, "--trials", "2")
+    assert result.status == 0, result.err
+    assert result.err.count("cannot flush to disk") == result.err.count("cannot lock files") == 1
+    assert [row["state"] for row in table()] == ["complete"] * 2

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import read
 
-from minigpt import CharDataset, MiniGPTError
+from minigpt import CharDataset, MiniGPTError, files
 from minigpt.data import reading, tokens
 from minigpt.data.corpus import Corpus
 from minigpt.data.dataset import BatchOrder, MappedIds
@@ -175,7 +175,7 @@ def test_a_cache_folder_that_cannot_be_made_is_named():
 
 def test_a_cache_that_can_only_be_read_will_do(folder, monkeypatch):
     first = in_file()
-    monkeypatch.setattr(tokens, "FileLock", None)  # as for one who may not write there
+    monkeypatch.setattr(files, "lock", None)  # as for one who may not write there
     assert in_file().sha256 == first.sha256
 
 

@@ -4,16 +4,17 @@ import codecs
 import glob
 import os
 import sys
-import tempfile
 import unicodedata
 from collections.abc import Iterator
 from hashlib import file_digest, sha256
 from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import NamedTuple
 
 from minigpt.data import encodings, reading
 from minigpt.errors import MiniGPTError, did_you_mean, note, writing
+from minigpt.files import fresh
 
 EMBEDDED = "exemple"
 
@@ -123,9 +124,20 @@ def is_pipe(path: str) -> bool:
 
 def cache_folder(cache_dir: str | None = None) -> Path:
     """The folder for what can be made again; it need not exist."""
+    if cache_dir:
+        return Path(os.path.expanduser(cache_dir))
     import pooch  # here, because few runs need it
 
-    return Path(os.path.expanduser(cache_dir)) if cache_dir else Path(pooch.os_cache("minigpt"))
+    try:
+        cache = Path(pooch.os_cache("minigpt"))
+    except RuntimeError:  # newer versions of platformdirs refuse what older ones give: a folder named ~
+        cache = Path("~")
+    if cache.parts[0] == "~":
+        raise MiniGPTError(
+            "This user has no home folder to keep a cache in. Set the environment variable XDG_CACHE_HOME to a folder "
+            "that this user can write to."
+        )
+    return cache
 
 
 def locate(path: str) -> list[Path]:
@@ -176,16 +188,16 @@ def _keep_a_copy(path: str, cache: Path) -> Path:
         raise MiniGPTError("There is no standard input to read. Give --data.path a file.")
     folder, whole = cache / "stdin", sha256()
     with writing(folder, "--data.cache_dir"):
-        handle, name = tempfile.mkstemp(dir=folder)
+        partial = fresh(folder / "copy")
         try:
             source = sys.stdin.buffer if path == "-" else open(os.path.expanduser(path), "rb")  # noqa: SIM115
-            with source as pipe, os.fdopen(handle, "wb") as copy:
+            with source as pipe, partial.open("xb") as copy:
                 while block := pipe.read(reading.BLOCK):
                     whole.update(block)
                     copy.write(block)
-            return Path(name).replace(folder / f"{whole.hexdigest()[:32]}.txt")
+            return partial.replace(folder / f"{whole.hexdigest()[:32]}.txt")
         except BaseException:
-            Path(name).unlink()
+            partial.unlink(missing_ok=True)
             raise
 
 
@@ -209,20 +221,26 @@ def _download(name: str) -> Path:
     corpus, cache = DOWNLOADS[name], cache_folder()
     file = cache / f"{name}.txt"
     pooch.get_logger().setLevel("ERROR")
-    try:
-        if not file.exists():
+    fetch = pooch.HTTPDownloader(timeout=30)
+
+    def downloader(url: str, output: str, pup: pooch.Pooch | None) -> None:
+        os.unlink(output)  # pooch makes it for the user alone; one made anew obeys the umask
+        fetch(url, output, pup)
+
+    if not file.exists():
+        with writing(cache, "the environment variable XDG_CACHE_HOME"), TemporaryFile(dir=cache):
             note(f"Fetching '{name}' ({corpus.megabytes} MB), this once.")
-        downloader = pooch.HTTPDownloader(timeout=30)
+    try:
         pooch.retrieve(corpus.url, f"sha256:{corpus.sha256}", file.name, cache, downloader=downloader)
+    except OSError as error:  # requests' errors too: no network, no such host, a proxy that is none
+        raise MiniGPTError(
+            f"The corpus '{name}' ({corpus.megabytes} MB) could not be fetched. Without a network, bring "
+            f"{corpus.url} here as {file}."
+        ) from error
     except ValueError as error:
         raise MiniGPTError(
             f"What came from {corpus.url} is not '{name}': its SHA-256 differs, and nothing was kept. Try again later, "
             f"or put the right file at {file}."
-        ) from error
-    except OSError as error:  # requests' errors too: no network, no such host, a connection that was cut
-        raise MiniGPTError(
-            f"The corpus '{name}' ({corpus.megabytes} MB) could not be fetched. Without a network, bring "
-            f"{corpus.url} here as {file}."
         ) from error
     return file
 

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import re
 import shutil
 import unicodedata
@@ -16,8 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
+from minigpt import files
 from minigpt.data.corpus import Corpus, cache_folder
 from minigpt.data.dataset import SHORTEST, Ids, MappedIds, split_at
 from minigpt.data.tokenizers import KINDS, CharTokenizer, Tokenizer, from_dict
@@ -155,22 +155,19 @@ def _boundaries(n_characters: int, val_fraction: float) -> Iterator[int]:
 
 def _in_file(corpus: Corpus, settings: list, fit: Fit, val_fraction: float, cache: Path) -> Tokens:
     cleaning = [corpus.encoding, corpus.lower, corpus.strip, corpus.nfc]
-    files = _known_sha256(corpus, cache)
-    key = sha256(json.dumps([FORMAT, files, cleaning, settings]).encode()).hexdigest()[:32]
+    raw = _known_sha256(corpus, cache)
+    key = sha256(json.dumps([FORMAT, raw, cleaning, settings]).encode()).hexdigest()[:32]
     folder = cache / key
     if tokens := _open(folder):  # without the lock, so that a cache that is only to be read will do
         return tokens
-    lock = FileLock(cache / f"{key}.lock")
     with writing(cache, "--data.cache_dir"):
         try:
-            lock.acquire(blocking=False)
+            lock = files.lock(cache / f"{key}.lock", blocking=False)
         except Timeout:
             note(f"Another process is tokenising '{corpus.path}': waiting for it.")
-            lock.acquire()
-    try:
+            lock = files.lock(cache / f"{key}.lock")
+    with lock:
         return _open(folder) or _build(corpus, fit, val_fraction, folder)
-    finally:
-        lock.release()
 
 
 def _state(file: Path) -> list[int]:
@@ -245,8 +242,7 @@ def _build(corpus: Corpus, fit: Fit, val_fraction: float, folder: Path) -> Token
                 file.write(ids.data)
                 counts[is_val] += len(ids)
                 characters += len(piece)
-            file.flush()
-            os.fsync(file.fileno())
+            files.sync_file(file)
         if min(counts) <= SHORTEST:
             raise _too_short(corpus, about.n_characters)
         if [_state(file) for file in corpus.files] != before:
@@ -259,8 +255,7 @@ def _build(corpus: Corpus, fit: Fit, val_fraction: float, folder: Path) -> Token
         }  # fmt: skip
         with (partial / "tokens.json").open("w", encoding="utf-8") as file:
             json.dump([found, _check(found)], file)
-            file.flush()
-            os.fsync(file.fileno())
+            files.sync_file(file)
         partial.replace(folder)
     except BaseException as error:
         _remove(partial)

@@ -26,7 +26,7 @@ def files(checkpoint: dict[str, Any], lm: LanguageModel) -> dict[str, bytes]:
     model, whose logit is the mean of all others: it is never the likeliest.
     """
     _check(lm.model, lm.tokenizer)
-    with needs("--format gguf needs gguf", "gguf"):
+    with needs("--format gguf needs", "gguf", "gguf"):
         import gguf
 
     config, weights = llama(lm.model)

@@ -19,8 +19,9 @@ def files(checkpoint: dict[str, Any], lm: LanguageModel) -> dict[str, bytes]:
     `model.onnx` takes `ids`, (batch, length) int64 of up to block_size ids a row, and gives the `logits` of all, in
     float32. Beside it lies the tokenizer: for the `tokenizers` library, or what `to_dict` says of one of words.
     """
-    with needs("--format onnx needs onnxscript", "onnx"):
-        import onnxscript  # noqa: F401  (torch's exporter is built on it)
+    with needs("--format onnx needs", "onnx", "onnx", "onnxscript"):
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401  (torch's exporter is built on both)
 
     model = lm.model
     size = {0: torch.export.Dim("batch")}

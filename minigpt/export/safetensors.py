@@ -26,6 +26,6 @@ def as_safetensors(weights: dict[str, torch.Tensor]) -> bytes:
     Raises:
         MiniGPTError: The library is not installed.
     """
-    with needs("An export needs safetensors", "export"):
+    with needs("An export needs", "export", "safetensors"):
         from safetensors.torch import save
     return save({name: weight.clone().contiguous() for name, weight in weights.items()}, metadata={"format": "pt"})

@@ -1,5 +1,6 @@
 """Checkpoints that are whole or absent, and what a run does when it is stopped."""
 
+import errno
 import glob
 import math
 import os
@@ -7,12 +8,13 @@ import re
 import shutil
 import signal
 import subprocess
-import tempfile
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import LightningModule, Trainer
@@ -20,7 +22,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.checkpoint.api import CheckpointException
 
-from minigpt import runs, shards
+from minigpt import files, runs, shards
 from minigpt.errors import MiniGPTError, note
 from minigpt.training.fsdp import local
 
@@ -35,16 +37,16 @@ class WholeFileCheckpointIO(TorchCheckpointIO):
             MiniGPTError: The file system refuses, a full disk for one; what stood at `path` is still there.
         """
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = files.fresh(path)
         try:
-            with os.fdopen(handle, "wb") as file:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("xb") as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            _put(Path(temporary), path)
+                files.sync_file(file)
+            _put(temporary, path)
         except BaseException as error:
-            Path(temporary).unlink(missing_ok=True)
+            with suppress(OSError):  # the folder may be one that cannot be written to
+                temporary.unlink(missing_ok=True)
             if isinstance(error, (OSError, RuntimeError)):  # torch reports a failed write as a RuntimeError
                 raise _not_written(path, error) from error
             raise
@@ -66,13 +68,14 @@ def save_sharded(trainer: Trainer, place: Path) -> None:
     try:
         if trainer.is_global_zero:
             place.parent.mkdir(exist_ok=True)
-            fresh = tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}.")
+            fresh = files.fresh(place)
+            fresh.mkdir()
         fresh = Path(trainer.strategy.broadcast(fresh))
         trainer.save_checkpoint(fresh)
         if not trainer.is_global_zero:
             return
         for path in (fresh / shards.REST, fresh):  # PyTorch has flushed the rest
-            _flush(path)
+            files.sync(path)
         link = place.with_name(f".{place.name}")
         link.unlink(missing_ok=True)
         link.symlink_to(fresh.name)
@@ -88,30 +91,51 @@ def save_sharded(trainer: Trainer, place: Path) -> None:
 def _put(fresh: Path, place: Path) -> None:
     """Move what was written beside its place there, and then remove the shards that nothing leads to any more."""
     if place.is_dir() and not place.is_symlink():  # shards in a copy of a run that was made without links
-        place.rename(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
+        place.rename(files.fresh(place))
     os.replace(fresh, place)
-    _flush(place.parent)
+    files.sync(place.parent)
     for old in place.parent.glob(f".{glob.escape(place.name)}.*"):
         if old.is_dir() and old != place.resolve():
             shutil.rmtree(old, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _not_written(path: Path, error: BaseException) -> MiniGPTError:
     if isinstance(error, CheckpointException):  # of several processes; the first has the reason
         error = next(iter(error.failures.values()))[0]
     reason = " ".join(str(error).split())[:300]
+    denied = getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS)
     return MiniGPTError(
-        f"The checkpoint {path} could not be written ({reason}). Make room, then go on with --ckpt_path, or, with a "
-        "sweep, by the same command."
+        f"The checkpoint {path} could not be written ({reason}). {'Make it writable' if denied else 'Make room'}, then "
+        "go on with --ckpt_path, or, with a sweep, by the same command."
     )
+
+
+def check_writable(run_dir: Path) -> None:
+    """Make sure, before a training, that its checkpoints can be written.
+
+    Raises:
+        MiniGPTError: The run folder or the one of its checkpoints cannot be written to.
+    """
+    for folder in (run_dir, run_dir / "checkpoints"):
+        try:
+            if folder.exists():
+                with TemporaryFile(dir=folder):
+                    pass
+        except OSError as error:
+            raise MiniGPTError(
+                f"The run folder '{os.path.relpath(folder)}' cannot be written to ({error.strerror}). Change its "
+                "permissions, or copy the run and pass the copy to --ckpt_path."
+            ) from error
+
+
+def _drop_closed_terminal() -> None:
+    """Discard what is still written to a terminal that is gone: the error would come before the checkpoint."""
+    for stream in (1, 2):
+        try:
+            os.get_terminal_size(stream)
+        except OSError as error:
+            if error.errno == errno.EIO:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
 def made_with(trainer: Trainer) -> dict[str, str]:
@@ -141,7 +165,8 @@ class Checkpoints(Checkpoint):
     final step comes after its validation, so that a checkpoint at max_steps means a run with nothing left to do.
     Ctrl-C or SIGTERM ends the step, writes `last` and leaves with status 130 or 143; a second one stops at once. In the
     final step and its validation the first leaves `last` as it was, one step before: a resume repeats that, to the same
-    bits. Under SLURM the requeue signal does the same, and has the job queued again.
+    bits. A closed terminal (SIGHUP) does the same with status 129, unless SIGHUP is ignored, as under nohup. So does
+    SLURM's requeue signal, which also has the job queued again.
 
     Args:
         every_n_steps: Optimizer steps between two writes of last.ckpt; it is also written at each validation and before
@@ -157,11 +182,11 @@ class Checkpoints(Checkpoint):
         self.folder: Path | None = None
         self._step = 0
         self._previous_handlers: dict[int, Any] = {}
-        self._lock: FileLock | None = None
+        self._lock = ExitStack()
         self._requeue_signal: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the run folder, hold it for this process alone, and take over Ctrl-C and SIGTERM.
+        """Find the run folder, hold it for this process alone, and take over Ctrl-C, SIGTERM and SIGHUP.
 
         Raises:
             MiniGPTError: Another process is training this run, or its checkpoints would be written elsewhere.
@@ -172,9 +197,8 @@ class Checkpoints(Checkpoint):
             raise MiniGPTError(f"'{self.folder}' leads out of its run folder. Put a real folder in its place.")
         if trainer.is_global_zero:
             run_dir.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(run_dir / ".lock")  # the system lets go of it when the process ends, however it ends
             try:
-                self._lock.acquire(blocking=False)
+                self._lock = files.lock(run_dir / ".lock", blocking=False)
             except Timeout as error:
                 raise MiniGPTError(
                     f"Another process is training {os.path.relpath(run_dir)}. Wait for its end, or start a new run."
@@ -182,7 +206,10 @@ class Checkpoints(Checkpoint):
         environment = trainer._accelerator_connector.cluster_environment
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
             self._requeue_signal = environment.requeue_signal
-        for number in filter(None, (signal.SIGINT, signal.SIGTERM, self._requeue_signal)):
+        hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+        if hangup and signal.getsignal(hangup) == signal.SIG_IGN:  # by nohup
+            hangup = None
+        for number in filter(None, (signal.SIGINT, signal.SIGTERM, hangup, self._requeue_signal)):
             self._previous_handlers[number] = signal.signal(number, self._note_signal)
 
     def state_dict(self) -> dict[str, Any]:
@@ -209,7 +236,11 @@ class Checkpoints(Checkpoint):
 
     def _note_signal(self, number: int, frame: Any) -> None:
         self.signal = number
-        signal.signal(number, signal.SIG_DFL)
+        hung_up = number == getattr(signal, "SIGHUP", None)
+        # The kernel and the shell may each send a SIGHUP for one closed terminal.
+        signal.signal(number, signal.SIG_IGN if hung_up else signal.SIG_DFL)
+        if hung_up:
+            _drop_closed_terminal()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         """Write `last` when it is due, then leave if a signal came.
@@ -294,9 +325,9 @@ class Checkpoints(Checkpoint):
         """Give the signals and the run back."""
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
+        trainer._signal_connector._original_handlers.update(self._previous_handlers)  # it sets them once more
         self._previous_handlers.clear()
-        if self._lock:
-            self._lock.release()
+        self._lock.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give them back, since Lightning calls no other hook now; after a fault, say where the run can go on from."""

@@ -21,8 +21,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from minigpt import runs
+from minigpt import processes, runs
 from minigpt.command_line import command, example_recipe
 from minigpt.data.corpus import locate
 from minigpt.data.tokenizers import difference
@@ -31,7 +32,7 @@ from minigpt.errors import MiniGPTError, note, writing
 from minigpt.models import n_parameters
 from minigpt.training import recipes, trust
 from minigpt.training.callbacks import Figures, Progress, Samples
-from minigpt.training.checkpointing import Checkpoints, WholeFileCheckpointIO, made_with
+from minigpt.training.checkpointing import Checkpoints, WholeFileCheckpointIO, check_writable, made_with
 from minigpt.training.datamodule import TextDataModule
 from minigpt.training.fsdp import FSDP2Strategy, check_mesh
 from minigpt.training.module import LitLanguageModel
@@ -154,6 +155,10 @@ class MiniGPTCLI(LightningCLI):
         if not 0 <= self.config.seed_everything < 2**32:
             raise MiniGPTError(f"seed_everything is {self.config.seed_everything}. Give it 0 or more, below 2 ** 32.")
         self.name = config_name(str(self.config.config[0]))
+        trainer = self.config.trainer
+        alone = trainer.devices in (1, "1") and trainer.num_nodes == 1 and not trainer.plugins
+        if ignored := processes.forget_leftovers(alone):
+            note(f"Ignoring {' and '.join(ignored)} in the environment: this training has one process.")
 
     def _own_settings(self, ckpt_path: str) -> list[str]:
         """The flags that stand for the settings that a run began with, its corpus found from where the run is now."""
@@ -214,6 +219,7 @@ class MiniGPTCLI(LightningCLI):
         if asked:
             check_mesh(asked._data_parallel_size, asked._tensor_parallel_size, trainer.world_size)
         _check_strategy(trainer)
+        _settle_rank(trainer)
         if not isinstance(trainer.strategy, FSDP2Strategy):
             keep_memory()
         if early_stoppings(trainer):
@@ -251,8 +257,10 @@ class MiniGPTCLI(LightningCLI):
             return
         if self.run_dir is None and not self.finished:
             self.run_dir = _new_run(root / self.name)
-            (self.run_dir / "config.yaml").write_text(self._recipe(), encoding="utf-8")
+            with writing(self.run_dir, "--trainer.default_root_dir"):
+                (self.run_dir / "config.yaml").write_text(self._recipe(), encoding="utf-8")
         if self.run_dir and not self.finished:
+            check_writable(self.run_dir)
             self._tell_of_reciting()
             most, n = self.datamodule.max_val_tokens, len(self.datamodule.val_ids) - 1
             if most and most < n:
@@ -370,6 +378,17 @@ def _fixed(data: dict, model: dict, settings: dict, accumulate_grad_batches: int
         **{f"model.{key}": settings[key] for key in ("optimizer", "decay_vectors")},
         "trainer.accumulate_grad_batches": accumulate_grad_batches,
     }
+
+
+def _settle_rank(trainer: Trainer) -> None:
+    """Hold the launcher's number of processes to the Trainer's, and take the rank from the Trainer."""
+    launcher = trainer._accelerator_connector.cluster_environment
+    if trainer.world_size == 1 and launcher.creates_processes_externally and launcher.world_size() > 1:
+        raise MiniGPTError(
+            f"A launcher started {launcher.world_size()} processes, and the training has one. Pass --trainer.devices "
+            f"{launcher.world_size()}, or start it without the launcher and its variables (WORLD_SIZE, SLURM_NTASKS)."
+        )
+    processes.known = rank_zero_only.rank = trainer.global_rank
 
 
 def _check_strategy(trainer: Trainer) -> None:

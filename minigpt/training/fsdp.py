@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import nn
+from torch.distributed.checkpoint import FileSystemWriter, save
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -22,7 +23,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from minigpt.errors import MiniGPTError
-from minigpt.shards import load_share, numbered, read_rest, renamed
+from minigpt.files import can_sync
+from minigpt.shards import REST, load_share, numbered, read_rest, renamed
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -53,9 +55,18 @@ class FSDP2Strategy(ModelParallelStrategy):
         return numbered(state) if whole and self.is_global_zero else state
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Write shards as Lightning does, or one file as one device does: Lightning would remove the last one first."""
+        """Write shards, flushed to disk where possible, or one file as one device does.
+
+        Lightning would remove the last file first, and fail where shards cannot be flushed.
+        """
         if self._save_distributed_checkpoint:
-            super().save_checkpoint(checkpoint, filepath, storage_options)
+            path = Path(self.broadcast(filepath))
+            path.mkdir(parents=True, exist_ok=True)
+            (moments,) = checkpoint.pop("optimizer_states")
+            state = {"state_dict": checkpoint.pop("state_dict"), "optimizer_0": moments}
+            save(state, storage_writer=FileSystemWriter(path, sync_files=can_sync(path)))
+            if self.is_global_zero:
+                torch.save(checkpoint, path / REST)
         elif self.is_global_zero:
             self.checkpoint_io.save_checkpoint(checkpoint, filepath)
 

@@ -19,13 +19,14 @@ from typing import Any
 import matplotlib
 import optuna
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from minigpt import runs
+from minigpt import files, runs
 from minigpt.errors import MiniGPTError, note, writing
 from minigpt.seeds import derive_seed
 from minigpt.training import recipes
@@ -101,7 +102,7 @@ class Sweep:
         warnings.filterwarnings("ignore", module="optuna")  # of a validation that a resume repeats, for one
         with writing(self.folder, "--storage FILE"):
             self._lock("study").parent.mkdir(exist_ok=True)
-        with FileLock(self._lock("study")):
+        with files.lock(self._lock("study")):
             self.study = self._open(sqlite=str(storage).startswith("sqlite:///") or self.storage.suffix == ".db")
             # A first quarter says little: rates are still rising, and every model learns the letters first.
             self.study.pruner = optuna.pruners.MedianPruner(n_warmup_steps=max(recipe.trainer.max_steps // 4, 0))
@@ -115,12 +116,13 @@ class Sweep:
     def _open(self, sqlite: bool) -> optuna.Study:
         try:
             if sqlite:
+                self.storage.open("ab").close()  # by umask, which SQLite would narrow
                 patient = {"connect_args": {"timeout": 60}}  # seconds, while another process writes
                 storage = optuna.storages.RDBStorage(f"sqlite:///{self.storage}", engine_kwargs=patient)
             else:
                 if self.storage.exists() and self.storage.read_bytes()[:10] not in (b"", b'{"op_code"'):
                     raise ValueError("not a journal, to which Optuna would write all the same")
-                backend = optuna.storages.journal.JournalFileBackend(str(self.storage))
+                backend = _Journal(str(self.storage), JournalFileOpenLock(str(self.storage)))
                 storage = optuna.storages.JournalStorage(backend)
             return optuna.create_study(study_name=self.name, storage=storage, load_if_exists=True)
         except Exception as error:  # a file that is something else fails in many ways
@@ -142,23 +144,20 @@ class Sweep:
             try:
                 self._train(trial)
             finally:
-                lock.release()
+                lock.close()
 
-    def _next(self, n: int) -> tuple[Trial, FileLock] | None:
+    def _next(self, n: int) -> tuple[Trial, contextlib.ExitStack] | None:
         """A trial to train and its lock: one that was interrupted, or a new one; None if there is nothing to do."""
-        with FileLock(self._lock("study")):
+        with files.lock(self._lock("study")):
             for running in self.study.get_trials(states=(TrialState.RUNNING,)):
-                lock = FileLock(self._lock(str(running.number)))
                 with contextlib.suppress(Timeout):
-                    lock.acquire(blocking=False)
+                    lock = files.lock(self._lock(str(running.number)), blocking=False)
                     note(f"Trial {running.number} was interrupted: it is taken up again.")
                     return Trial(self.study, running._trial_id), lock
             if len(self.study.trials) >= n:
                 return None
             trial = self.study.ask()
-            lock = FileLock(self._lock(str(trial.number)))
-            lock.acquire()
-            return trial, lock
+            return trial, files.lock(self._lock(str(trial.number)))
 
     def _train(self, trial: Trial) -> None:
         self.study.sampler = optuna.samplers.TPESampler(seed=derive_seed(self.seed, trial.number) % 2**32)
@@ -215,11 +214,12 @@ class Sweep:
         """Write the table as CSV and the plots as PNG beside the storage; the files."""
         table = self.folder / f"{self.name}.csv"
         rows = self.rows()
-        with open(table, "w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(row | {"run": row["run"] and os.path.relpath(row["run"], self.folder)} for row in rows)
-        return [table, *self._draw()]
+        with writing(self.folder, "--storage FILE"):
+            with open(table, "w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, rows[0])
+                writer.writeheader()
+                writer.writerows(row | {"run": row["run"] and os.path.relpath(row["run"], self.folder)} for row in rows)
+            return [table, *self._draw()]
 
     def _draw(self) -> list[Path]:
         complete = self.study.get_trials(states=(TrialState.COMPLETE,))
@@ -231,15 +231,24 @@ class Sweep:
         kinds = {"history": plots.plot_optimization_history, "slices": plots.plot_slice}
         if len({trial.value for trial in complete}) > 1:
             kinds["importances"] = plots.plot_param_importances
-        files = []
+        drawn = []
         for kind, plot in kinds.items():
             with warnings.catch_warnings(action="ignore"):
                 axes = plot(self.study, target_name="bits per character")
             figure = getattr(axes, "flat", [axes])[0].figure
-            files.append(self.folder / f"{self.name}.{kind}.png")
-            figure.savefig(files[-1], bbox_inches="tight")
+            drawn.append(self.folder / f"{self.name}.{kind}.png")
+            figure.savefig(drawn[-1], bbox_inches="tight")
             matplotlib.pyplot.close(figure)
-        return files
+        return drawn
+
+
+class _Journal(JournalFileBackend):
+    """Optuna's journal, also where a file cannot be flushed to disk."""
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Write entries; flushing is the last that Optuna does for them."""
+        with files.syncing(Path(self._file_path)):
+            super().append_logs(logs)
 
 
 def _reasons(error: BaseException | None) -> Iterator[BaseException]:

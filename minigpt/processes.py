@@ -1,0 +1,49 @@
+"""Which of the processes of a training this one is, by the variables that a launcher sets in the environment.
+
+Such variables may also be left over in the environment of a process that no launcher started.
+"""
+
+import os
+
+SIZES = {  # how many processes there are, for each variable that numbers them
+    "RANK": "WORLD_SIZE", "LOCAL_RANK": "WORLD_SIZE", "SLURM_PROCID": "SLURM_NTASKS",
+    "JSM_NAMESPACE_RANK": "JSM_NAMESPACE_SIZE",
+}  # fmt: skip
+SRUN = ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_JOB_ID")
+known: int | None = None  # the rank, once the Trainer or the command has settled it
+
+
+def rank() -> int:
+    """Return the rank of this process; 0 for the first of several, and for one that runs alone."""
+    if known is not None:
+        return known
+    return max((_number(name) or 0) * ((_number(size) or 1) > 1) for name, size in SIZES.items())
+
+
+def forget_leftovers(alone: bool) -> list[str]:
+    """Remove from the environment what would make Lightning wait for processes that do not exist.
+
+    torchrun and srun set all of their variables, and Lightning sets LOCAL_RANK and WORLD_SIZE. Others are left over.
+
+    Args:
+        alone: There is one process, as far as its settings say.
+
+    Returns:
+        The names of variables that spoke of other processes.
+    """
+    torchrun = "TORCHELASTIC_RUN_ID" in os.environ and None not in map(_number, ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    without_srun = alone and (_number("SLURM_NTASKS") or 1) > 1 and "SLURM_STEP_ID" not in os.environ
+    names = [name for name in SIZES if _number(name) is None]  # Lightning fails on what is not a number
+    if not torchrun:
+        names.append("TORCHELASTIC_RUN_ID")
+        if alone or (_number("WORLD_SIZE") or 1) == 1:
+            names += ["RANK", "LOCAL_RANK"]
+    if None in map(_number, SRUN) or without_srun:
+        names += ["SLURM_PROCID", "SLURM_NTASKS"]
+    removed = {name: os.environ.pop(name) for name in names if name in os.environ}
+    return [name for name, value in removed.items() if value != ("1" if name in SIZES.values() else "0")]
+
+
+def _number(name: str) -> int | None:
+    value = os.environ.get(name, "")
+    return int(value) if value.isdecimal() else None
