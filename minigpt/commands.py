@@ -331,9 +331,7 @@ def _table(scores: dict, indent: str = "") -> list[str]:
         if isinstance(value, dict):
             lines += [f"{label}{UNITS.get(name, '')}", *_table(value, f"{indent}  ")]
         elif value is not None:
-            text = (
-                f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else repr(value)
-            )
+            text = repr(value) if isinstance(value, str) else format(value, ",.4f" if isinstance(value, float) else ",")
             lines.append(f"{label:<18}{text:>12}{UNITS.get(name, '')}")
     return lines
 
