@@ -44,8 +44,10 @@ COMMON = [
 RECIPES = {
     "tiny": ["--trainer.max_steps", "700"],
     "modern": [
-        "--trainer.max_steps", "240", "--model.name", "gpt", "--model.preset", "modern", "--model.n_layer", "1",
-        "--model.n_head", "2", "--model.n_embd", "16", "--model.dropout", "0.2", "--model.optimizer", "muon",
+        "--trainer.max_steps", "240", "--model.network", "GPT", "--model.network.preset", "modern",
+        "--model.network.n_layer", "1",
+        "--model.network.n_head", "2", "--model.network.n_embd", "16", "--model.network.dropout", "0.2",
+        "--model.optimizer", "muon",
         "--model.lr_schedule", "wsd", "--trainer.gradient_clip_val", "1.0", "--trainer.accumulate_grad_batches", "2",
         "--trainer.callbacks+", "lightning.pytorch.callbacks.EMAWeightAveraging", "--data.block_size", "16",
         "--data.tokenizer", "bpe", "--data.max_vocab_size", "300", "--data.in_memory_mb", "0",

@@ -43,15 +43,13 @@ def step(width: int, context: int, steps: int) -> dict[str, float]:
     """Parameters, seconds of a step (the median) and the memory that it takes, in MB."""
     import torch
 
-    from minigpt import LitLanguageModel
+    from minigpt import GPT, LitLanguageModel
     from minigpt.training.cli import keep_memory
 
     keep_memory()
     before = held()
-    lit = LitLanguageModel(
-        VOCAB, context, "gpt", n_embd=width, n_layer=4, n_head=max(1, width // 64), preset="modern", weight_decay=0.1
-    )
-    optimizer, seconds = lit.configure_optimizers(), []
+    lit = LitLanguageModel(GPT(VOCAB, context, 4, max(1, width // 64), width, "modern"), weight_decay=0.1)
+    optimizer, seconds = lit.optimizer(), []
     for _ in range(steps + 2):
         began = time.perf_counter()
         x = torch.randint(VOCAB, (TOKENS // context, context))
@@ -59,7 +57,7 @@ def step(width: int, context: int, steps: int) -> dict[str, float]:
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - began)
-    parameters = sum(p.numel() for p in lit.model.parameters())
+    parameters = sum(p.numel() for p in lit.network.parameters())
     return {"parameters": parameters, "seconds": statistics.median(seconds[2:]), "MB": held() - before}
 
 

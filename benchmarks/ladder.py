@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from inspect import signature
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ STEPS: list[tuple[str, dict[str, Any]]] = [
 
 def rungs() -> dict[str, dict[str, Any]]:
     """The settings of each rung, by name."""
-    settings, ladder = {}, {"bigram (TinyGPT)": {"name": "tinygpt", "decay_vectors": True} | ADAMW}
+    settings, ladder = {}, {"bigram (TinyGPT)": {"network": "TinyGPT", "decay_vectors": True} | ADAMW}
     for name, change in STEPS:
         settings = settings | change
         ladder[name] = settings
@@ -59,19 +60,20 @@ def train(
     """Train one rung with one seed, in a process of its own; what the table needs of it."""
     import torch
 
+    from minigpt import GPT
     from minigpt.evaluation import evaluate
     from minigpt.generation.text import LanguageModel
     from minigpt.training.cli import MiniGPTCLI
 
     torch.set_num_threads(threads)
-    flags = {f"model.{key}": value for key, value in settings.items()} | {
+    of_network = signature(GPT).parameters
+    flags = {f"model.{'network.' * (key in of_network)}{key}": value for key, value in settings.items()} | {
         "data.path": corpus, "data.tokenizer": tokenizer, "seed_everything": seed, "trainer.max_steps": steps,
         "trainer.accelerator": "cpu", "validation.every_n_steps": 0, "checkpoint.every_n_steps": 10**9,
         "samples.every_n_steps": 0, "figures.every_n_steps": 0,
     }  # fmt: skip
-    if settings.get("name") == "tinygpt":
-        flags |= {"model.n_layer": "null", "model.n_head": "null", "model.preset": "null", "model.bias": "null"}
-        flags["model.n_embd"] = bigram_width(corpus, tokenizer)
+    if settings.get("network") == "TinyGPT":
+        flags["model.network.n_embd"] = bigram_width(corpus, tokenizer)
     args = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         os.chdir(folder)
@@ -80,7 +82,7 @@ def train(
         cli.trainer.fit(cli.model, datamodule=cli.datamodule)
         seconds = time.perf_counter() - start
         os.chdir(ROOT)
-    data, model = cli.datamodule, cli.model.model
+    data, model = cli.datamodule, cli.model.network
     lm = LanguageModel(model, data.tokenizer)
     sample = lm.generate(
         PROMPT.get(corpus, "\n"), 120, temperature=0.8, top_k=30, top_p=0.9, seed=0, unknown="skip"

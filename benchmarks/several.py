@@ -70,7 +70,7 @@ def steps(rank: int, world: int, port: int, results: SimpleQueue, way: str, widt
     from torch.distributed.device_mesh import init_device_mesh
     from torch.nn.parallel import DistributedDataParallel
 
-    from minigpt import LitLanguageModel
+    from minigpt import GPT, LitLanguageModel
     from minigpt.training.cli import keep_memory
     from minigpt.training.fsdp import shard
 
@@ -79,17 +79,14 @@ def steps(rank: int, world: int, port: int, results: SimpleQueue, way: str, widt
         keep_memory()
     join(rank, world, port)
     before = held()
-    lit = LitLanguageModel(
-        VOCAB, CONTEXT, "gpt", n_embd=width, n_layer=4, n_head=max(1, width // 64), preset="modern",
-        activation_checkpointing=checkpointing,
-    )  # fmt: skip
-    parameters = sum(p.numel() for p in lit.model.parameters())
-    model = lit.model
+    model = GPT(VOCAB, CONTEXT, 4, max(1, width // 64), width, "modern")
+    lit = LitLanguageModel(model, activation_checkpointing=checkpointing)
+    parameters = sum(p.numel() for p in model.parameters())
     if strategy == "ddp":
         model = DistributedDataParallel(model)
     elif strategy == "fsdp":
         shard(model, init_device_mesh("cpu", (world,)))
-    optimizer = lit.configure_optimizers()
+    optimizer = lit.optimizer()
 
     def step() -> None:
         x = torch.randint(VOCAB, (tokens // CONTEXT, CONTEXT))

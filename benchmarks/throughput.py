@@ -83,14 +83,13 @@ def nanogpt_loop(sizes: dict, device: str, compiled: bool) -> Loop:
 
 def minigpt_loop(sizes: dict, device: str, compiled: bool) -> Loop:
     """The loss of `(x, y)`, the model and the optimizer of scripts/train.py."""
-    from minigpt import LitLanguageModel
+    from minigpt import GPT, LitLanguageModel
     from minigpt.training.cli import keep_memory
 
     keep_memory()
-    lit = LitLanguageModel(
-        VOCAB, name="gpt", preset="gpt2", bias=False, learning_rate=1e-3, weight_decay=0.1, beta2=0.99, **sizes
-    ).to(device)
-    return torch.compile(lit.loss) if compiled else lit.loss, lit.model, lit.configure_optimizers()
+    network = GPT(VOCAB, preset="gpt2", bias=False, **sizes)
+    lit = LitLanguageModel(network, learning_rate=1e-3, weight_decay=0.1, beta2=0.99).to(device)
+    return torch.compile(lit.loss) if compiled else lit.loss, network, lit.optimizer()
 
 
 def step_of(loop: str, sizes: dict, batch: int, device: str) -> Callable[[], torch.Tensor]:

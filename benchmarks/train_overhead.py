@@ -131,7 +131,7 @@ def bare(recipe: str, steps: int) -> Clock:
     batches = iter(clock)
     for _ in range(steps):
         cli.model.loss(*next(batches)).backward()
-        nn.utils.clip_grad_norm_(cli.model.model.parameters(), cli.config.trainer.gradient_clip_val)
+        nn.utils.clip_grad_norm_(cli.model.network.parameters(), cli.config.trainer.gradient_clip_val)
         optimizer.step()
         optimizer.zero_grad()
     return clock

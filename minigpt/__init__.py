@@ -6,7 +6,7 @@ sample never waits for Lightning.
 
 from importlib import import_module
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "GPT": "minigpt.models.gpt",

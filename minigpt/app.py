@@ -11,7 +11,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from html import escape
 from pathlib import Path
@@ -73,13 +73,15 @@ class Shelf:
     Args:
         ckpt_path: What is offered first: `last`, a run folder or a file, which may lie outside `lightning_logs/`.
         device: Where models are put.
+        allow_code: The modules outside minigpt whose networks may be imported.
 
     Raises:
         MiniGPTError: What is named is not there.
     """
 
-    def __init__(self, ckpt_path: str = "last", device: str = "cpu"):
+    def __init__(self, ckpt_path: str = "last", device: str = "cpu", allow_code: Sequence[str] = ()):
         self.device = device
+        self.allow_code = allow_code
         self.named = None if ckpt_path == "last" else str(runs.find_checkpoint(ckpt_path))
         self._model = lru_cache(LOADED)(self._read)
         self._lock = threading.Lock()
@@ -125,7 +127,7 @@ class Shelf:
                 raise Problem("broken", file) from error
 
     def _read(self, file: str, written: int) -> LanguageModel:
-        return runs.language_model(runs.read_checkpoint(Path(file)), self.device)
+        return runs.language_model(runs.read_checkpoint(Path(file)), self.device, allow_code=self.allow_code)
 
 
 class Problem(Exception):

@@ -110,6 +110,10 @@ class _Parser(argparse.ArgumentParser):
             self.add_argument(
                 "--ckpt_path", default="last", help="`last` (the newest run), a run folder or a checkpoint"
             )
+            self.add_argument(
+                "--allow_code", action="append", default=[], metavar="MODULE",
+                help="let the run's network be a class of this module; give it again for another",
+            )  # fmt: skip
 
     def parse_args(self, args: list[str]) -> argparse.Namespace:
         """Parse; an unknown option is answered with the nearest one."""
@@ -206,7 +210,7 @@ def generate(args: list[str]) -> int:
     from minigpt.generation.decoding import compile_decoding
 
     file = runs.find_checkpoint(asked.ckpt_path)
-    lm = runs.language_model(runs.read_checkpoint(file), _device(asked.device), asked.precision)
+    lm = runs.language_model(runs.read_checkpoint(file), _device(asked.device), asked.precision, asked.allow_code)
     prompt = (sys.stdin.read() if sys.stdin else "") if asked.prompt == "-" else asked.prompt
     shown = lm.prepare(prompt, asked.unknown)
     if asked.num_samples < 1:
@@ -278,7 +282,7 @@ def evaluate(args: list[str]) -> int:
     file = runs.find_checkpoint(asked.ckpt_path)
     checkpoint = runs.read_checkpoint(file)
     about = checkpoint["minigpt"]["data"]
-    lm = runs.language_model(checkpoint, _device(asked.device), asked.precision)
+    lm = runs.language_model(checkpoint, _device(asked.device), asked.precision, asked.allow_code)
     own = None
     try:
         own = runs.tokens_of(file, about, asked.cache_dir)
@@ -353,7 +357,7 @@ def export(args: list[str]) -> int:
 
     file = runs.find_checkpoint(asked.ckpt_path)
     checkpoint = runs.read_checkpoint(file)
-    write(checkpoint, runs.language_model(checkpoint), asked.out, asked.format)
+    write(checkpoint, runs.language_model(checkpoint, allow_code=asked.allow_code), asked.out, asked.format)
     note(f"({file})")
     print(asked.out)
     return 0
@@ -376,7 +380,7 @@ def app(args: list[str]) -> int:
         with needs("The page needs", "app", "gradio"):
             from minigpt.app import Shelf, serve
 
-        shelf = Shelf(asked.ckpt_path, _device(asked.device))
+        shelf = Shelf(asked.ckpt_path, _device(asked.device), asked.allow_code)
         page = serve(shelf, asked.host, asked.port, (name, password) if asked.auth else None)
     if not shelf.files():
         note(f"There is no run yet. Make one: {first_training()}")
@@ -415,7 +419,7 @@ def train(args: list[str]) -> int:
     if cli.finished:
         note(f"{cli.checkpoint} has done its {cli.trainer.max_steps} steps. Go on with a larger --trainer.max_steps.")
         return 0
-    model, data = cli.model.model, cli.datamodule
+    model, data = cli.model.network, cli.datamodule
     note(
         f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters, "
         f"on {cli.trainer.strategy.root_device}; {len(data.train_ids):,} tokens to train on, "
@@ -468,8 +472,16 @@ def _summary(cli, model, seconds: float) -> None:
         f"floors in bits per character: {floors}\n\n"
         f"{sample}\n\n"
         f"Curves and samples:  {tool('tensorboard', '--logdir', run_dir)}\n"
-        f"More text:           {command('generate', '--ckpt_path', run_dir)}"
+        f"More text:           {command('generate', '--ckpt_path', run_dir, *_allowing(cli.model.architecture))}"
     )
+
+
+def _allowing(network: dict) -> list[str]:
+    """The option that a command takes to load a network of one's own."""
+    from minigpt.models import NETWORKS
+
+    path = network["class_path"]
+    return [] if path in NETWORKS else ["--allow_code", path.rpartition(".")[0]]
 
 
 def sweep(args: list[str]) -> int:

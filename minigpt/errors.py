@@ -5,7 +5,7 @@ An error's message is what the person reads: one or two plain sentences that nam
 """
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -71,6 +71,17 @@ def writing(folder: Path, flag: str) -> Iterator[None]:
         raise MiniGPTError(
             f"The folder '{folder}' cannot be written to: {error.strerror}. Name another with {flag}."
         ) from error
+
+
+def check_sizes(sizes: Mapping[str, int]) -> None:
+    """Refuse a size that is not a whole number of 1 or more.
+
+    Raises:
+        MiniGPTError: It names the size.
+    """
+    for name, size in sizes.items():
+        if size < 1:
+            raise MiniGPTError(f"{name} is {size}. Give it a whole number of 1 or more.")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

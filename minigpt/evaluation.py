@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric
-from torchmetrics.classification import MulticlassAccuracy
 
 from minigpt.data.dataset import EvalWindows, Ids
 from minigpt.data.tokenizers import Tokenizer
@@ -48,19 +47,21 @@ class LossByPosition(Metric):
     """The mean loss at each position of a window: it falls as far as the model uses its context.
 
     Args:
-        block_size: `T`, the number of positions.
+        block_size: `T`, the number of positions; it grows with longer windows.
     """
 
     higher_is_better = False
     full_state_update = False
 
-    def __init__(self, block_size: int):
+    def __init__(self, block_size: int = 1):
         super().__init__()
         self.add_state("nats", torch.zeros(block_size), dist_reduce_fx="sum")
         self.add_state("windows", torch.zeros(block_size, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, losses: torch.Tensor) -> None:
         """Add the `(B, T)` losses of windows that begin at the first position."""
+        more = max(0, losses.shape[1] - len(self.nats))
+        self.nats, self.windows = F.pad(self.nats, (0, more)), F.pad(self.windows, (0, more))
         self.nats[: losses.shape[1]] += losses.sum(0)
         self.windows[: losses.shape[1]] += len(losses)
 
@@ -73,19 +74,17 @@ class TextMetrics(nn.Module):
     """The figures of an evaluation, gathered batch by batch: each target counts once, whatever the batches.
 
     Args:
-        vocab_size: `V`, the number of tokens.
-        block_size: The longest window.
         lengths: `(V,)` the number of characters that each token stands for; without them there are no bits per
             character.
     """
 
-    def __init__(self, vocab_size: int, block_size: int, lengths: torch.Tensor | None = None):
+    def __init__(self, lengths: torch.Tensor | None = None):
         super().__init__()
         self.lengths = lengths  # no buffer: weight averaging swaps those
         self.loss = MeanMetric()
         self.bits_per_char = BitsPerCharacter()
-        self.by_position = LossByPosition(block_size)
-        self.accuracy = MulticlassAccuracy(vocab_size, average="micro", validate_args=False)
+        self.by_position = LossByPosition()
+        self.accuracy = MeanMetric()
 
     def characters(self, targets: torch.Tensor) -> torch.Tensor:
         """How many characters these tokens stand for."""
@@ -100,7 +99,7 @@ class TextMetrics(nn.Module):
         self.loss.update(loss, weight=targets.numel())
         if self.lengths is not None:
             self.bits_per_char.update(loss * targets.numel(), self.characters(targets))
-        self.accuracy.update(logits, targets)
+        self.accuracy.update((logits.argmax(-1) == targets).float().mean(), weight=targets.numel())
 
     def compute(self) -> dict[str, torch.Tensor]:
         """`loss` in nats per token, `bits_per_char`, `perplexity` per token and `accuracy` of the likeliest token."""
@@ -137,7 +136,7 @@ def measure(model: nn.Module, data: Ids, lengths: torch.Tensor, block_size: int 
         )
     if longest is not None and block_size > longest:
         raise MiniGPTError(f"block_size is {block_size}, and the longest window of this model has {longest} tokens.")
-    metrics = TextMetrics(len(lengths), block_size, lengths).to(device)
+    metrics = TextMetrics(lengths).to(device)
     was_training = model.training
     model.eval()
     for x, y in eval_windows(data, block_size, len(lengths)):

@@ -7,6 +7,7 @@ import glob
 import json
 import os
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from minigpt.data.tokens import Tokens, tokenize
 from minigpt.errors import MiniGPTError, needs
 from minigpt.generation.checks import quantize_checked
 from minigpt.generation.text import LanguageModel
-from minigpt.models import build_model
+from minigpt.models import NETWORKS, build_network
 from minigpt.models.layers import lay_out
 
 ROOT = "lightning_logs"
@@ -30,8 +31,6 @@ EXPORTED = "minigpt.json"  # beside model.safetensors, in a folder that `minigpt
 LARGEST_BLOCK = 1 << 20  # positions that a checkpoint is believed to have, where its weights do not say
 # What a model is in; for int8, what all of it but the weights of linear layers is in.
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
-# What was not yet written down while there were characters in UTF-8 alone.
-BEFORE_TOKENIZERS = {"encoding": None, "nfc": True, "max_vocab_size": None, "byte_fallback": False}
 
 
 def newest_run(name: str | None = None, root: str | Path = ROOT) -> Path | None:
@@ -106,10 +105,11 @@ def read_checkpoint(file: Path, weights: bool = True) -> dict:
         made_by = Version(checkpoint["minigpt"]["version"])
     except (KeyError, TypeError, InvalidVersion) as error:
         raise MiniGPTError(f"'{file}' is not a checkpoint of minigpt. Name one that a training wrote.") from error
-    if isinstance(checkpoint["minigpt"].get("data"), dict):
-        checkpoint["minigpt"]["data"] = BEFORE_TOKENIZERS | checkpoint["minigpt"]["data"]
-    if isinstance(model := checkpoint["minigpt"].get("model"), dict) and model.get("name") == "gpt":
-        checkpoint["minigpt"]["model"] = {"ngrams": 0} | model  # a switch that came later
+    if made_by < Version("0.2.0"):
+        raise MiniGPTError(
+            f"'{file}' was made by minigpt {made_by}, whose checkpoints {minigpt.__version__} does not read. Train it "
+            "again, or install minigpt 0.1."
+        )
     if made_by > Version(minigpt.__version__):
         raise MiniGPTError(
             f"'{file}' was made by minigpt {made_by}, and this is {minigpt.__version__}. Bring minigpt up to date."
@@ -138,7 +138,7 @@ def _read_export(file: Path) -> dict:
         weights = load_file(file.with_name("model.safetensors"))
         return {
             "minigpt": json.loads(file.read_text(encoding="utf-8")),
-            "state_dict": {f"model.{name}": weight for name, weight in weights.items()},
+            "state_dict": {f"network.{name}": weight for name, weight in weights.items()},
         }
     except Exception as error:  # like a checkpoint, an export can be broken in many ways
         raise MiniGPTError(
@@ -146,23 +146,43 @@ def _read_export(file: Path) -> dict:
         ) from error
 
 
-def language_model(checkpoint: dict, device: str | torch.device = "cpu", precision: str = "32") -> LanguageModel:
+def language_model(
+    checkpoint: dict,
+    device: str | torch.device = "cpu",
+    precision: str = "32",
+    allow_code: str | Collection[str] = (),
+    network: nn.Module | None = None,
+) -> LanguageModel:
     """The model and the tokenizer of a checkpoint, in eval mode on `device`; arguments as in `load`."""
     if precision not in PRECISIONS:
         raise MiniGPTError(f"precision is '{precision}'. It takes {' or '.join(PRECISIONS)}.")
+    allow_code = [allow_code] if isinstance(allow_code, str) else allow_code
     try:
-        architecture = checkpoint["minigpt"]["model"]
-        weights = {key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items()}
-        tokenizer = tokenizers.from_dict(checkpoint["minigpt"]["data"]["tokenizer"])
-        _check_sizes(architecture, weights, tokenizer.vocab_size)
-        model = build_model(**architecture)
-        model.load_state_dict(weights)
+        description, data = checkpoint["minigpt"]["model"], checkpoint["minigpt"]["data"]
+        weights = {key.removeprefix("network."): value for key, value in checkpoint["state_dict"].items()}
+        tokenizer = tokenizers.from_dict(data["tokenizer"])
+        if network is None and description["class_path"] in NETWORKS:
+            _check_sizes(description, weights, tokenizer.vocab_size)
+        model = build_network(description, allow_code) if network is None else network
+        _load_weights(model, weights)
+        if getattr(model, "block_size", None) is None:
+            model.block_size = data["block_size"]  # the longest window that it was trained with
     except MiniGPTError:
         raise
     except Exception as error:  # what was altered can be wrong in any way
         raise MiniGPTError("The checkpoint is damaged: what it says does not fit together. Name another.") from error
     prepare(model, device, precision)
     return LanguageModel(model, tokenizer)
+
+
+def _load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise MiniGPTError(
+            f"The weights of the checkpoint are not those of {type(model).__name__}: "
+            f"{' '.join(str(error).split())[:200]}. Was the class changed since?"
+        ) from error
 
 
 def prepare(model: nn.Module, device: str | torch.device = "cpu", precision: str = "32") -> None:
@@ -173,22 +193,29 @@ def prepare(model: nn.Module, device: str | torch.device = "cpu", precision: str
     lay_out(model)
 
 
-def _check_sizes(architecture: dict, weights: dict[str, torch.Tensor], vocab_size: int) -> None:
+def _check_sizes(description: dict, weights: dict[str, torch.Tensor], vocab_size: int) -> None:
     """Hold what a checkpoint says of its model to the weights in it, before anything of that size is made.
 
     Raises:
         MiniGPTError: A layer, a shape or the vocabulary is not what it says.
     """
-    said = architecture["vocab_size"], architecture["block_size"], architecture.get("n_layer", 0)
-    if said[0] != vocab_size or said[1] > LARGEST_BLOCK or said[2] > len(weights):
-        raise MiniGPTError(f"The checkpoint is damaged: a model of {architecture} has other weights. Name another.")
+    wrong = MiniGPTError(f"The checkpoint is damaged: a network of {description} has other weights. Name another.")
+    said = description["init_args"]
+    if said["vocab_size"] != vocab_size or said["block_size"] > LARGEST_BLOCK or said.get("n_layer", 0) > len(weights):
+        raise wrong
     with torch.device("meta"):
-        expected = {name: weight.shape for name, weight in build_model(**architecture).state_dict().items()}
+        expected = {name: weight.shape for name, weight in build_network(description).state_dict().items()}
     if expected != {name: weight.shape for name, weight in weights.items()}:
-        raise MiniGPTError(f"The checkpoint is damaged: a model of {architecture} has other weights. Name another.")
+        raise wrong
 
 
-def load(ckpt_path: str | Path = "last", device: str | torch.device = "cpu", precision: str = "32") -> LanguageModel:
+def load(
+    ckpt_path: str | Path = "last",
+    device: str | torch.device = "cpu",
+    precision: str = "32",
+    allow_code: str | Collection[str] = (),
+    network: nn.Module | None = None,
+) -> LanguageModel:
     """Load a trained model; a run folder is all it needs.
 
     Args:
@@ -197,11 +224,16 @@ def load(ckpt_path: str | Path = "last", device: str | torch.device = "cpu", pre
         precision: `32`; `bf16`, in which weights take half the memory and keep two to three digits; or `int8`, in which
             those of linear layers take a quarter and are one of 255 steps for each output. In both, probabilities, and
             with them texts, differ a little.
+        allow_code: The module of a network outside minigpt, or several, that may be imported, from the working folder
+            too.
+        network: An instance to load the weights into, in place of the class that the run names.
 
     Raises:
-        MiniGPTError: There is no such run, its checkpoint cannot be read, or there is no such precision.
+        MiniGPTError: There is no such run, its checkpoint cannot be read, its network is of a class that is not
+            allowed, or there is no such precision.
     """
-    return language_model(read_checkpoint(find_checkpoint(ckpt_path)), device, precision)
+    checkpoint = read_checkpoint(find_checkpoint(ckpt_path))
+    return language_model(checkpoint, device, precision, allow_code, network)
 
 
 def corpus_of(file: Path, about: dict) -> str:

@@ -23,24 +23,38 @@ def test_every_option_is_described(parser):
 def test_help_goes_to_stdout(call):
     result = call("train", "--help")
     assert result.status == 0
-    assert "--model.n_embd" in result.out
-    assert "The width." in " ".join(result.out.split())
+    assert "--model.network.help" in result.out
+    network = call("train", "--model.network.help", "GPT")
+    assert network.status == 0
+    assert "rope" in network.out
+    assert "--model.network.n_embd" in network.out
+    assert "AdamW's step size." in " ".join(result.out.split())
     assert "--validation.every_n_steps" in result.out
 
 
 def test_print_config_shows_what_a_run_would_use(call, folder):
-    result = call("train", "--config", TINY, "--model.n_embd", "32", "--print_config")
+    result = call("train", "--config", TINY, "--model.network.n_embd", "32", "--print_config")
     assert result.status == 0
     recipe = yaml.safe_load(result.out)
-    assert recipe["model"]["n_embd"] == 32
+    assert recipe["model"]["network"]["init_args"]["n_embd"] == 32
     assert recipe["data"]["block_size"] == 64
     assert list(folder.iterdir()) == []
 
 
 def test_print_config_of_a_resume_shows_the_runs_own(call, folder):
-    call("train", "--config", TINY, "--trainer.accelerator", "cpu", "--trainer.max_steps", "2", "--model.n_embd", "8")
+    call(
+        "train",
+        "--config",
+        TINY,
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.max_steps",
+        "2",
+        "--model.network.n_embd",
+        "8",
+    )
     recipe = yaml.safe_load(call("train", "--ckpt_path", "last", "--print_config").out)
-    assert (recipe["model"]["n_embd"], recipe["trainer"]["max_steps"]) == (8, 2)
+    assert (recipe["model"]["network"]["init_args"]["n_embd"], recipe["trainer"]["max_steps"]) == (8, 2)
 
 
 def test_a_printed_config_trains(call, folder):
@@ -104,9 +118,13 @@ def printed(call, *args: str) -> dict:
     "config", [["--config", TINY], [f"--config={TINY}"], ["-c", TINY], [f"-c={TINY}"], [f"-c{TINY}"]]
 )
 def test_a_flag_wins_over_a_file_that_stands_behind_it(call, config):
-    flags = ["--model.n_embd", "16", "--data.batch_size=2", "--trainer.callbacks+=LearningRateMonitor"]
+    flags = ["--model.network.n_embd", "16", "--data.batch_size=2", "--trainer.callbacks+=LearningRateMonitor"]
     before, behind = printed(call, *flags, *config), printed(call, *config, *flags)
-    assert (before["model.n_embd"], before["data.batch_size"], before["data.lower"]) == (16, 2, True)
+    assert (before["model.network.n_embd"], before["data.batch_size"], before["data.lower"]) == (
+        16,
+        2,
+        True,
+    )
     assert [callback["class_path"].split(".")[-1] for callback in before["trainer.callbacks"]] == [
         "LearningRateMonitor"
     ]
@@ -115,20 +133,22 @@ def test_a_flag_wins_over_a_file_that_stands_behind_it(call, config):
 
 def test_a_later_file_wins_and_what_a_flag_adds_is_added_to_the_files(call, folder):
     (folder / "one.yaml").write_text(
-        "model: {n_embd: 8, learning_rate: 0.5}\ntrainer: {callbacks: [LearningRateMonitor]}"
+        "model: {network: {class_path: GPT, init_args: {n_embd: 8}}, learning_rate: 0.5}\n"
+        "trainer: {callbacks: [LearningRateMonitor]}"
     )
-    (folder / "two.yaml").write_text("model: {n_embd: 12}\ntrainer: {callbacks+: ModelSummary}")
+    (folder / "two.yaml").write_text("model: {network: {init_args: {n_embd: 12}}}\ntrainer: {callbacks+: ModelSummary}")
     flags = ["--config", "one.yaml", "--trainer.callbacks+=Timer", "--model.beta2=0.5", "--config", "two.yaml"]
     settings = printed(call, *flags)
-    assert [settings[f"model.{key}"] for key in ("n_embd", "learning_rate", "beta2")] == [12, 0.5, 0.5]
+    assert settings["model.network.n_embd"] == 12
+    assert [settings[f"model.{key}"] for key in ("learning_rate", "beta2")] == [0.5, 0.5]
     names = [callback["class_path"].split(".")[-1] for callback in settings["trainer.callbacks"]]
     assert names == ["LearningRateMonitor", "ModelSummary", "Timer"]
 
 
 def test_a_flag_before_the_file_holds_in_a_run_and_in_its_resume(call, folder):
     file = ["--config", TINY, *QUICK]
-    assert call("train", "--model.n_embd", "16", "--trainer.max_steps", "3", *file).status == 0
-    resumed = call("train", "--ckpt_path", "last", "--model.n_embd=16", "--trainer.max_steps", "5", *file)
+    assert call("train", "--model.network.n_embd", "16", "--trainer.max_steps", "3", *file).status == 0
+    resumed = call("train", "--ckpt_path", "last", "--model.network.n_embd=16", "--trainer.max_steps", "5", *file)
     assert "after 5 steps, the last 2" in resumed.out, resumed.err
 
 
@@ -140,11 +160,11 @@ def test_the_order_of_everything_else_is_kept():
 
 
 DUPLICATES = [
-    ("seed_everything: 1\nmodel:\n  n_embd: 8\ndata: {}\nmodel:\n  bias: true\n", "'model'", "lines 2 and 5"),
-    ("model:\n  n_embd: 8\n  n_embd: 16\n", "'model.n_embd'", "lines 2 and 3"),
-    ("model.n_embd: 8\nmodel:\n  n_embd: 16\n", "'model.n_embd'", "lines 1 and 3"),
+    ("seed_everything: 1\nmodel:\n  beta2: 0.8\ndata: {}\nmodel:\n  min_lr: 0\n", "'model'", "lines 2 and 5"),
+    ("model:\n  beta2: 0.8\n  beta2: 0.9\n", "'model.beta2'", "lines 2 and 3"),
+    ("model.beta2: 0.8\nmodel:\n  beta2: 0.9\n", "'model.beta2'", "lines 1 and 3"),
     ("trainer: {callbacks: [{class_path: Timer,\n class_path: EarlyStopping}]}", "'class_path'", "lines 1 and 2"),
-    ("model: {n_embd: 8, n_embd: 16}", "'model.n_embd'", "line 1"),
+    ("model: {beta2: 0.8, beta2: 0.9}", "'model.beta2'", "line 1"),
 ]
 
 
@@ -164,8 +184,8 @@ def test_merge_keys_and_equal_keys_of_different_items_are_no_duplicates(call, fo
         "a": {"x": 1, "y": 1}, "b": {"x": 2, "y": 1}, "c": {"x": 1, "y": 5, "z": 3},
         "d": [{"x": 1}, {"x": 2}, {"x": 1, "y": 1}], "e": {"x": 1, "y": 1, "z": 1},
     }  # fmt: skip
-    (folder / "merged.yaml").write_text("model: &m {n_embd: 8}\ndata: {batch_size: 2}\nmodel.bias: true\n")
-    assert printed(call, "--config", "merged.yaml")["model.n_embd"] == 8
+    (folder / "merged.yaml").write_text("model: &m {beta2: 0.8, network: GPT}\ndata: {lower: true}\nmodel.min_lr: 0\n")
+    assert printed(call, "--config", "merged.yaml")["model.beta2"] == 0.8
 
 
 def test_a_run_whose_settings_are_given_twice_is_not_resumed(call, folder):
@@ -221,8 +241,9 @@ def test_an_odd_text_reads_back_equal_also_for_other_readers(text):
 def test_a_config_takes_a_text_as_its_flag_does(parser, folder, text):
     """Through the parser: flag, config.yaml, and the settings that a resume takes from it."""
     texts = recipes.dump([text, "b"])
-    keys = ("data.path", "data.encoding", "model.name")
-    config = parser.parse_args([*(f"--{key}={text}" for key in keys), f"--samples.prompts={texts}"])
+    keys = ("data.path", "data.encoding", "model.lr_schedule")
+    flags = ["--model.network=TinyGPT", *(f"--{key}={text}" for key in keys), f"--samples.prompts={texts}"]
+    config = parser.parse_args(flags)
     (folder / "written.yaml").write_text(parser.dump(config, skip_link_targets=True), encoding="utf-8")
     again = parser.parse_args(["--config", "written.yaml"])
     assert again["data.path"] == text

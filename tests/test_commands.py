@@ -71,8 +71,9 @@ def test_what_cannot_be_compiled_goes_on_as_it_is(call, trained_run):
 
 
 def test_compiled_generation_writes_the_same_text(call, train):
-    train("--model.name", "gpt", "--model.preset", "modern", "--model.n_layer", "1", "--model.n_head", "2",
-          "--model.n_embd", "16", "--trainer.max_steps", "5")  # fmt: skip
+    train("--model.network", "GPT", "--model.network.preset", "modern", "--model.network.n_layer", "1",
+          "--model.network.n_head", "2",
+          "--model.network.n_embd", "16", "--trainer.max_steps", "5")  # fmt: skip
     plain, compiled = call("generate", "--seed", "1"), call("generate", "--seed", "1", "--compile")
     if "cannot be compiled here" in compiled.err:
         pytest.skip(compiled.err)
@@ -179,9 +180,11 @@ def test_ctrl_c_ends_the_line_and_exits_130(call, trained_run, monkeypatch):
 def test_the_command_that_goes_on_names_the_copy_of_a_pipe():
     corpus, data = SimpleNamespace(path="cache/kept.txt"), SimpleNamespace(path="/dev/fd/63")
     cli = SimpleNamespace(datamodule=SimpleNamespace(corpus=corpus), config=SimpleNamespace(data=data))
-    given = ["--data.path", "/dev/fd/63", "--ckpt_path=a", "--ckpt_path", "b", "--model.n_embd", "8"]
+    given = ["--data.path", "/dev/fd/63", "--ckpt_path=a", "--ckpt_path", "b", "--model.network.n_embd", "8"]
     again = commands._again(cli, given, Path("run"))
-    assert again.endswith("train.py --data.path /dev/fd/63 --model.n_embd 8 --data.path cache/kept.txt --ckpt_path run")
+    assert again.endswith(
+        "train.py --data.path /dev/fd/63 --model.network.n_embd 8 --data.path cache/kept.txt --ckpt_path run"
+    )
 
 
 def test_a_tilde_is_the_home_folder_in_every_path_and_form(call, folder, monkeypatch):
@@ -189,7 +192,7 @@ def test_a_tilde_is_the_home_folder_in_every_path_and_form(call, folder, monkeyp
     (home / "cache").mkdir(parents=True)
     monkeypatch.setenv("HOME", str(home))
     (home / "r.yaml").write_bytes(Path(TINY).read_bytes())
-    (home / "s.yaml").write_text("model.n_embd: [8]")
+    (home / "s.yaml").write_text("model.network.n_embd: [8]")
     (home / "t.txt").write_text("un matin, il fit beau. " * 90)
     run = "~/runs/lightning_logs/r/version_0"
     train = ["--config=~/r.yaml", "--trainer.default_root_dir=~/runs", "--data.path=~/t.txt", *QUICK]

@@ -15,7 +15,7 @@ def test_a_recipe_trains_and_its_loss_falls(call, folder, recipe):
     flags = ["--trainer.max_steps", "8", "--trainer.accelerator", "cpu", "--samples.max_new_tokens", "5"]
     flags += ["--data.path", "exemple"]  # no network
     if recipe.stem == "shakespeare":
-        flags += ["--data.batch_size", "4", "--data.max_val_tokens", "1000", "--model.n_layer", "1"]
+        flags += ["--data.batch_size", "4", "--data.max_val_tokens", "1000", "--model.network.n_layer", "1"]
     result = call(
         "train", "--config", str(recipe), *flags, "--progress.every_n_steps", "1", "--trainer.log_every_n_steps", "1"
     )

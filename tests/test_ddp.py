@@ -15,14 +15,15 @@ from test_training import curves
 pytestmark = pytest.mark.slow
 
 MODEL = [
-    "--model.name", "gpt", "--model.preset", "modern", "--model.n_layer", "1", "--model.n_head", "2",
-    "--model.n_embd", "16", "--data.block_size", "32", "--data.batch_size", "8", "--trainer.accelerator", "cpu",
+    "--model.network", "GPT", "--model.network.preset", "modern", "--model.network.n_layer", "1",
+    "--model.network.n_head", "2",
+    "--model.network.n_embd", "16", "--data.block_size", "32", "--data.batch_size", "8", "--trainer.accelerator", "cpu",
     "--validation.every_n_steps", "50", "--checkpoint.every_n_steps", "20", "--samples.every_n_steps", "0",
     "--trainer.log_every_n_steps", "10",
 ]  # fmt: skip
 TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
 EXACT = [
-    *MODEL, *TWO, "--trainer.max_steps", "120", "--model.dropout", "0.2", "--model.optimizer", "muon",
+    *MODEL, *TWO, "--trainer.max_steps", "120", "--model.network.dropout", "0.2", "--model.optimizer", "muon",
     "--trainer.accumulate_grad_batches", "2", "--progress.every_n_steps", "10",
     "--trainer.callbacks+", "lightning.pytorch.callbacks.EMAWeightAveraging",
 ]  # fmt: skip

@@ -44,7 +44,7 @@ def test_bits_per_character_compare_across_tokenizers():
 
 
 def test_a_reset_forgets():
-    metrics = TextMetrics(5, 8, torch.ones(5).long())
+    metrics = TextMetrics(torch.ones(5).long())
     metrics.update(torch.randn(2, 3, 5), torch.zeros(2, 3, dtype=torch.long))
     metrics.reset()
     metrics.update(torch.zeros(1, 4, 5), torch.zeros(1, 4, dtype=torch.long))

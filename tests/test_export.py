@@ -12,13 +12,22 @@ from minigpt.data import tokenizers
 from minigpt.export import FORMATS
 from minigpt.models.layers import lay_out
 
-NANO = ["--model.n_layer", "2", "--model.n_head", "2", "--model.n_embd", "32", "--trainer.max_steps", "30"]
+NANO = [
+    "--model.network.n_layer",
+    "2",
+    "--model.network.n_head",
+    "2",
+    "--model.network.n_embd",
+    "32",
+    "--trainer.max_steps",
+    "30",
+]
 
 
 def trained(call, preset: str, *flags: str):
     """A small trained transformer, in the current folder."""
     config = str(ROOT / "configs" / "gpt_nano.yaml")
-    flags = ("--model.preset", preset, "--model.bias", "null", "--model.warmup_steps", "5", *flags)
+    flags = ("--model.network.preset", preset, "--model.network.bias", "null", "--model.warmup_steps", "5", *flags)
     result = call("train", "--config", config, *QUICK, *NANO, *flags)
     assert result.status == 0, result.err
     return minigpt.load("last")
@@ -285,8 +294,9 @@ def test_llama_cpp_writes_the_same_text(call, flags):
     ("tokenizer", "settings", "words"),
     [
         (CharTokenizer.from_text(TEXT), {"preset": "modern"},
-         ["model.mlp relu2", "model.qk_norm True", "model.softcap 15.0", "--format onnx", "--model.preset llama"]),
-        (CharTokenizer.from_text(TEXT), {"preset": "llama", "ngrams": 8}, ["this model has model.ngrams 8."]),
+         ["mlp relu2", "qk_norm True", "softcap 15.0", "--format onnx",
+         "--model.network.preset llama"]),
+        (CharTokenizer.from_text(TEXT), {"preset": "llama", "ngrams": 8}, ["this model has ngrams 8."]),
         (CharTokenizer.from_text(TEXT, byte_fallback=True), {"preset": "llama"}, ["data.byte_fallback", "bpe"]),
         (minigpt.WordTokenizer.from_text(TEXT), {"preset": "llama"}, ["no tokenizer of words", "bpe"]),
     ],

@@ -25,8 +25,9 @@ from minigpt.errors import MiniGPTError
 from minigpt.training.checkpointing import save_sharded
 
 MODEL = [
-    "--model.name", "gpt", "--model.preset", "modern", "--model.n_layer", "2", "--model.n_head", "2",
-    "--model.n_embd", "16", "--data.block_size", "32", "--data.batch_size", "8",
+    "--model.network", "GPT", "--model.network.preset", "modern", "--model.network.n_layer", "2",
+    "--model.network.n_head", "2",
+    "--model.network.n_embd", "16", "--data.block_size", "32", "--data.batch_size", "8",
     "--trainer.accelerator", "cpu", "--trainer.max_steps", "100", "--trainer.gradient_clip_val", "1.0",
     "--trainer.log_every_n_steps", "10", "--validation.every_n_steps", "50", "--checkpoint.every_n_steps", "20",
     "--samples.every_n_steps", "50", "--samples.max_new_tokens", "20", "--progress.every_n_steps", "10",
@@ -321,10 +322,10 @@ def test_computing_activations_again_gives_the_same_bits_and_keeps_less(folder):
         sizes = []
         x = torch.zeros(4, 32, dtype=torch.long)
         with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
-            cli.model.model.train()(x)
+            cli.model.network.train()(x)
         return sum(sizes)
 
-    flags = [*MODEL, "--trainer.max_steps", "20", "--model.dropout", "0.2", "--model.n_layer", "6"]
+    flags = [*MODEL, "--trainer.max_steps", "20", "--model.network.dropout", "0.2", "--model.network.n_layer", "6"]
     plain, again = (fit(*flags, *more) for more in ([], ["--model.activation_checkpointing", "true"]))
     assert same(state(plain.run_dir)["state_dict"], state(again.run_dir)["state_dict"])
     assert curves(plain.run_dir) == curves(again.run_dir)
@@ -334,4 +335,4 @@ def test_computing_activations_again_gives_the_same_bits_and_keeps_less(folder):
 def test_tinygpt_has_nothing_to_compute_again(train):
     result = train("--model.activation_checkpointing", "true")
     assert result.status == 2
-    assert "model.name gpt" in result.err
+    assert "has no activation_checkpointing" in result.err

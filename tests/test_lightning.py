@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.tuner import Tuner
 from torch.utils.data import DataLoader
 
-from minigpt import LitLanguageModel, MiniGPTError, TextDataModule
+from minigpt import GPT, LitLanguageModel, MiniGPTError, TextDataModule, TinyGPT
 from minigpt.evaluation import evaluate
 from minigpt.runs import corpus_of, find_checkpoint, read_checkpoint
 
@@ -55,10 +55,10 @@ class Recorder(Logger):
 
 def test_validate_after_a_fit_of_byte_pairs_gives_the_figures_of_evaluate(text):
     data = TextDataModule(text, tokenizer="bpe", max_vocab_size=300, block_size=16, batch_size=8)
-    model = LitLanguageModel(data.vocab_size, 16, learning_rate=0.01)
+    model = LitLanguageModel(TinyGPT(data.vocab_size, 64, 16), learning_rate=0.01)
     Trainer(max_steps=50, **NOTHING).fit(model, data)
-    expected = evaluate(model.model, data.val_ids, data.tokenizer.lengths)
-    fresh = LitLanguageModel(data.vocab_size, 16)
+    expected = evaluate(model.network, data.val_ids, data.tokenizer.lengths)
+    fresh = LitLanguageModel(TinyGPT(data.vocab_size, 64, 16))
     fresh.load_state_dict(model.state_dict())
     for module in (model, fresh):
         for found in (Trainer(**NOTHING).validate(module, data), Trainer(**NOTHING).test(module, data)):
@@ -71,7 +71,7 @@ def test_the_sanity_check_is_not_written_as_a_validation(text):
     data = TextDataModule(text, block_size=16)
     logger = Recorder()
     trainer = Trainer(max_steps=3, num_sanity_val_steps=2, **PLAIN | {"logger": logger, "enable_checkpointing": False})
-    trainer.fit(LitLanguageModel(data.vocab_size, 16), data)
+    trainer.fit(LitLanguageModel(TinyGPT(data.vocab_size, 64, 16)), data)
     steps = [step for name, step in logger.metrics if name == "val/loss"]
     assert steps == [3]
 
@@ -79,7 +79,7 @@ def test_the_sanity_check_is_not_written_as_a_validation(text):
 @pytest.mark.parametrize("schedule", [{"lr_schedule": "cosine"}, {"warmup_steps": 5}])
 def test_lr_find_sweeps_the_rate_also_under_a_schedule(text, schedule):
     data = TextDataModule(text, block_size=16, batch_size=16)
-    model = LitLanguageModel(data.vocab_size, 16, **schedule)
+    model = LitLanguageModel(TinyGPT(data.vocab_size, 64, 16), **schedule)
     trainer = Trainer(max_steps=200, limit_val_batches=0, **NOTHING)
     found = Tuner(trainer).lr_find(model, datamodule=data, min_lr=1e-5, max_lr=1.0, num_training=60)
     losses = found.results["loss"]
@@ -89,7 +89,7 @@ def test_lr_find_sweeps_the_rate_also_under_a_schedule(text, schedule):
 
 def test_lr_find_is_refused_with_muon_which_has_two_rates(text):
     data = TextDataModule(text, block_size=16, batch_size=16)
-    model = LitLanguageModel(data.vocab_size, 16, name="gpt", n_layer=1, n_embd=16, optimizer="muon")
+    model = LitLanguageModel(GPT(data.vocab_size, 16, 1, 4, 16), optimizer="muon")
     trainer = Trainer(max_steps=200, limit_val_batches=0, **NOTHING)
     with pytest.raises(MiniGPTError, match="muon"):
         Tuner(trainer).lr_find(model, datamodule=data, num_training=20)
@@ -103,7 +103,7 @@ def test_an_epoch_is_one_pass_over_the_windows(text, accumulate):
         max_epochs=1, max_time={"seconds": SECONDS}, accumulate_grad_batches=accumulate, callbacks=[seen], **NOTHING
     )
     assert len(data.train_dataloader()) > 0
-    trainer.fit(LitLanguageModel(data.vocab_size, 16), data)
+    trainer.fit(LitLanguageModel(TinyGPT(data.vocab_size, 64, 16)), data)
     batches = (len(data.train_ids) - 16) // 64 // accumulate * accumulate
     assert trainer.global_step == batches // accumulate
     assert seen.steps == [trainer.global_step]
@@ -112,7 +112,7 @@ def test_an_epoch_is_one_pass_over_the_windows(text, accumulate):
 def test_a_training_by_steps_ends_with_a_validation(text):
     data = TextDataModule(text, block_size=16)
     seen = Validations()
-    Trainer(max_steps=20, callbacks=[seen], **NOTHING).fit(LitLanguageModel(data.vocab_size, 16), data)
+    Trainer(max_steps=20, callbacks=[seen], **NOTHING).fit(LitLanguageModel(TinyGPT(data.vocab_size, 64, 16)), data)
     assert seen.steps == [20]
 
 
@@ -120,7 +120,7 @@ def test_a_training_by_steps_ends_with_a_validation(text):
 @pytest.mark.parametrize("schedule", ["cosine", "wsd"])
 def test_a_schedule_is_laid_over_the_steps_that_the_trainer_will_do(text, last, steps, schedule):
     data = TextDataModule(text, block_size=16, batch_size=256)
-    model = LitLanguageModel(data.vocab_size, 16, lr_schedule=schedule)
+    model = LitLanguageModel(TinyGPT(data.vocab_size, 64, 16), lr_schedule=schedule)
     trainer = Trainer(limit_val_batches=0, **last, **NOTHING)
     trainer.fit(model, data)
     assert model.horizon == trainer.global_step == steps
@@ -129,28 +129,32 @@ def test_a_schedule_is_laid_over_the_steps_that_the_trainer_will_do(text, last, 
 
 def test_a_warm_up_longer_than_the_training_is_shortened_and_said_so(text, capsys):
     data = TextDataModule(text, block_size=16)
-    model = LitLanguageModel(data.vocab_size, 16, lr_schedule="wsd", warmup_steps=100)
+    model = LitLanguageModel(TinyGPT(data.vocab_size, 64, 16), lr_schedule="wsd", warmup_steps=100)
     trainer = Trainer(max_steps=30, limit_val_batches=0, **NOTHING)
     trainer.fit(model, data)
     assert "has 30 steps, for which model.warmup_steps is 3 in place of 100" in capsys.readouterr().err
 
 
-def test_ones_own_optimizer_and_scheduler_are_left_alone(text):
+@pytest.mark.parametrize("scheduled", [True, False])
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_ones_own_optimizer_and_scheduler_are_left_alone(text, scheduled, schedule):
     class Own(LitLanguageModel):
         def configure_optimizers(self):
-            optimizer = torch.optim.SGD(self.parameters(), lr=0.5)
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.05)
+            if not scheduled:
+                return optimizer
             return [optimizer], [{"scheduler": torch.optim.lr_scheduler.ConstantLR(optimizer, 0.1), "interval": "step"}]
 
     data = TextDataModule(text, block_size=16)
-    model = Own(data.vocab_size, 16, lr_schedule="cosine")
+    model = Own(TinyGPT(data.vocab_size, 64, 16), lr_schedule=schedule)
     trainer = Trainer(max_steps=3, limit_val_batches=0, **NOTHING)
     trainer.fit(model, data)
-    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.05)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.005 if scheduled else 0.05)
 
 
 def test_predict_gives_logits_and_further_loaders_have_figures_of_their_own(text):
     data = TextDataModule(text, block_size=16)
-    model = LitLanguageModel(data.vocab_size, 16)
+    model = LitLanguageModel(TinyGPT(data.vocab_size, 64, 16))
     loader = DataLoader([torch.zeros(2, 5, dtype=torch.int64)], batch_size=None)
     (logits,) = Trainer(**NOTHING).predict(model, loader)
     assert torch.equal(logits, model(torch.zeros(2, 5, dtype=torch.int64)))
@@ -168,7 +172,7 @@ def test_without_the_lengths_of_tokens_there_are_no_bits_per_character(text):
     data.setup()
     logger = Recorder()
     trainer = Trainer(max_steps=3, **PLAIN | {"logger": logger, "enable_checkpointing": False})
-    trainer.fit(LitLanguageModel(data.vocab_size, 16), data.train_dataloader(), data.val_dataloader())
+    trainer.fit(LitLanguageModel(TinyGPT(data.vocab_size, 64, 16)), data.train_dataloader(), data.val_dataloader())
     names = {name for name, _ in logger.metrics}
     assert {"train/loss", "val/loss", "val/perplexity", "val/accuracy"} <= names
     assert not any("bits_per_char" in name for name in names)
@@ -179,7 +183,7 @@ def test_a_logger_without_a_folder_keeps_no_checkpoint_from_being_written_and_re
     trainer = Trainer(
         max_steps=3, limit_val_batches=0, default_root_dir=folder / "elsewhere", **PLAIN | {"logger": Recorder()}
     )
-    trainer.fit(LitLanguageModel(data.vocab_size, 16), data)
+    trainer.fit(LitLanguageModel(TinyGPT(data.vocab_size, 64, 16)), data)
     assert trainer.log_dir is None
     trainer.save_checkpoint(folder / "there" / "model.ckpt")
     file = find_checkpoint(folder / "there" / "model.ckpt")
@@ -187,19 +191,19 @@ def test_a_logger_without_a_folder_keeps_no_checkpoint_from_being_written_and_re
 
 
 @pytest.mark.parametrize(("size", "of_the_model"), [("block_size", (None, 8)), ("vocab_size", (5, 16))])
-@pytest.mark.parametrize("name", ["tinygpt", "gpt"])
-def test_data_that_are_larger_than_the_model_are_named_before_training(text, size, of_the_model, name):
+@pytest.mark.parametrize("kind", [TinyGPT, GPT])
+def test_data_that_are_larger_than_the_network_are_named_before_training(text, size, of_the_model, kind):
     data = TextDataModule(text, block_size=16)
     vocab_size, block_size = of_the_model
-    model = LitLanguageModel(vocab_size or data.vocab_size, block_size, name=name)
-    with pytest.raises(MiniGPTError, match=f"The data have a {size} of .* Give the model the datamodule's {size}"):
+    model = LitLanguageModel(kind(vocab_size or data.vocab_size, block_size=block_size))
+    with pytest.raises(MiniGPTError, match=f"The data have a {size} of .* Give the network the data's"):
         Trainer(max_steps=3, **NOTHING).fit(model, data)
 
 
 def test_the_first_loss_of_a_plain_training_is_that_of_a_guess(text):
     data = TextDataModule(text, block_size=16, batch_size=32)
     logger = Recorder()
-    model = LitLanguageModel(data.vocab_size, 16, name="gpt", n_layer=1, n_embd=16)
+    model = LitLanguageModel(GPT(data.vocab_size, 16, 1, 4, 16))
     Trainer(max_steps=1, limit_val_batches=0, **PLAIN | {"logger": logger, "enable_checkpointing": False}).fit(
         model, data
     )

@@ -59,10 +59,14 @@ def place(folder, trained_run):
     (folder / "list.yaml").write_text("- a\n- b\n")
     (folder / "empty.yaml").write_text("")
     (folder / "key.yaml").write_text("model:\n  n_emb: 64\n")
-    (folder / "group.yaml").write_text("modle:\n  n_embd: 64\n")
+    (folder / "group.yaml").write_text("modle:\n  learning_rate: 64\n")
     (folder / "group_value.yaml").write_text("model: [1, 2]\n")
-    (folder / "type.yaml").write_text("model:\n  n_embd: wide\n")
-    (folder / "space.yaml").write_text("model.n_embd: [8, 16]\n")
+    (folder / "type.yaml").write_text(
+        "model:\n  network:\n    class_path: minigpt.TinyGPT\n    init_args: {n_embd: wide}\n"
+    )
+    (folder / "linked.yaml").write_text("model: {network: {class_path: minigpt.GPT, init_args: {block_size: 8}}}\n")
+    (folder / "old.yaml").write_text("model: {name: gpt, n_embd: 32, learning_rate: 1.0e-3}\n")
+    (folder / "space.yaml").write_text("model.network.n_embd: [8, 16]\n")
     (folder / "callback.yaml").write_text(
         "trainer: {callbacks: [{class_path: EarlyStopping, init_args: {monitor: a, patience: abc}}]}"
     )
@@ -96,18 +100,21 @@ MISTAKES = [
     ([*TRAIN, "--data.in_memory_mb", "-1"], ["data.in_memory_mb is -1"]),
     ([*TRAIN, "--data.in_memory_mb", "0", "--data.cache_dir", "empty.txt"], ["empty.txt", "--data.cache_dir"]),
     # flags, keys and values
-    ([*TRAIN, "--model.n_emb", "3"], ["--model.n_emb'", "Did you mean '--model.n_embd'"]),
-    ([*TRAIN, "--n_embd=3"], ["--n_embd", "Did you mean '--model.n_embd'"]),
+    ([*TRAIN, "--model.n_emb", "3"], ["--model.n_emb'", "Did you mean '--model.network.n_embd'"]),
+    ([*TRAIN, "--n_embd=3"], ["--n_embd", "Did you mean '--model.network.n_embd'"]),
     ([*TRAIN, "--trainer.max_epochs", "3"], ["--trainer.max_epochs", "Did you mean '--trainer.max_steps'"]),
     ([*TRAIN, "--zzz"], ["There is no option '--zzz'"]),
     ([*TRAIN, "tiny"], ["Unexpected argument 'tiny'", "--trainer.max_steps"]),
-    ([*TRAIN, "--model.n_embd"], ["--model.n_embd needs a value"]),
-    ([*TRAIN, "--model.n_embd", "wide"], ["model.n_embd is 'wide'", "a whole number"]),
-    ([*TRAIN, "--model.n_embd", "0"], ["n_embd is 0"]),
+    ([*TRAIN, "--model.network.n_embd"], ["--model.network.n_embd needs a value"]),
+    ([*TRAIN, "--model.network.n_embd", "wide"], ["n_embd is 'wide'", "a whole number"]),
+    ([*TRAIN, "--model.network.n_embd", "0"], ["n_embd is 0"]),
     ([*TRAIN, "--model.learning_rate", "fast"], ["model.learning_rate is 'fast'", "a number"]),
     ([*TRAIN, "--model.learning_rate", "-1"], ["model.learning_rate is -1"]),
-    ([*TRAIN, "--model.name", "tinygtp"], ["tinygtp", "model.name"]),
-    ([*TRAIN, "--model.vocab_size", "5"], ["model.vocab_size always equals data.vocab_size"]),
+    ([*TRAIN, "--model.name", "gpt"], ["'--model.name'", "--model.network GPT"]),
+    ([*TRAIN, "--model.network", "TinyGTP"], ["model.network is 'TinyGTP'", "Did you mean 'TinyGPT'"]),
+    (["train", "--config", "old.yaml"], ["old.yaml", "minigpt 0.1", "model.network", "modern_nano.yaml"]),
+    ([*TRAIN, "--model.network.vocab_size", "5"], ["model.network.vocab_size always equals data.vocab_size"]),
+    (["train", "--config", "linked.yaml"], ["linked.yaml", "model.network.block_size always equals data.block_size"]),
     ([*TRAIN, "--data.seed", "5"], ["data.seed always equals seed_everything"]),
     ([*TRAIN, "--data.lower", "perhaps"], ["data.lower is 'perhaps'", "true or false"]),
     ([*TRAIN, "--data.block_size", "0"], ["data.block_size is 0"]),
@@ -137,10 +144,10 @@ MISTAKES = [
     ([*TRAIN, "--trainer.default_root_dir", "other.txt"], ["cannot be written to", "--trainer.default"]),
     ([*TRAIN, "--data.batch_size", "999999999"], ["data.batch_size is 999999999"]),
     ([*TRAIN, "--data.overfit_batches", "0"], ["data.overfit_batches is 0"]),
-    ([*TRAIN, "--model.n_embd", "99999999999999"], ["does not fit into memory"]),
+    ([*TRAIN, "--model.network.n_embd", "99999999999999"], ["does not fit into memory"]),
     ([*TRAIN, "--samples.max_new_tokens", "-1"], ["samples.max_new_tokens is -1"]),
     ([*TRAIN, "--model", "gpt"], ["model is a group of settings"]),
-    ([*TRAIN, "--model.n_layer", "2"], ["model.n_layer means nothing to tinygpt"]),
+    ([*TRAIN, "--model.network.n_layer", "2"], ["The network has no setting 'n_layer'", "--model.network GPT"]),
     # values that the shell or the parser takes for something else
     (
         [*TRAIN, "--samples.prompts", "-bonjour"],
@@ -179,12 +186,12 @@ MISTAKES = [
     ([*TRAIN, "--trainer.precision", "transformer-engine"], ["needs the package transformer_engine"]),
     ([*TRAIN, f"--trainer.plugins={BNB}.BitsandbytesPrecision", "--trainer.plugins.mode=nf4"], ["bitsandbytes, which"]),
     # the transformer
-    ([*NANO, "--model.n_embd", "130"], ["model.n_embd is 130", "model.n_head 4"]),
-    ([*NANO, "--model.n_kv_head", "3"], ["model.n_kv_head is 3"]),
-    ([*NANO, "--model.position", "rope", "--model.n_embd", "12"], ["even head size"]),
-    ([*NANO, "--model.preset", "lama"], ["model.preset is 'lama'", "Did you mean 'llama'"]),
-    ([*NANO, "--model.norm", "batch"], ["model.norm is 'batch'", "layernorm or rmsnorm"]),
-    ([*NANO, "--model.mlp", "relu"], ["model.mlp is 'relu'", "relu2"]),
+    ([*NANO, "--model.network.n_embd", "130"], ["n_embd is 130", "n_head 4"]),
+    ([*NANO, "--model.network.n_kv_head", "3"], ["n_kv_head is 3"]),
+    ([*NANO, "--model.network.position", "rope", "--model.network.n_embd", "12"], ["even head size"]),
+    ([*NANO, "--model.network.preset", "lama"], ["preset is 'lama'", "Did you mean 'llama'"]),
+    ([*NANO, "--model.network.norm", "batch"], ["norm is 'batch'", "layernorm or rmsnorm"]),
+    ([*NANO, "--model.network.mlp", "relu"], ["mlp is 'relu'", "relu2"]),
     ([*NANO, "--model.optimizer", "sgd"], ["model.optimizer is 'sgd'", "muon"]),
     ([*NANO, "--model.lr_schedule", "linear"], ["model.lr_schedule is 'linear'"]),
     ([*NANO, "--model.warmup_steps", "-1"], ["model.warmup_steps is -1"]),
@@ -201,9 +208,12 @@ MISTAKES = [
     (["train", "--config", "empty.yaml"], ["empty.yaml", "holds no settings"]),
     (["train", "--config", "group_value.yaml"], ["group_value.yaml", "no settings under 'model'"]),
     (["train", "--config", "latin1.yaml"], ["latin1.yaml", "cannot be read: it is not UTF-8"]),
-    (["train", "--config", "key.yaml"], ["key.yaml", "'model.n_emb'", "Did you mean 'model.n_embd'"]),
-    (["train", "--config", "group.yaml"], ["group.yaml", "'modle.n_embd'", "Did you mean 'model.n_embd'"]),
-    (["train", "--config", "type.yaml"], ["model.n_embd is 'wide'", "a whole number"]),
+    (["train", "--config", "key.yaml"], ["key.yaml", "'model.n_emb'", "Did you mean 'model.network.n_embd'"]),
+    (
+        ["train", "--config", "group.yaml"],
+        ["group.yaml", "'modle.learning_rate'", "Did you mean 'model.learning_rate'"],
+    ),
+    (["train", "--config", "type.yaml"], ["n_embd is 'wide'", "a whole number"]),
     # what to continue
     ([*TRAIN, "--ckpt_path", "lightning_logs/tiny/version_9"], ["version_9", "no run or checkpoint"]),
     ([*TRAIN, "--ckpt_path", ""], ["--ckpt_path is empty"]),
@@ -218,7 +228,7 @@ MISTAKES = [
     ([*TRAIN, "--ckpt_path", RUN, "--data.lower", "false"], ["data.lower is False here and True in"]),
     ([*TRAIN, "--ckpt_path", RUN, "--data.block_size", "32"], ["data.block_size is 32 here and 64 in"]),
     ([*TRAIN, "--ckpt_path", RUN, "--data.val_fraction", "0.2"], ["data.val_fraction is 0.2 here and 0.1 in"]),
-    ([*TRAIN, "--ckpt_path", RUN, "--model.n_embd", "32"], ["model.n_embd is 32 here and 64 in"]),
+    ([*TRAIN, "--ckpt_path", RUN, "--model.network.n_embd", "32"], ["model.network.n_embd is 32 here and 64 in"]),
     ([*TRAIN, "--ckpt_path", RUN, "--trainer.accumulate_grad_batches", "2"], ["accumulate_grad_batches is 2 here"]),
     ([*TRAIN, "--ckpt_path", RUN, "--model.decay_vectors", "false"], ["model.decay_vectors is False here and True"]),
     # generating
@@ -253,7 +263,7 @@ MISTAKES = [
     (["app", "--ckpt_path", "nowhere"], ["no run or checkpoint at 'nowhere'"]),
     # exporting
     (["export", "--format", "hf", "--out", "new"], ["no class for this TinyGPT", "--format safetensors"]),
-    (["export", "--format", "gguf", "--out", "new"], ["runs no TinyGPT", "model.preset llama", "--format onnx"]),
+    (["export", "--format", "gguf", "--out", "new"], ["runs no TinyGPT", "preset llama", "--format onnx"]),
     (["export", "--format", "gif", "--out", "new"], ["--format", "gif"]),
     (["export", "--format", "onnx", "--out", "no_run"], ["no_run", "new folder"]),
     (["export", "--out", "new"], ["--format"]),
@@ -264,7 +274,10 @@ MISTAKES = [
     ([*SWEEP, "--space", "broken.yaml"], ["broken.yaml", "broken YAML at line 2"]),
     ([*SWEEP, "--space", "space.yaml", "--trails", "3"], ["--trails", "Did you mean '--trials'"]),
     ([*SWEEP, "--space", "space.yaml", "--trials", "0"], ["trials is 0"]),
-    ([*SWEEP, "--space", "space.yaml", "--model.n_emb", "3"], ["--model.n_emb'", "Did you mean '--model.n_embd'"]),
+    (
+        [*SWEEP, "--space", "space.yaml", "--model.n_emb", "3"],
+        ["--model.n_emb'", "Did you mean '--model.network.n_embd'"],
+    ),
     ([*SWEEP, "--space", "space.yaml", "--ckpt_path", "last"], ["--ckpt_path has no use"]),
     ([*SWEEP, "--space", "space.yaml", "--trainer.devices", "2"], ["one process", "--trainer.devices"]),
     ([*SWEEP, "--space", "space.yaml", "--study", "a/b"], ["a/b", "letters, digits"]),

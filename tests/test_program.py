@@ -58,6 +58,8 @@ def test_the_version_is_printed(program):
         (["--config", "tiny"], "'--config' needs a command before it, such as: "),
         (["generate", "--promt", "a"], "There is no option '--promt'. Did you mean '--prompt'?"),
         (["generate"], "There is no run under lightning_logs/ yet. Make one: "),
+        (["train"], "Name a recipe with --config, such as --config tiny."),
+        (["train", "--trainer.max_steps", "5"], "Name a recipe with --config, such as --config tiny."),
     ],
 )
 def test_a_mistake_gets_one_sentence_and_status_2(program, args, sentence):

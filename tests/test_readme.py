@@ -162,7 +162,7 @@ def test_both_guides_give_the_same_figures_in_the_same_chapters():
 
 READMES = ("README.md", "README.fr.md")
 GUIDES = ("docs/guide.fr.md", "docs/guide.md")
-SHORT = ["--trainer.max_steps", "4", "--model.warmup_steps", "0", "--model.n_embd", "16"]  # later flags win
+SHORT = ["--trainer.max_steps", "4", "--model.warmup_steps", "0", "--model.network.n_embd", "16"]  # later flags win
 SHORT += ["--data.max_val_tokens", "500", "--samples.max_new_tokens", "20"]
 
 

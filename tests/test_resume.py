@@ -20,7 +20,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 from test_training import curves
 
-from minigpt import LitLanguageModel, TextDataModule
+from minigpt import LitLanguageModel, TextDataModule, TinyGPT
 from minigpt.training.cli import MiniGPTCLI
 
 SHORT = [
@@ -31,8 +31,10 @@ SHORT = [
 
 
 MODERN = [
-    "--model.name", "gpt", "--model.preset", "modern", "--model.n_layer", "1", "--model.n_head", "2",
-    "--model.n_embd", "16", "--model.dropout", "0.2", "--model.optimizer", "muon", "--model.lr_schedule", "wsd",
+    "--model.network", "GPT", "--model.network.preset", "modern", "--model.network.n_layer", "1",
+    "--model.network.n_head", "2",
+    "--model.network.n_embd", "16", "--model.network.dropout", "0.2", "--model.optimizer", "muon",
+    "--model.lr_schedule", "wsd",
     "--model.warmup_steps", "5", "--trainer.gradient_clip_val", "1.0", "--data.block_size", "16",
     "--trainer.callbacks+", "lightning.pytorch.callbacks.EMAWeightAveraging",
 ]  # fmt: skip
@@ -138,7 +140,16 @@ def test_interruptions_leave_no_trace(folder, undisturbed, stops, extra):
 
 def test_a_compiled_run_leaves_no_trace_of_an_interruption(folder, undisturbed):
     torch.set_num_threads(2)  # one alone could not add in another order
-    flags = [*SHORT, *MODERN, "--model.compile", "true", "--trainer.precision", "bf16-mixed", "--model.ngrams", "64"]
+    flags = [
+        *SHORT,
+        *MODERN,
+        "--model.compile",
+        "true",
+        "--trainer.precision",
+        "bf16-mixed",
+        "--model.network.ngrams",
+        "64",
+    ]
     fit(*flags, "--ckpt_path", "last", stop=Interrupt(13))
     cli = fit(*flags, "--ckpt_path", "last")
     assert same(state(cli.run_dir), state(undisturbed(*flags)))
@@ -315,7 +326,7 @@ def test_a_new_learning_rate_is_taken_and_told(train, folder):
 
 
 def test_another_optimizer_is_refused(call, folder):
-    nano = ["train", "--config", TINY.replace("tiny", "modern_nano"), *QUICK, "--model.n_layer", "1"]
+    nano = ["train", "--config", TINY.replace("tiny", "modern_nano"), *QUICK, "--model.network.n_layer", "1"]
     assert call(*nano, "--trainer.max_steps", "2").status == 0
     result = call(*nano, "--trainer.max_steps", "4", "--ckpt_path", "last", "--model.optimizer", "adamw")
     assert result.status == 2
@@ -384,7 +395,7 @@ class Rates(Callback):
 def test_a_run_from_python_that_is_extended_has_its_schedule_laid_anew(folder, capsys):
     def fit(max_steps: int, ckpt_path: str | None = None) -> tuple[Trainer, dict[int, float]]:
         data, rates = TextDataModule(block_size=16), Rates()
-        model = LitLanguageModel(data.vocab_size, 16, lr_schedule="cosine")
+        model = LitLanguageModel(TinyGPT(data.vocab_size, 64, 16), lr_schedule="cosine")
         trainer = Trainer(
             max_steps=max_steps,
             accelerator="cpu",

@@ -4,7 +4,7 @@ from itertools import product
 
 import torch
 
-from minigpt.models import build_model
+from minigpt import GPT, TinyGPT
 from minigpt.models.summary import as_text, parts
 
 SIZES = {"vocab_size": 79, "block_size": 32, "n_embd": 32}
@@ -14,9 +14,9 @@ GRID = (
 )  # fmt: skip
 
 
-def built(name: str = "gpt", **settings) -> torch.nn.Module:
+def built(kind: type = GPT, **settings) -> torch.nn.Module:
     with torch.device("meta"):
-        return build_model(name, **SIZES | settings)
+        return kind(**SIZES | settings)
 
 
 def total(rows) -> int:
@@ -41,7 +41,7 @@ def test_ngrams_are_a_part():
 
 
 def test_the_parts_of_tinygpt():
-    rows = parts(built("tinygpt"), "characters")
+    rows = parts(built(TinyGPT), "characters")
     assert [row.n for row in rows] == [79 * 32, 79 * 32 + 79]
     assert as_text(rows).splitlines() == [
         "  embedding     a vector of 32 numbers for each of 79 characters  2,528",

@@ -19,7 +19,7 @@ from conftest import QUICK, ROOT, TINY
 from minigpt import files
 from minigpt.training import recipes, sweep
 
-SPACE = "model.learning_rate: {low: 1e-4, high: 1e-1, log: true}\nmodel.n_embd: [8, 16]\n"
+SPACE = "model.learning_rate: {low: 1e-4, high: 1e-1, log: true}\nmodel.network.n_embd: [8, 16]\n"
 SHORT = ["--trainer.max_steps", "20", "--validation.every_n_steps", "5", "--figures.every_n_steps", "0"]
 FLAGS = ["--config", TINY, *QUICK, *SHORT, "--space", "space.yaml"]
 STUDY = Path("lightning_logs/sweeps/tiny-space.journal")
@@ -65,7 +65,7 @@ def test_a_sweep_finds_keeps_and_goes_on(call, folder):
         run = (STUDY.parent / row["run"]).resolve()
         settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["model"]
         assert settings["learning_rate"] == float(row["model.learning_rate"])
-        assert settings["n_embd"] == int(row["model.n_embd"])
+        assert settings["network"]["init_args"]["n_embd"] == int(row["model.network.n_embd"])
         scores = call("evaluate", "--ckpt_path", str(run / "checkpoints" / "last.ckpt"))
         assert json.loads(scores.out)["bits_per_char"] == pytest.approx(float(row["bits_per_char"]), abs=1e-5)
     assert {trial.user_attrs["run"] for trial in study().trials} == {row["run"] for row in rows}
@@ -109,10 +109,10 @@ def test_a_choice_that_looks_like_a_number_stays_a_text(call, folder):
 
 
 def test_a_space_that_gives_a_setting_twice_is_refused(call, folder):
-    (folder / "space.yaml").write_text("model.n_embd: [8]\nmodel.beta2: [0.9]\nmodel.n_embd: [16]\n")
+    (folder / "space.yaml").write_text("model.network.n_embd: [8]\nmodel.beta2: [0.9]\nmodel.network.n_embd: [16]\n")
     result = call("sweep", *FLAGS)
     assert result.status == 2
-    assert "'space.yaml' gives 'model.n_embd' twice, on lines 1 and 3" in result.err
+    assert "'space.yaml' gives 'model.network.n_embd' twice, on lines 1 and 3" in result.err
 
 
 def test_a_study_keeps_to_its_space_its_settings_and_its_text(call, folder):
@@ -129,9 +129,9 @@ def test_a_study_keeps_to_its_space_its_settings_and_its_text(call, folder):
 
     refused("data.block_size is 32 here and 64 in", more=("--data.block_size", "32"))
     (folder / "space.yaml").write_text(SPACE.replace("16", "32"))
-    refused("model.n_embd is [8, 32] here and [8, 16] in")
+    refused("model.network.n_embd is [8, 32] here and [8, 16] in")
     (folder / "space.yaml").write_text(SPACE.splitlines()[0])
-    refused("model.n_embd is 64 here and [8, 16] in")
+    refused("model.network.n_embd is 64 here and [8, 16] in")
     (folder / "space.yaml").write_text(SPACE)
     (folder / "text.txt").write_text("un soir, il fit nuit. " * 90)
     refused("SHA-256")
@@ -142,21 +142,21 @@ def test_a_study_keeps_to_its_space_its_settings_and_its_text(call, folder):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("model.n_emb: [8, 16]", ["'model.n_emb' is no setting", "Did you mean 'model.n_embd'"]),
+        ("model.n_emb: [8, 16]", ["'model.n_emb' is no setting", "Did you mean 'model.network.n_embd'"]),
         ("model: {n_embd: [8, 16]}", ["'model' is no setting"]),
         ("ckpt_path: [last]", ["'ckpt_path' is no setting"]),
-        ("model.n_embd: {low: 8, high: 16.5}", ["model.n_embd is '16.5'", "a whole number"]),
-        ("model.n_embd: [8, wide]", ["model.n_embd is 'wide'", "a whole number"]),
-        ("model.n_embd: [8, 0]", ["n_embd is 0"]),
-        ("model.n_embd: {low: 16, high: 8}", ["model.n_embd begins at 16 and ends at 8"]),
-        ("model.n_embd: {low: 8, high: 16, step: 0.5}", ["has a step of 0.5"]),
-        ("model.n_embd: {low: 8, high: 16, log: true, step: 4}", ["not both"]),
-        ("model.n_embd: {low: 8, hihg: 16}", ["write model.n_embd as a list of values, or as a range"]),
-        ("model.n_embd: 8", ["write model.n_embd as"]),
+        ("model.network.n_embd: {low: 8, high: 16.5}", ["n_embd is '16.5'", "a whole number"]),
+        ("model.network.n_embd: [8, wide]", ["n_embd is 'wide'", "a whole number"]),
+        ("model.network.n_embd: [8, 0]", ["n_embd is 0"]),
+        ("model.network.n_embd: {low: 16, high: 8}", ["model.network.n_embd begins at 16 and ends at 8"]),
+        ("model.network.n_embd: {low: 8, high: 16, step: 0.5}", ["has a step of 0.5"]),
+        ("model.network.n_embd: {low: 8, high: 16, log: true, step: 4}", ["not both"]),
+        ("model.network.n_embd: {low: 8, hihg: 16}", ["write model.network.n_embd as a list of values, or as a range"]),
+        ("model.network.n_embd: 8", ["write model.network.n_embd as"]),
         ("model.learning_rate: {low: 0, high: 1.0, log: true}", ["model.learning_rate", "Begin it above 0"]),
         ("model.learning_rate: {low: .nan, high: 1.0}", ["model.learning_rate"]),
-        ("model.name: {low: gpt, high: tinygpt}", ["model.name has no range", "List the values"]),
-        ("model.name: [tinygpt, tinygtp]", ["tinygtp"]),
+        ("model.network: {low: GPT, high: TinyGPT}", ["model.network has no range", "List the values"]),
+        ("model.network: [TinyGPT, TinyGTP]", ["TinyGTP"]),
         ("model.seed: [1, 2]", ["model.seed"]),
         (
             "model.lr_schedule: [cosine]\nmodel.warmup_steps: {low: -1, high: 100}",
@@ -193,10 +193,13 @@ def test_a_storage_that_is_no_study_is_left_as_it_is(call, folder, storage):
 def test_settings_that_only_fit_together_are_searched_together(folder):
     """n_embd 66 is wrong with the recipe's 4 heads, which no trial has; 64 is wrong with 6, which one may have."""
     flags = ["--config", TINY.replace("tiny", "gpt_nano"), *QUICK]
-    (folder / "space.yaml").write_text("model.n_embd: [66, 132]\nmodel.n_head: [6, 3]")
-    assert sweep.Sweep(flags, "space.yaml", None, None, 0).space.keys() == {"model.n_embd", "model.n_head"}
-    (folder / "space.yaml").write_text("model.n_embd: [64, 128]\nmodel.n_head: [4, 6]")
-    with pytest.raises(sweep.MiniGPTError, match=r"model.n_head 6"):
+    (folder / "space.yaml").write_text("model.network.n_embd: [66, 132]\nmodel.network.n_head: [6, 3]")
+    assert sweep.Sweep(flags, "space.yaml", None, None, 0).space.keys() == {
+        "model.network.n_embd",
+        "model.network.n_head",
+    }
+    (folder / "space.yaml").write_text("model.network.n_embd: [64, 128]\nmodel.network.n_head: [4, 6]")
+    with pytest.raises(sweep.MiniGPTError, match=r"n_head 6"):
         sweep.Sweep(flags, "space.yaml", None, None, 0)
 
 

@@ -5,7 +5,6 @@ import torch
 from torch.nn import functional as F
 
 from minigpt import MiniGPTError, TinyGPT
-from minigpt.models import build_model
 
 
 def test_it_is_the_articles_model():
@@ -49,8 +48,7 @@ def test_one_deterministic_text_can_be_learned_by_heart():
     assert loss.item() < 0.01
 
 
-@pytest.mark.parametrize(("key", "value"), [("name", "tinygtp"), ("n_embd", 0), ("vocab_size", -3)])
-def test_what_is_no_model_is_refused_by_name(key, value):
-    settings = {"name": "tinygpt", "vocab_size": 10, "block_size": 8, "n_embd": 4, key: value}
-    with pytest.raises(MiniGPTError, match=str(value)):
-        build_model(**settings)
+@pytest.mark.parametrize(("key", "value"), [("n_embd", 0), ("vocab_size", -3), ("block_size", 0)])
+def test_a_size_that_is_not_positive_is_refused_by_name(key, value):
+    with pytest.raises(MiniGPTError, match=f"{key} is {value}"):
+        TinyGPT(**{"vocab_size": 10, "block_size": 8, "n_embd": 4, key: value})

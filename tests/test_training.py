@@ -93,7 +93,7 @@ def test_the_table_of_runs_has_settings_and_figures(folder):
             if value.metadata.plugin_data.plugin_name == "hparams":
                 kept[value.tag] = plugin_data_pb2.HParamsPluginData.FromString(value.metadata.plugin_data.content)
     settings = kept["_hparams_/session_start_info"].session_start_info.hparams
-    assert settings["model.name"].string_value == "tinygpt"
+    assert settings["model.network"].string_value == "minigpt.TinyGPT"
     assert settings["data.batch_size"].number_value == 4
     metrics = {info.name.tag for info in kept["_hparams_/experiment"].experiment.metric_infos}
     assert metrics == {"val/loss", "val/bits_per_char", "train/loss"}
@@ -114,14 +114,13 @@ def test_training_is_the_articles_loop_to_the_bit(folder):
         loss.backward()
         optimizer.step()
     for name, weight in model.state_dict().items():
-        assert torch.equal(weight, cli.model.model.state_dict()[name]), name
+        assert torch.equal(weight, cli.model.network.state_dict()[name]), name
 
 
 def test_the_recipe_has_the_articles_values():
     recipe = yaml.safe_load(Path(TINY).read_text(encoding="utf-8"))
     assert recipe["model"] == {
-        "name": "tinygpt",
-        "n_embd": 64,
+        "network": {"class_path": "minigpt.TinyGPT", "init_args": {"n_embd": 64}},
         "learning_rate": 1e-3,
         "weight_decay": 0.01,
         "decay_vectors": True,
@@ -146,7 +145,7 @@ def test_the_curves_are_in_optimizer_steps_and_validation_is_whole(folder):
         assert steps(series[f"train/{name}"]) == [1, 5, 10, 15, 20, 25]
     for name in ("loss", "perplexity", "bits_per_char", "accuracy"):
         assert steps(series[f"val/{name}"]) == [10, 20, 25]
-    logits = cli.model.model(cli.datamodule.val_ids[None, :-1])[0]
+    logits = cli.model.network(cli.datamodule.val_ids[None, :-1])[0]
     loss = F.cross_entropy(logits, cli.datamodule.val_ids[1:]).item()
     assert abs(series["val/loss"][-1][1] - loss) < 1e-5
 
@@ -203,7 +202,10 @@ def test_a_checkpoint_holds_plain_values_and_the_tokenizer(trained_run):
     checkpoint = torch.load(trained_run / "checkpoints" / "last.ckpt", weights_only=True)
     about = checkpoint["minigpt"]
     assert about["data"]["path"] == "exemple"
-    assert minigpt.CharTokenizer.from_dict(about["data"]["tokenizer"]).vocab_size == about["model"]["vocab_size"]
+    assert (
+        minigpt.CharTokenizer.from_dict(about["data"]["tokenizer"]).vocab_size
+        == about["model"]["init_args"]["vocab_size"]
+    )
 
 
 def test_validation_can_be_capped_while_training(folder):
@@ -254,7 +256,7 @@ def test_the_summary_names_the_loss_a_sample_and_the_next_commands(train):
 
 def test_mixed_precision_validates_in_float32(folder):
     cli = fit("--trainer.max_steps", "3", "--trainer.precision", "bf16-mixed")
-    logits = cli.model.model(cli.datamodule.val_ids[None, :-1])[0]
+    logits = cli.model.network(cli.datamodule.val_ids[None, :-1])[0]
     loss = F.cross_entropy(logits, cli.datamodule.val_ids[1:]).item()
     assert abs(cli.trainer.callback_metrics["val/loss"].item() - loss) < 1e-5
 
@@ -262,10 +264,19 @@ def test_mixed_precision_validates_in_float32(folder):
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_gradients_are_clipped_in_mixed_precision(folder, precision, optimizer):
-    flags = ["--model.name", "gpt", "--model.n_layer", "1", "--model.n_embd", "16", "--model.optimizer", optimizer]
+    flags = [
+        "--model.network",
+        "GPT",
+        "--model.network.n_layer",
+        "1",
+        "--model.network.n_embd",
+        "16",
+        "--model.optimizer",
+        optimizer,
+    ]
     flags += ["--trainer.max_steps", "3", "--trainer.gradient_clip_val", "0.001"]
     before, exact, mixed = (
-        torch.cat([p.detach().flatten() for p in fit(*flags, *more).model.model.parameters()])
+        torch.cat([p.detach().flatten() for p in fit(*flags, *more).model.network.parameters()])
         for more in (
             ["--model.learning_rate", "0", "--model.muon_learning_rate", "0"],
             [],
@@ -278,10 +289,10 @@ def test_gradients_are_clipped_in_mixed_precision(folder, precision, optimizer):
 
 def test_a_compiled_step_learns_the_same(folder, capsys):
     flags = ["--trainer.max_steps", "5", "--trainer.log_every_n_steps", "1"]
-    plain = fit(*flags).model.model.state_dict()
+    plain = fit(*flags).model.network.state_dict()
     compiled = fit(*flags, "--model.compile", "true")
     assert "(compiled in" in capsys.readouterr().err
-    weights = compiled.model.model.state_dict()
+    weights = compiled.model.network.state_dict()
     assert weights.keys() == plain.keys(), "compiled in place: no key has another name"
     assert all(torch.allclose(weights[name], plain[name], atol=1e-5) for name in plain)
     assert minigpt.load(compiled.run_dir).generate("un ", 5).startswith("un ")
@@ -295,9 +306,9 @@ def test_where_nothing_can_be_compiled_training_goes_on_without(folder, capsys, 
         return call
 
     flags = ["--trainer.max_steps", "5"]
-    plain = fit(*flags).model.model.state_dict()
+    plain = fit(*flags).model.network.state_dict()
     monkeypatch.setattr(torch, "compile", broken)
-    weights = fit(*flags, "--model.compile", "true").model.model.state_dict()
+    weights = fit(*flags, "--model.compile", "true").model.network.state_dict()
     assert "cannot be compiled here" in capsys.readouterr().err
     assert all(torch.equal(weights[name], plain[name]) for name in plain)
 
@@ -305,15 +316,24 @@ def test_where_nothing_can_be_compiled_training_goes_on_without(folder, capsys, 
 @pytest.mark.parametrize("wrong", [lambda loss: loss * float("nan"), lambda loss: loss * 1.5])
 @pytest.mark.parametrize("dropout", ["0", "0.3"])
 def test_a_compiled_step_with_other_gradients_is_not_used(folder, capsys, monkeypatch, wrong, dropout):
-    flags = ["--trainer.max_steps", "3", "--model.name", "gpt", "--model.n_layer", "1", "--model.n_embd", "16"]
-    flags += ["--model.dropout", dropout, "--data.block_size", "16"]
-    plain = fit(*flags).model.model.state_dict()
+    flags = [
+        "--trainer.max_steps",
+        "3",
+        "--model.network",
+        "GPT",
+        "--model.network.n_layer",
+        "1",
+        "--model.network.n_embd",
+        "16",
+    ]
+    flags += ["--model.network.dropout", dropout, "--data.block_size", "16"]
+    plain = fit(*flags).model.network.state_dict()
     compiling = [*flags, "--model.compile", "true"]
     monkeypatch.setattr(torch, "compile", lambda loss: loss)
     fit(*compiling)
     assert "gives other gradients" not in capsys.readouterr().err
     monkeypatch.setattr(torch, "compile", lambda loss: lambda x, y: wrong(loss(x, y)))
-    weights = fit(*compiling).model.model.state_dict()
+    weights = fit(*compiling).model.network.state_dict()
     assert "The compiled step gives other gradients" in capsys.readouterr().err
     assert all(torch.equal(weights[name], plain[name]) for name in plain)
 
@@ -349,13 +369,13 @@ def test_the_parts_serve_a_trainer_of_ones_own(folder):
     from lightning.pytorch import Trainer
 
     data = minigpt.TextDataModule(block_size=32, batch_size=8)
-    model = minigpt.LitLanguageModel(vocab_size=data.vocab_size, block_size=32, n_embd=16)
+    model = minigpt.LitLanguageModel(minigpt.TinyGPT(data.vocab_size, 16, 32))
     trainer = Trainer(max_steps=10, max_epochs=-1, accelerator="cpu", enable_progress_bar=False)
     trainer.fit(model, datamodule=data)
     trainer.save_checkpoint("mine.ckpt")
     assert minigpt.load("mine.ckpt").generate("Un ", 10).startswith("Un ")
     trainer = Trainer(max_steps=2, max_epochs=-1, accelerator="cpu", enable_progress_bar=False, logger=False)
-    trainer.fit(minigpt.LitLanguageModel(vocab_size=data.vocab_size, block_size=32), data.train_dataloader())
+    trainer.fit(minigpt.LitLanguageModel(minigpt.TinyGPT(data.vocab_size, 64, 32)), data.train_dataloader())
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "word", "bpe"])
@@ -365,10 +385,10 @@ def test_bits_per_character_compare_whatever_the_tokens(folder, tokenizer, in_me
     data, metrics = cli.datamodule, cli.trainer.callback_metrics
     targets = data.val_ids[1:]
     text = data.tokenizer.decode(data.val_ids[:])
-    nats = F.cross_entropy(cli.model.model(data.val_ids[:-1]), targets, reduction="sum").item()
+    nats = F.cross_entropy(cli.model.network(data.val_ids[:-1]), targets, reduction="sum").item()
     characters = len(text) - len(data.tokenizer.decode(data.val_ids[:1]))
     assert metrics["val/bits_per_char"].item() == pytest.approx(nats / math.log(2) / characters, rel=1e-4)
-    scores = evaluate(cli.model.model, data.val_ids, data.tokenizer.lengths)
+    scores = evaluate(cli.model.network, data.val_ids, data.tokenizer.lengths)
     assert scores["bits_per_char"] == pytest.approx(metrics["val/bits_per_char"].item(), rel=1e-5)
     assert scores["characters"] == characters
     step, bits = curves(cli.run_dir)["train/bits_per_char"][-1]
@@ -394,7 +414,7 @@ def test_a_model_far_too_large_for_its_text_is_told_what_would_suit(call, folder
     result = call("train", "--config", *nano, "--data.path", "poem.txt")
     assert "1,845 characters" in result.err
     assert "it will recite" in result.err
-    advice = re.search(r"--model.n_embd (\d+) and --model.dropout 0.2 would suit", result.err)
+    advice = re.search(r"--model.network.n_embd (\d+) and --model.network.dropout 0.2 would suit", result.err)
     result = call(
         "train", "--config", *nano, "--data.path", "poem.txt", *advice[0].split()[:2], *advice[0].split()[3:5]
     )

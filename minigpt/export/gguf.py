@@ -68,18 +68,16 @@ def _check(model: torch.nn.Module, tokenizer: Tokenizer) -> None:
     """
     if not isinstance(model, GPT):
         raise MiniGPTError(
-            f"llama.cpp runs no {type(model).__name__}, only a gpt with the switches of model.preset llama. Take "
+            f"llama.cpp runs no {type(model).__name__}, only a gpt with the switches of preset llama. Take "
             "--format onnx."
         )
     if part := unknown_part(model):
         raise MiniGPTError(f"llama.cpp does not have {part} of this model. Take --format onnx.")
-    others = [
-        f"model.{name} {model.settings[name]}" for name, value in SWITCHES.items() if model.settings[name] != value
-    ]
+    others = [f"{name} {model.settings[name]}" for name, value in SWITCHES.items() if model.settings[name] != value]
     if others:
         raise MiniGPTError(
-            f"llama.cpp runs the switches of model.preset llama only, and this model has {', '.join(others)}. Take "
-            "--format onnx, or train with --model.preset llama."
+            f"llama.cpp runs the switches of preset llama only, and this model has {', '.join(others)}. Take "
+            "--format onnx, or train with --model.network.preset llama."
         )
     if isinstance(tokenizer, CharTokenizer) and tokenizer.byte_fallback:
         raise MiniGPTError(

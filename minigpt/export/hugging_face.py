@@ -79,7 +79,7 @@ def to_hugging_face(model: torch.nn.Module) -> tuple[dict[str, Any], dict[str, t
         return llama(model)
     name = type(model).__name__
     raise MiniGPTError(
-        f"Hugging Face has no class for this {name}: only models with exactly the switches of model.preset gpt2 or "
+        f"Hugging Face has no class for this {name}: only models with exactly the switches of preset gpt2 or "
         "llama can go there. Take --format safetensors or onnx."
     )
 

@@ -6,42 +6,109 @@ no later id. All else is optional:
 - `block_size`, the longest window it takes; without one it is given all ids so far.
 - `context_size`, how many of the last ids its prediction depends on, if fewer.
 - `new_cache(batch_size)`, with which each id is computed once in generation; see `GPT.new_cache`.
-- `config`, for `build_model`: the arguments that build it again, in plain values.
+- `config`, the arguments that build it again, in plain values, as GPT and TinyGPT have it.
 """
 
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Collection
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
 
-from minigpt.errors import MiniGPTError, did_you_mean
+from minigpt.errors import MiniGPTError
 from minigpt.models.gpt import GPT
 from minigpt.models.tinygpt import TinyGPT
 
-MODELS: dict[str, type[nn.Module]] = {"tinygpt": TinyGPT, "gpt": GPT}
-_OF_TINYGPT = {"vocab_size", "block_size", "n_embd"}
+NETWORKS: dict[str, type[nn.Module]] = {"minigpt.GPT": GPT, "minigpt.TinyGPT": TinyGPT}
+_INIT_ARGS = "_minigpt_init_args"
 
 
-def build_model(name: str, **settings: Any) -> nn.Module:
-    """The model called `name`; a setting that is None is left to the model's own default.
+def class_path_of(network: nn.Module) -> str:
+    """Return the name by which the class of a network is imported: `minigpt.GPT`, `my_models.GRU`."""
+    kind = type(network)
+    known = {other: path for path, other in NETWORKS.items()}
+    return known.get(kind, f"{kind.__module__}.{kind.__qualname__}")
+
+
+def describe(network: nn.Module) -> dict[str, Any]:
+    """Return the `class_path` and the `init_args` of a network, in plain values; `init_args` is None if not known."""
+    known = getattr(network, "config", None) if type(network) in NETWORKS.values() else None
+    return {"class_path": class_path_of(network), "init_args": known or vars(network).get(_INIT_ARGS)}
+
+
+def instantiate(kind: type[nn.Module], **init_args: Any) -> nn.Module:
+    """Make a network and remember its arguments for `describe`.
 
     Raises:
-        MiniGPTError: No model has this name, a size is not a positive number, or a setting means nothing to it.
+        MiniGPTError: It does not fit into memory, or its arguments are wrong.
     """
-    if name not in MODELS:
-        raise MiniGPTError(f"model.name is '{name}'. It takes {' or '.join(MODELS)}.{did_you_mean(name, MODELS)}")
-    settings = {key: value for key, value in settings.items() if value is not None}
-    if name == "tinygpt":
-        for key, value in settings.items():
-            if key not in _OF_TINYGPT:
-                raise MiniGPTError(f"model.{key} means nothing to tinygpt. Leave it out, or set model.name to 'gpt'.")
-            if value < 1:
-                raise MiniGPTError(f"model.{key} is {value}. Give it a whole number of 1 or more.")
     try:
-        return MODELS[name](**settings)
-    except (RuntimeError, MemoryError) as error:
-        raise MiniGPTError(f"A model with these sizes does not fit into memory: {settings}. Lower one.") from error
+        network = kind(**init_args)
+    except MiniGPTError:
+        raise
+    except Exception as error:  # of anyone's code
+        if kind in NETWORKS.values() and isinstance(error, (RuntimeError, MemoryError)):
+            raise MiniGPTError(
+                f"A network with these sizes does not fit into memory: {init_args}. Lower one."
+            ) from error
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise MiniGPTError(
+            f"The network {kind.__name__} cannot be made with {init_args}: {type(error).__name__}: {error} "
+            f"({os.path.basename(place.filename)}, line {place.lineno})."
+        ) from error
+    vars(network)[_INIT_ARGS] = init_args
+    return network
+
+
+def build_network(description: dict[str, Any], allow_code: Collection[str] = ()) -> nn.Module:
+    """Make the network that `describe` described.
+
+    Args:
+        description: `class_path` and `init_args`.
+        allow_code: The modules outside minigpt whose classes may be imported; they are looked for in the working
+            folder too.
+
+    Raises:
+        MiniGPTError: The class is not allowed or not there, or its arguments are wrong or not known.
+    """
+    path, init_args = description["class_path"], description["init_args"]
+    kind = NETWORKS.get(path) or _import(path, allow_code)
+    if init_args is None:
+        raise MiniGPTError(
+            f"The network {path} was made in Python, so its arguments are not known. Pass an instance: "
+            "minigpt.load(RUN, network=...)."
+        )
+    return instantiate(kind, **init_args)
+
+
+def _import(path: str, allow_code: Collection[str]) -> type[nn.Module]:
+    module, _, name = path.rpartition(".")
+    if not any(f"{path}.".startswith(f"{allowed}.") for allowed in allow_code):
+        raise MiniGPTError(
+            f"The network of this run is {path}, which is code that minigpt does not know. If you trust it, pass "
+            f"--allow_code {module} (in Python allow_code='{module}'), or an instance as network=."
+        )
+    look_in_working_folder()
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise MiniGPTError(
+            f"The network {path} cannot be imported: {error}. Start where its file is, or add its folder to PYTHONPATH."
+        ) from error
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise MiniGPTError(f"{path} is not a network: it is not a class derived from torch.nn.Module.")
+    return kind
+
+
+def look_in_working_folder() -> None:
+    """Have imports look in the working folder too, after all other places, as for a script that lies there."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -49,7 +116,6 @@ def device_of(model: nn.Module) -> torch.device:
     return next(chain(model.parameters(), model.buffers()), torch.empty(0)).device
 
 
-def n_parameters(architecture: dict[str, Any]) -> int:
-    """How many parameters `build_model(**architecture)` would have; nothing is allocated."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in build_model(**architecture).parameters())
+def n_parameters(network: nn.Module) -> int:
+    """How many parameters a network has."""
+    return sum(parameter.numel() for parameter in network.parameters())

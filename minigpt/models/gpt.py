@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from minigpt.errors import MiniGPTError, did_you_mean
+from minigpt.errors import MiniGPTError, check_sizes, did_you_mean
 from minigpt.models.layers import Embedding, Linear, dropped, gelu
 
 # Three named settings of the switches. A switch that is given explicitly wins over its preset.
@@ -48,17 +48,15 @@ def resolve(preset: str, **switches: Any) -> dict[str, Any]:
         MiniGPTError: There is no such preset, or a switch has a value that it does not know.
     """
     if preset not in PRESETS:
-        raise MiniGPTError(
-            f"model.preset is '{preset}'. It takes {', '.join(PRESETS)}.{did_you_mean(str(preset), PRESETS)}"
-        )
+        raise MiniGPTError(f"preset is '{preset}'. It takes {', '.join(PRESETS)}.{did_you_mean(str(preset), PRESETS)}")
     settings = PRESETS[preset] | {name: value for name, value in switches.items() if value is not None}
     for name, known in CHOICES.items():
         if settings[name] not in known:
-            raise MiniGPTError(f"model.{name} is '{settings[name]}'. It takes {' or '.join(known)}.")
+            raise MiniGPTError(f"{name} is '{settings[name]}'. It takes {' or '.join(known)}.")
     if settings["softcap"] < 0:
-        raise MiniGPTError(f"model.softcap is {settings['softcap']}. Give it a positive number, or 0 for none.")
+        raise MiniGPTError(f"softcap is {settings['softcap']}. Give it a positive number, or 0 for none.")
     if settings["ngrams"] < 0:
-        raise MiniGPTError(f"model.ngrams is {settings['ngrams']}. Give it a number of rows, or 0 for none.")
+        raise MiniGPTError(f"ngrams is {settings['ngrams']}. Give it a number of rows, or 0 for none.")
     return settings
 
 
@@ -129,19 +127,15 @@ class GPT(nn.Module):
             "vocab_size": vocab_size, "block_size": block_size, "n_layer": n_layer, "n_head": n_head,
             "n_kv_head": n_kv_head, "n_embd": n_embd,
         }  # fmt: skip
-        for name, size in sizes.items():
-            if size < 1:
-                raise MiniGPTError(f"model.{name} is {size}. Give it a whole number of 1 or more.")
+        check_sizes(sizes)
         if n_embd % n_head:
-            raise MiniGPTError(f"model.n_embd is {n_embd}, which model.n_head {n_head} does not divide. Change one.")
+            raise MiniGPTError(f"n_embd is {n_embd}, which n_head {n_head} does not divide. Change one.")
         if n_head % n_kv_head:
-            raise MiniGPTError(f"model.n_kv_head is {n_kv_head}, which does not divide model.n_head {n_head}.")
+            raise MiniGPTError(f"n_kv_head is {n_kv_head}, which does not divide n_head {n_head}.")
         if settings["position"] == "rope" and (n_embd // n_head) % 2:
-            raise MiniGPTError(
-                f"model.position rope needs an even head size, but n_embd / n_head is {n_embd // n_head}."
-            )
+            raise MiniGPTError(f"position rope needs an even head size, but n_embd / n_head is {n_embd // n_head}.")
         if not 0 <= dropout < 1:
-            raise MiniGPTError(f"model.dropout is {dropout}. Give it a share from 0 up to, but not, 1.")
+            raise MiniGPTError(f"dropout is {dropout}. Give it a share from 0 up to, but not, 1.")
         self.block_size = block_size
         self.n_layer, self.n_head, self.n_kv_head, self.n_embd = n_layer, n_head, n_kv_head, n_embd
         self.settings = settings

@@ -20,13 +20,15 @@ class Part(NamedTuple):
     copies: int = 1
 
 
-def parts(model: TinyGPT | GPT, tokens: str = "tokens") -> list[Part]:
+def parts(model: nn.Module, tokens: str = "tokens") -> list[Part]:
     """The parts of a model in the order in which a token meets them; together they have all of its parameters.
 
     Args:
-        model: The model.
+        model: The model; of a class of one's own, its modules are named by their classes.
         tokens: What to call its tokens, such as `characters`.
     """
+    if type(model) not in (GPT, TinyGPT):
+        return _modules(model)
     vocab_size, n_embd = model.embed.weight.shape
     each = f"each of {vocab_size:,} {tokens}"
     tied = model.lm_head.weight is model.embed.weight
@@ -37,6 +39,19 @@ def parts(model: TinyGPT | GPT, tokens: str = "tokens") -> list[Part]:
         Part("embedding", f"a vector of {n_embd:,} numbers for {each}", _n(model.embed)),
         *(_inside(model) if isinstance(model, GPT) else []),
         Part("output layer", output, 0 if tied else _n(model.lm_head)),
+    ]
+
+
+def _modules(model: nn.Module) -> list[Part]:
+    """The modules that a network is made of, and the parameters that belong to none of them."""
+    named = list(model.named_children())
+    rows = [Part(name, type(module).__name__, _n(module)) for name, module in named]
+    own = [Part(name, "parameter", p.numel()) for name, p in model.named_parameters(recurse=False)]
+    total, shared = sum(p.numel() for p in model.parameters()), sum(row.n for row in (*rows, *own))
+    return [
+        *own,
+        *rows,
+        *([Part("shared", "weights of two modules, counted once", total - shared)] if total < shared else []),
     ]
 
 

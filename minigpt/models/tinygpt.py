@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from minigpt.errors import check_sizes
 from minigpt.models.layers import Embedding
 
 
@@ -13,6 +14,9 @@ class TinyGPT(nn.Module):
         vocab_size: `V`, the number of distinct ids.
         n_embd: `C`, the width of the embedding.
         block_size: `T`, the longest window that the model is given in training.
+
+    Raises:
+        MiniGPTError: A size is not a positive number.
     """
 
     context_size = 1  # how many of the last ids its prediction depends on
@@ -20,6 +24,7 @@ class TinyGPT(nn.Module):
     def __init__(self, vocab_size: int, n_embd: int = 64, block_size: int = 64):
         super().__init__()
         self.config = {"vocab_size": vocab_size, "block_size": block_size, "n_embd": n_embd}
+        check_sizes(self.config)
         self.block_size = block_size
         self.embed = Embedding(vocab_size, n_embd)
         self.lm_head = nn.Linear(n_embd, vocab_size)

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.compat.proto.summary_pb2 import Summary
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
@@ -129,8 +130,11 @@ class Figures(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lay down the settings; the figures they lead to are taken from the curves."""
-        data, model = trainer.datamodule, pl_module.architecture | pl_module.hparams
-        settings = {f"model.{key}": value for key, value in model.items() if value is not None and key != "seed"}
+        data, network = trainer.datamodule, pl_module.architecture
+        settings = {"model.network": network["class_path"]}
+        settings |= {f"model.network.{key}": value for key, value in (network["init_args"] or {}).items()}
+        settings |= {f"model.{key}": value for key, value in pl_module.hparams.items() if key != "seed"}
+        settings = {key: value for key, value in settings.items() if isinstance(value, (bool, int, float, str))}
         settings |= {
             "seed_everything": data.seed,
             "data.tokenizer": data.tokenizer.kind,
@@ -165,6 +169,8 @@ class Figures(Callback):
         if not self.every_n_steps or trainer.datamodule.vocab_size > PROJECTED:
             return
         if (model := pl_module.whole_model()) is None:
+            return
+        if not isinstance(getattr(model, "embed", None), nn.Embedding):
             return
         weights = model.embed.weight
         names = [name_of(trainer.datamodule.tokenizer.decode([i])) for i in range(len(weights))]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import rich
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -22,6 +23,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import nn
 
 from minigpt import processes, runs
 from minigpt.command_line import command, example_recipe
@@ -29,14 +31,14 @@ from minigpt.data.corpus import locate
 from minigpt.data.tokenizers import difference
 from minigpt.data.tokenizers import from_dict as tokenizer_from_dict
 from minigpt.errors import MiniGPTError, note, writing
-from minigpt.models import n_parameters
+from minigpt.models import NETWORKS, build_network, instantiate, n_parameters
 from minigpt.training import recipes, trust
 from minigpt.training.callbacks import Figures, Progress, Samples
 from minigpt.training.checkpointing import Checkpoints, WholeFileCheckpointIO, check_writable, made_with
 from minigpt.training.datamodule import TextDataModule
 from minigpt.training.fsdp import FSDP2Strategy, check_mesh
 from minigpt.training.module import LitLanguageModel
-from minigpt.training.parser import TrainParser, configs_first, flatten, inner_reason
+from minigpt.training.parser import TrainParser, configs_first, flatten, inner_reason, network_sentence
 from minigpt.training.stopping import GoOn, early_stoppings, stopped_early
 
 # Options of Lightning's Trainer that would mean nothing here, or something else: steps are the one unit, a batch is
@@ -135,8 +137,9 @@ class MiniGPTCLI(LightningCLI):
         parser.add_lightning_class_args(Progress, "progress")
         for seed in ("data.seed", "model.seed"):
             parser.link_arguments("seed_everything", seed)
-        for size in ("vocab_size", "block_size"):
-            parser.link_arguments(f"data.{size}", f"model.{size}", apply_on="instantiate")
+        for size in ("vocab_size", "block_size"):  # where the network has such an argument
+            parser.link_arguments(f"data.{size}", f"model.network.init_args.{size}", apply_on="instantiate")
+        parser.add_instantiator(instantiate, nn.Module, subclasses=True)
 
     def parse_arguments(self, parser: TrainParser, args: list[str]) -> None:
         """Parse, after the mistakes in names have been answered; a resume without --config uses its run's."""
@@ -149,7 +152,10 @@ class MiniGPTCLI(LightningCLI):
         if not asked.config and asked.ckpt_path is not None:
             args = [*self._own_settings(asked.ckpt_path), *args]
             parser.check_names(args)
-        self.config = parser.parse_args(args)
+        try:
+            self.config = parser.parse_args(args)
+        except MiniGPTError as error:
+            raise MiniGPTError(network_sentence(str(error))) from error
         if not self.config.config:
             raise MiniGPTError(f"Name a recipe with --config, such as --config {shlex.quote(example_recipe())}.")
         if not 0 <= self.config.seed_everything < 2**32:
@@ -291,21 +297,29 @@ class MiniGPTCLI(LightningCLI):
 
     def _tell_of_reciting(self) -> None:
         """Say so if the model could hold its text by heart many times over, and what would suit the text."""
-        architecture, tokens = self.model.architecture, self.datamodule.tokens
+        network, tokens = self.model.network, self.datamodule.tokens
         most = RECITES * round(tokens.n_characters * (1 - tokens.val_fraction))
-        size = n_parameters(architecture)
+        size = n_parameters(network)
         if size <= most:
             return
-        width, heads = architecture["n_embd"], architecture.get("n_head", 1)
-        while n_parameters(architecture | {"n_embd": width}) > most / 4 and width % (4 * heads) == 0 and width > 8:
-            width //= 2
-        advice = [f"--model.n_embd {width}"] if width < architecture["n_embd"] else []
-        if architecture.get("dropout", 1) < 0.2:  # TinyGPT has none
-            advice.append("--model.dropout 0.2")
+        advice, settings = [], self.model.architecture["init_args"] or {}
+        if self.model.architecture["class_path"] in NETWORKS:
+            width, heads = settings["n_embd"], settings.get("n_head", 1)
+            with torch.device("meta"):
+                while width % (4 * heads) == 0 and width > 8 and self._size(width) > most / 4:
+                    width //= 2
+            advice = [f"--model.network.n_embd {width}"] if width < settings["n_embd"] else []
+        if settings.get("dropout", 1) < 0.2:  # TinyGPT has none
+            advice.append("--model.network.dropout 0.2")
         note(
             f"The model has {size:,} parameters for {most // RECITES:,} characters: it will recite the text rather "
             f"than learn from it. {' and '.join(advice) or 'A longer text'} would suit."
         )
+
+    def _size(self, width: int) -> int:
+        """How many parameters the network would have in another width."""
+        description = self.model.architecture
+        return n_parameters(build_network(description | {"init_args": description["init_args"] | {"n_embd": width}}))
 
     def _recipe(self) -> str:
         """The settings as YAML: all but where they came from and what this start continues."""
@@ -365,15 +379,16 @@ class MiniGPTCLI(LightningCLI):
         return run.absolute()
 
 
-def _fixed(data: dict, model: dict, settings: dict, accumulate_grad_batches: int) -> dict[str, Any]:
+def _fixed(data: dict, network: dict, settings: dict, accumulate_grad_batches: int) -> dict[str, Any]:
     """What a resume cannot change, by the names that a person knows."""
     cleaning = ("max_vocab_size", "byte_fallback", "val_fraction", "lower", "strip", "nfc")
     return {
         "data.tokenizer": data["tokenizer"]["kind"],
         **{f"data.{key}": data[key] for key in cleaning},
         "data.path (SHA-256 of the text)": data["sha256"],
-        "data.block_size": model["block_size"],
-        **{f"model.{key}": value for key, value in model.items()},
+        "data.block_size": data["block_size"],
+        "model.network": network["class_path"],
+        **{f"model.network.{key}": value for key, value in (network["init_args"] or {}).items()},
         # The optimizer's state is laid out by them.
         **{f"model.{key}": settings[key] for key in ("optimizer", "decay_vectors")},
         "trainer.accumulate_grad_batches": accumulate_grad_batches,

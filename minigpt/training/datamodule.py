@@ -229,5 +229,6 @@ class TextDataModule(LightningDataModule):
             "sha256": self.tokens.sha256,
             **self._cleaning,
             **self._splitting,
+            "block_size": self.block_size,
             "tokenizer": self.tokenizer.to_dict(),
         }

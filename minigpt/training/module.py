@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable
-from inspect import signature
 from typing import Any
 
 import torch
@@ -19,8 +18,8 @@ from torch.optim.lr_scheduler import LambdaLR
 import minigpt
 from minigpt.errors import MiniGPTError, note
 from minigpt.evaluation import TextMetrics
-from minigpt.models import build_model
-from minigpt.models.gpt import GPT
+from minigpt.generation.engine import check_network
+from minigpt.models import build_network, describe
 from minigpt.seeds import derive_seed
 from minigpt.training.callbacks import FinalValidation, boards
 from minigpt.training.checkpointing import made_with
@@ -42,27 +41,11 @@ CHARTS = {
 
 
 class LitLanguageModel(LightningModule):
-    """Trains a model to predict the next token with cross-entropy.
+    """Trains a network to predict the next token with cross-entropy.
 
     Args:
-        vocab_size: The number of distinct tokens, as the tokenizer found them.
-        block_size: The longest window of tokens.
-        name: The model: `tinygpt`, the article's embedding and linear layer, or `gpt`, the transformer.
-        n_embd: The width.
-        n_layer: How many transformer blocks; null for 4.
-        n_head: How many attention heads; null for 4.
-        preset: `gpt2`, `llama` or `modern`: what sets each of the switches below that is null; null for gpt2.
-        position: `learned`, a vector per position, or `rope`, angles that let attention see distances.
-        norm: `layernorm`, or `rmsnorm`, which does without the mean.
-        mlp: `gelu`, the gated `swiglu`, or `relu2`.
-        n_kv_head: Heads of keys and values, shared by groups of query heads; null for n_head.
-        qk_norm: Norm queries and keys.
-        bias: Biases in linear layers and layer norms.
-        dropout: The share of activations dropped in training; null for 0.
-        tie_weights: Let the output layer be the embedding.
-        softcap: Keep logits within plus or minus this; 0 for no bound.
-        zero_init: Start each block as the identity.
-        ngrams: Rows of two tables with embeddings of hashed pairs and triples of tokens; null or 0 for none.
+        network: Any module whose `forward` takes `(B, T)` ids and returns `(B, T, V)` logits: `minigpt.GPT`,
+            `minigpt.TinyGPT` or a class of one's own; see `minigpt.models`.
         optimizer: `adamw`, or `muon`: Muon for the blocks' matrices and AdamW for the rest.
         learning_rate: AdamW's step size.
         muon_learning_rate: Muon's step size.
@@ -70,41 +53,24 @@ class LitLanguageModel(LightningModule):
         decay_vectors: Decay biases and norms too, as plain AdamW does.
         beta2: AdamW's second moment's memory.
         lr_schedule: `constant`, `cosine`, or `wsd` (stable, then a straight line down).
-        warmup_steps: Steps in which the learning rates rise from zero.
-        min_lr: Where cosine and wsd take learning_rate; Muon's falls by the same factor.
-        decay_steps: The step at which they are there; null for trainer.max_steps. A run that is resumed with more steps
-            has its schedule laid anew over all of them.
+        warmup_steps: Steps in which the learning rates rise from zero; fewer where the training is shorter.
+        min_lr: The value to which cosine and wsd lower learning_rate; Muon's falls by the same factor.
+        decay_steps: The step at which they are there; null for the end of the training. A run that is resumed with more
+            steps has its schedule laid anew over all of them.
         cooldown: The share of those steps in which wsd goes down.
         activation_checkpointing: Keep only what goes from block to block, and compute the rest again for the gradients:
-            memory for a third more work, and the same bits.
+            less memory for a third more work, and the same bits. For networks that have such a flag, as GPT does.
         compile: Spend up to a minute before the first step on faster code for all others; where that cannot be done,
             train without, and say so.
         seed: Where the randomness of a step comes from; always the same as seed_everything.
 
     Raises:
-        MiniGPTError: There is no such model, or a size, switch or rate is out of range.
+        MiniGPTError: A switch or rate is out of range.
     """
 
     def __init__(
         self,
-        vocab_size: int,
-        block_size: int = 64,
-        name: str = "tinygpt",
-        n_embd: int = 64,
-        n_layer: int | None = None,
-        n_head: int | None = None,
-        preset: str | None = None,
-        position: str | None = None,
-        norm: str | None = None,
-        mlp: str | None = None,
-        n_kv_head: int | None = None,
-        qk_norm: bool | None = None,
-        bias: bool | None = None,
-        dropout: float | None = None,
-        tie_weights: bool | None = None,
-        softcap: float | None = None,
-        zero_init: bool | None = None,
-        ngrams: int | None = None,
+        network: nn.Module,
         optimizer: str = "adamw",
         learning_rate: float = 1e-3,
         muon_learning_rate: float = 0.02,
@@ -127,14 +93,16 @@ class LitLanguageModel(LightningModule):
                 raise MiniGPTError(f"model.{key} is {value}. Give it a number of 0 or more.")
         if not 0 <= beta2 < 1:
             raise MiniGPTError(f"model.beta2 is {beta2}. Give it a number from 0 up to, but not, 1.")
-        self.save_hyperparameters()
-        self.model = build_model(name, **{key: self.hparams[key] for key in signature(GPT).parameters})
+        if not isinstance(network, nn.Module):
+            raise MiniGPTError(f"The network is a {type(network).__name__}. Give an instance of a torch.nn.Module.")
+        self.save_hyperparameters(ignore=["network"])
+        self.network = network
         if activation_checkpointing:
-            if name != "gpt":
-                raise MiniGPTError("model.activation_checkpointing is for the blocks of model.name gpt. Leave it out.")
-            self.model.activation_checkpointing = True
-        self.architecture = {"name": name, **self.model.config}
-        self.val_metrics = TextMetrics(vocab_size, block_size)
+            if not hasattr(network, "activation_checkpointing"):
+                raise MiniGPTError(f"{type(network).__name__} has no activation_checkpointing. Leave the setting out.")
+            network.activation_checkpointing = True
+        self.architecture = describe(network)
+        self.val_metrics = TextMetrics()
         self._more_metrics: list[TextMetrics] = []  # of further validation loaders
         self._losses: list[torch.Tensor] = []
         self._loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None  # compiled, where that is asked
@@ -144,13 +112,14 @@ class LitLanguageModel(LightningModule):
         self._floors: dict[str, float] = {}
         self.horizon: int | None = None  # the step at which the schedule ends
         self._kept_horizon: int | None = None  # as it is in the checkpoint that training goes on from
+        self._optimizer: torch.optim.Optimizer | None = None
         self._scheduler: LambdaLR | None = None
         self.optimizer()  # a mistake in its settings is answered now, not when training starts
         self.set_schedule(10)
 
     def forward(self, idx: torch.Tensor) -> torch.Tensor:
         """`(B, T)` ids to `(B, T, V)` logits."""
-        return self.model(idx)
+        return self.network(idx)
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning notes the hook it is in some 40 times a step. A torch module looks at each assignment for parameters
@@ -162,24 +131,26 @@ class LitLanguageModel(LightningModule):
 
     def configure_model(self) -> None:
         """Share the model out, where the strategy has laid a mesh of processes for that."""
-        if self.device_mesh is not None and not isinstance(self.model, FSDPModule):
+        if self.device_mesh is not None and not isinstance(self.network, FSDPModule):
             sizes = dict(zip(self.device_mesh.mesh_dim_names, self.device_mesh.shape, strict=True))
             check_mesh(sizes["data_parallel"], sizes["tensor_parallel"], self.device_mesh.size())
-            shard(self.model, self.device_mesh["data_parallel"])
+            shard(self.network, self.device_mesh["data_parallel"])
 
     def whole_model(self) -> nn.Module | None:
         """The model to look at, for the first process: itself or, where it is shared out, a copy on the CPU; else None.
 
         All processes have to ask for it at once.
         """
-        if not isinstance(self.model, FSDPModule):
-            return self.model if self.trainer.is_global_zero else None
-        weights = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        if not isinstance(self.network, FSDPModule):
+            return self.network if self.trainer.is_global_zero else None
+        weights = get_model_state_dict(self.network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         if not self.trainer.is_global_zero:
             return None
-        model = build_model(**self.architecture)
-        model.load_state_dict(weights)
-        return model.eval()
+        network = build_network(
+            self.architecture, [self.architecture["class_path"]]
+        )  # this process has made one already
+        network.load_state_dict(weights)
+        return network.eval()
 
     def optimizer(self) -> torch.optim.Optimizer:
         """The optimizer of the settings, over the parameters in their groups.
@@ -189,7 +160,7 @@ class LitLanguageModel(LightningModule):
         """
         rates = self.hparams
         groups = parameter_groups(
-            self.model, rates.optimizer, rates.learning_rate, rates.muon_learning_rate, rates.weight_decay,
+            self.network, rates.optimizer, rates.learning_rate, rates.muon_learning_rate, rates.weight_decay,
             rates.decay_vectors,
         )  # fmt: skip
         betas = (0.9, rates.beta2)
@@ -202,7 +173,7 @@ class LitLanguageModel(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer and, unless the rates are constant, a LambdaLR with the schedule's factor at each step."""
-        optimizer = self.optimizer()
+        self._optimizer = optimizer = self.optimizer()
         self.set_schedule(max(self.horizon or 0, self._total_steps()))
         if not self._scheduled:
             return optimizer
@@ -224,17 +195,14 @@ class LitLanguageModel(LightningModule):
         """Learn from the data how many characters each token stands for and, to train, what the floors are.
 
         Raises:
-            MiniGPTError: The data have longer windows or more tokens than the model takes, or Lightning's search for a
-                learning rate is asked of two optimizers in one.
+            MiniGPTError: The network does not take the windows or the tokens of the data, or returns something else
+                than logits; or Lightning's search for a learning rate is asked of two optimizers in one.
         """
         datamodule = self.trainer.datamodule
         if isinstance(datamodule, TextDataModule):
-            for size in ("block_size", "vocab_size"):
-                if getattr(datamodule, size) > self.hparams[size]:
-                    raise MiniGPTError(
-                        f"The data have a {size} of {getattr(datamodule, size)}, and the model one of "
-                        f"{self.hparams[size]}. Give the model the datamodule's {size}."
-                    )
+            check_network(self.network, datamodule.vocab_size, datamodule.block_size)
+            if getattr(self.network, "block_size", None) is None:
+                self.network.block_size = datamodule.block_size  # text is generated from windows as it was trained on
             for metrics in (self.val_metrics, *self._more_metrics):
                 metrics.lengths = datamodule.tokenizer.lengths
             if stage == "fit":
@@ -248,7 +216,8 @@ class LitLanguageModel(LightningModule):
     def on_train_start(self) -> None:
         """Compute rates and schedule anew, which a checkpoint does not know; write its last record again."""
         schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
-        if schedulers == ([self._scheduler] if self._scheduled else []):  # not another's, such as lr_find's
+        own = [self._scheduler] if self._scheduled else []
+        if self.trainer.optimizers == [self._optimizer] and schedulers == own:  # not another's, such as lr_find's
             self._resume_schedule()
             self._apply_rates()
         self._mark = None
@@ -261,8 +230,6 @@ class LitLanguageModel(LightningModule):
         """Have this start's rates and schedule win over the checkpoint's, before the first step."""
         optimizer = self.optimizers(use_pl_optimizer=False)
         groups = self.optimizer().param_groups
-        if len(groups) != len(optimizer.param_groups):  # another optimizer than the settings'
-            return
         for group, given in zip(optimizer.param_groups, groups, strict=True):
             group.update({key: given[key] for key in ("lr", "weight_decay")})
             if self._scheduled:
@@ -342,7 +309,7 @@ class LitLanguageModel(LightningModule):
 
     def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """The mean cross-entropy of `(B, T)` next ids y after the ids x."""
-        return F.cross_entropy(self.model(x).flatten(0, 1), y.flatten())
+        return F.cross_entropy(self.network(x).flatten(0, 1), y.flatten())
 
     def _compile(self, x: torch.Tensor, y: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         """`loss` as compiled code, or `loss` itself where that fails or gives other gradients, with a note."""
@@ -363,7 +330,7 @@ class LitLanguageModel(LightningModule):
     def _same_gradients(self, compiled: Callable, x: torch.Tensor, y: torch.Tensor) -> bool:
         """Whether compiled code gives the gradients of `loss`, up to rounding and to what dropout changes in them."""
         # Unlike `backward` this leaves no gradients and wakes none of the hooks by which processes add theirs up.
-        weights = [p for p in self.model.parameters() if p.requires_grad]
+        weights = [p for p in self.network.parameters() if p.requires_grad]
 
         def gradients(loss: Callable) -> list[torch.Tensor | None]:  # FSDP2 computes with copies of its own: None
             return torch.autograd.grad(loss(x, y), weights, allow_unused=True)
@@ -397,7 +364,7 @@ class LitLanguageModel(LightningModule):
         """Add the norm of the gradients, before they are clipped, to the record of a step that has one."""
         step = self.global_step + 1
         if self.last_record.get("step") == step:
-            norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+            norm = torch.nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
             gradient = {"train/gradient_norm": whole(norm).item()}
             self.last_record["metrics"] |= gradient
             self._write(gradient, step)
@@ -416,11 +383,10 @@ class LitLanguageModel(LightningModule):
         """Score a batch of windows without autocast: in float32, unless the weights themselves are not."""
         x, y = batch
         while dataloader_idx > len(self._more_metrics):
-            sizes = self.hparams.vocab_size, self.hparams.block_size, self.val_metrics.lengths
-            self._more_metrics.append(TextMetrics(*sizes).to(self.device))
+            self._more_metrics.append(TextMetrics(self.val_metrics.lengths).to(self.device))
         metrics = (self.val_metrics, *self._more_metrics)[dataloader_idx]
         with torch.autocast(self.device.type, enabled=False):
-            metrics.update(self.model(x), y)
+            metrics.update(self.network(x), y)
 
     def test_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Score a batch as a validation does."""
@@ -430,14 +396,16 @@ class LitLanguageModel(LightningModule):
         """The `(B, T, V)` logits of `(B, T)` ids, which may come with their targets."""
         x = batch if isinstance(batch, torch.Tensor) else batch[0]
         with torch.autocast(self.device.type, enabled=False):
-            return self.model(x)
+            return self.network(x)
 
     def on_validation_epoch_end(self) -> None:
         """Log the figures of the whole validation text, in a training with the floors as straight lines beside them."""
-        if isinstance(self.model, FSDPModule):  # it computes in all processes at once, also where one has a batch less
+        if isinstance(
+            self.network, FSDPModule
+        ):  # it computes in all processes at once, also where one has a batch less
             loader = self.trainer.val_dataloaders
             for _ in range(len(loader), math.ceil(len(loader.dataset) / self.trainer.world_size)):
-                self.model(loader.dataset[0][0].to(self.device))
+                self.network(loader.dataset[0][0].to(self.device))
         self._log_scores("val")
         if self.trainer.state.fn == "fit" and self._floors:
             self.log_dict(self._floors)

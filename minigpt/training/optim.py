@@ -47,13 +47,17 @@ def parameter_groups(
         else:
             vectors.append(parameter)
     if optimizer == "muon" and not hidden:
-        raise MiniGPTError("model.optimizer muon is for the matrices of transformer blocks. Set model.name to 'gpt'.")
+        raise MiniGPTError(
+            "model.optimizer muon is for matrices in a network's `blocks`, and this network has none. Take adamw."
+        )
     groups = [
         {"params": hidden, "muon": True, "lr": muon_learning_rate, "weight_decay": weight_decay},
         {"params": matrices, "muon": False, "lr": learning_rate, "weight_decay": weight_decay},
         {"params": vectors, "muon": False, "lr": learning_rate, "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
+    if not groups:
+        raise MiniGPTError(f"{type(model).__name__} has no parameters, so there is nothing to train.")
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(map(id, model.parameters())), "each parameter in exactly one group"
     return groups

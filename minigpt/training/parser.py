@@ -1,23 +1,39 @@
 """The parser of `minigpt train`: names are checked before anything is parsed, and mistakes become sentences."""
 
+import inspect
 import json
 import os
 import re
+import shlex
 import types
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
-from minigpt.command_line import command, example_config, find_config, missing_value, no_config, unexpected_argument
+from minigpt.command_line import (
+    command,
+    example_config,
+    example_recipe,
+    find_config,
+    missing_value,
+    no_config,
+    unexpected_argument,
+)
 from minigpt.errors import MiniGPTError, did_you_mean
+from minigpt.models import NETWORKS
 from minigpt.training import recipes, trust
 
 _PLAIN_TYPES = {
     int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list such as [a, b]",
     type(None): "null",
 }  # fmt: skip
+
+
+# What the networks of minigpt take, for answers to mistyped options.
+NETWORK_FLAGS = [f"--model.network.{name}" for kind in NETWORKS.values() for name in inspect.signature(kind).parameters]
 
 
 def configs_first(args: list[str]) -> list[str]:
@@ -40,7 +56,40 @@ def configs_first(args: list[str]) -> list[str]:
         else:
             (files if attached else flags).append(attached[1] if attached else arg)
             before = arg
-    return [*(f"--config={find_config(file)}" for file in files), *flags]
+    return [*(f"--config={find_config(file)}" for file in files), *_class_first(flags)]
+
+
+def _class_first(flags: list[str]) -> list[str]:
+    """Return flags with the network's class before its arguments, which would be held to another class."""
+    first, rest, arguments = [], [], iter(flags)
+    for arg in arguments:
+        if arg == "--model.network":
+            first += [arg, *[value for value in [next(arguments, None)] if value is not None]]
+        else:
+            (first if arg.startswith("--model.network=") else rest).append(arg)
+    return [*first, *rest]
+
+
+def network_sentence(message: str) -> str:
+    """Return the answer to a setting that the network does not have, or the message as it is."""
+    match = re.match(r"Option '(.+?)' is not accepted", message)
+    if not match:
+        return message
+    known = [flag.rpartition(".")[2] for flag in NETWORK_FLAGS]
+    of_gpt = " It is one of minigpt.GPT: pass --model.network GPT." if match[1] in known else ""
+    return f"The network has no setting '{match[1]}'.{of_gpt or did_you_mean(match[1], known)}"
+
+
+def refuse_linked(settings: Collection[str], where: str) -> None:
+    """Refuse settings of the network that follow from the data: jsonargparse would drop them without a word.
+
+    Raises:
+        MiniGPTError: It names the setting that counts.
+    """
+    for name in ("vocab_size", "block_size"):
+        if name in settings:
+            found = "which the text gives" if name == "vocab_size" else "so set that one"
+            raise MiniGPTError(f"{where}model.network.{name} always equals data.{name}, {found}. Leave it out.")
 
 
 class TrainParser(LightningArgumentParser):
@@ -69,10 +118,15 @@ class TrainParser(LightningArgumentParser):
             if not re.match(r"--\w|-[a-z]$", arg):  # a value; it may be a negative number or begin with a dash
                 continue
             flag, equals, value = arg.partition("=")
+            if match := re.match(r"--model\.network\.(?:init_args\.)?(\w+)$", flag):
+                refuse_linked([match[1]], "")
             if not self._is_option(flag):
                 before = args[position - 1] if position else ""
                 as_value = f" If it is the value of {before}, write {before}={arg}." if self._is_option(before) else ""
-                hint = did_you_mean(flag, self._option_string_actions) if flag.startswith("--") else ""
+                known = [*NETWORK_FLAGS, *self._option_string_actions]
+                hint = did_you_mean(flag, known) if flag.startswith("--") else ""
+                if flag == "--model.name":  # of 0.1
+                    hint = " The network is chosen with --model.network GPT or TinyGPT."
                 raise MiniGPTError(f"There is no option '{flag}'.{hint}{as_value}")
             if flag in ("-c", "--config") and (equals or args[position + 1 :]):
                 self._check_file(value if equals else args[position + 1], trusted)
@@ -120,11 +174,19 @@ class TrainParser(LightningArgumentParser):
             if recipe.get(key) is not None:
                 raise MiniGPTError(f"The config file '{path}' sets {key}, which only the command line can. Drop it.")
         trust.check_names(recipe, path, trusted)
+        if isinstance(model := recipe.get("model"), dict) and "name" in model and "network" not in model:
+            raise MiniGPTError(
+                f"The config file '{path}' is for minigpt 0.1. Since 0.2 the network is model.network, with class_path "
+                f"and init_args: see {example_config('modern_nano')}."
+            )
+        if isinstance(model, dict) and isinstance(network := model.get("network"), dict):
+            refuse_linked(network.get("init_args") or {}, f"The config file '{path}': ")
         for key, value in flatten(recipe).items():
             if key in self._groups() and not isinstance(value, dict):
                 raise MiniGPTError(f"The config file '{path}' has no settings under '{key}'. Write them, one a line.")
             if not self._is_known(key.rstrip("+")):
-                known = [action.dest for action in self._actions if not action.dest.startswith("help")]
+                known = [flag.removeprefix("--") for flag in NETWORK_FLAGS]
+                known += [action.dest for action in self._actions if not action.dest.startswith("help")]
                 raise MiniGPTError(f"The config file '{path}' has no use for '{key}'.{did_you_mean(key, known)}")
 
     def _is_option(self, flag: str) -> bool:
@@ -142,7 +204,11 @@ class TrainParser(LightningArgumentParser):
         if match := re.match(r"unrecognized arguments: (\S+)", message):
             return unexpected_argument(match[1], self.given)
         if match := re.match(r"argument (\S+): expected", message):
-            return missing_value(match[1].split("/"), self.given, self._option_string_actions)
+            flags = match[1].split("/")
+            typed = [arg for arg in self.given if any(arg == flag or arg.startswith(f"{flag}.") for flag in flags)]
+            return missing_value(typed[-1:] or flags, self.given, self._option_string_actions)
+        if message.startswith("the following arguments are required: model.network"):
+            return f"Name a recipe with --config, such as --config {shlex.quote(example_recipe())}."
         if match := re.match(r'Linked "(.+?)" must be given via "(.+?)"', message):
             return f"{match[1]} always equals {match[2]}. Set that one instead."
         if match := re.match(r'Parser key "(.+?)":', message):
@@ -161,6 +227,13 @@ class TrainParser(LightningArgumentParser):
                     return f"{key} {error}"
                 except (yaml.YAMLError, RecursionError):
                     pass
+        if key == "model.network":
+            typed = [value for flag, value in trust.settings(self.given) if flag == "--model.network"]
+            name = typed[-1] if typed else "not given"
+            return (
+                f"model.network is '{name}', which is not a network. It takes minigpt.GPT, minigpt.TinyGPT or a class "
+                f"of yours that derives from torch.nn.Module.{did_you_mean(name, ['GPT', 'TinyGPT'])}"
+            )
         nested = re.search(r"Given value: NestedArg\(key='(.+?)'", message)  # --trainer.callbacks.KEY
         if match := re.search(r"Option '(.+?)' is not accepted", message):
             known = trust.settings_of(f"{self.given} {message}")
@@ -175,7 +248,7 @@ class TrainParser(LightningArgumentParser):
             if nested:
                 return f"{key}.{nested[1]} belongs to no class. Name one before it, such as --{key}+ EarlyStopping."
         if key in self._groups():
-            return f"{key} is a group of settings, not one. Set them singly, such as --model.n_embd 64."
+            return f"{key} is a group of settings, not one. Set them singly, such as --model.learning_rate 1e-3."
         hint = {action.dest: getattr(action, "_typehint", None) for action in self._actions}.get(key)
         value = re.search(r"(?:Got|Given) value: (.*)", message)
         if not value or re.search(r"Namespace\(|NestedArg\(|'(?:class_path|init_args)'", value[1]):
@@ -215,7 +288,10 @@ def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
     """Nested settings as `{"model.n_embd": 64}`."""
     flat = {}
     for key, value in tree.items():
-        if isinstance(value, dict) and value and "class_path" not in value:
+        if key == "network" and isinstance(value, dict):  # its arguments, as they are written on a command line
+            flat |= {f"{prefix}network": value["class_path"]} if "class_path" in value else {}
+            flat |= flatten(value.get("init_args") or {}, f"{prefix}network.")
+        elif isinstance(value, dict) and value and "class_path" not in value:
             flat.update(flatten(value, f"{prefix}{key}."))
         else:
             flat[f"{prefix}{key}"] = value

@@ -14,7 +14,7 @@ from minigpt.data.corpus import is_pipe
 from minigpt.errors import MiniGPTError, did_you_mean
 from minigpt.training import trust
 from minigpt.training.cli import MiniGPTCLI
-from minigpt.training.parser import TrainParser
+from minigpt.training.parser import NETWORK_FLAGS, TrainParser
 
 EXAMPLE = "sweeps/nano"
 
@@ -50,10 +50,11 @@ def read_space(path: str, recipe: MiniGPTCLI, args: list[str]) -> dict[str, Base
     trust.check_names(given, path, trust.trusted_modules(args))
     dests = [action.dest for action in recipe.parser._actions if "." in action.dest]
     known = [dest for dest in dests if not dest.startswith("help")] + ["seed_everything"]
+    networks = [flag.removeprefix("--") for flag in NETWORK_FLAGS]
     values = {}
     for key, choice in given.items():
-        if key not in known:
-            raise MiniGPTError(f"{path}: '{key}' is no setting of a recipe.{did_you_mean(str(key), known)}")
+        if key not in known and not str(key).startswith("model.network."):
+            raise MiniGPTError(f"{path}: '{key}' is no setting of a recipe.{did_you_mean(str(key), known + networks)}")
         if any(re.match(rf"--{re.escape(key)}(=|$)", arg) for arg in args):
             raise MiniGPTError(f"{path} searches {key}, which a flag sets. Leave one of them out.")
         values[key] = _values(path, key, choice)
@@ -61,13 +62,20 @@ def read_space(path: str, recipe: MiniGPTCLI, args: list[str]) -> dict[str, Base
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # the recipe's notes have been read
             config = Rehearsal([*args, *as_flags(first)]).config
-            typed = {key: [config[key]] for key in values}
+            typed = {key: [_typed(config, key)] for key in values}
             for key, choices in values.items():
                 for value in choices[1:]:
-                    typed[key].append(Rehearsal([*args, *as_flags(first | {key: value})]).config[key])
+                    typed[key].append(_typed(Rehearsal([*args, *as_flags(first | {key: value})]).config, key))
     except MiniGPTError as error:
         raise MiniGPTError(f"{path}: {error}") from error
     return {key: _distribution(path, key, given[key], typed[key]) for key in values}
+
+
+def _typed(config: Any, key: str) -> Any:
+    """The value of a setting as the parser takes it; of the network its class's name or one of its arguments."""
+    if key == "model.network":
+        return config[key].class_path
+    return config[key.replace("model.network.", "model.network.init_args.")]
 
 
 def _values(path: str, key: str, choice: Any) -> list:

@@ -18,6 +18,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from minigpt.errors import MiniGPTError
+from minigpt.models import NETWORKS, look_in_working_folder
 from minigpt.training import recipes
 from minigpt.training.fsdp import FSDP2Strategy
 
@@ -30,7 +31,7 @@ _CLASSES = (
 # Each by the module that defines it and by the package that it is imported from.
 ALLOWED = {
     f"{module}.{kind.__name__}" for kind in _CLASSES for module in (kind.__module__, kind.__module__.rpartition(".")[0])
-}
+} | {path for name, kind in NETWORKS.items() for path in (name, f"{kind.__module__}.{kind.__qualname__}")}
 SHORT = {name.rpartition(".")[2] for name in ALLOWED}
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
@@ -45,9 +46,11 @@ def allow_imports(args: Sequence[str]) -> None:
 
     The parser's settings are the whole process's, so what one command line allows stays allowed in it.
     """
-    typed = [value for flag, value in settings(args) if flag.startswith("--trainer.")]
+    typed = [value for flag, value in settings(args) if flag.startswith(("--trainer.", "--model.network"))]
     names = {match[0] for value in typed for match in _DOTTED.finditer(value)}
     names |= {name for name in trusted_modules(args) if all(map(str.isidentifier, name.split(".")))}
+    if any(name.split(".")[0] not in ("minigpt", "lightning") for name in names):
+        look_in_working_folder()
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=sorted(ALLOWED | names))
 
 
@@ -78,7 +81,8 @@ def not_allowed(name: str, who: str) -> str:
 
 def settings_of(text: str) -> list[str]:
     """Return the names of the settings of all classes of `ALLOWED` that a text mentions."""
-    return [name for kind in _CLASSES if kind.__name__ in text for name in inspect.signature(kind).parameters]
+    kinds = (*_CLASSES, *NETWORKS.values())
+    return [name for kind in kinds if kind.__name__ in text for name in inspect.signature(kind).parameters]
 
 
 def settings(args: Sequence[str]) -> list[tuple[str, ...]]:
