@@ -1,4 +1,4 @@
-"""What the doors in `scripts/` do: parse, call, and the one place where a mistake becomes a message."""
+"""The commands of `minigpt` and `scripts/`: parse, call, and the one place where an error becomes a message."""
 
 import argparse
 import errno
@@ -15,18 +15,56 @@ from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryFile
 
+import minigpt
 from minigpt import processes
-from minigpt.command_line import command, first_stray, first_training, missing_value, short, tool, unexpected_argument
+from minigpt.command_line import (
+    command,
+    find_config,
+    first_stray,
+    first_training,
+    missing_value,
+    short,
+    tool,
+    unexpected_argument,
+)
 from minigpt.errors import MiniGPTError, did_you_mean, needs, note, writing
 
 PROMPT = "un matin,"
 CONTROLS = {"temperature": 0.8, "top_k": 30, "top_p": 0.9}  # the article's example
+UNITS = {"loss": "  nats per token", "floors": " (bits per char)"}  # where a score's name does not tell
 LARGEST_BATCH = 16  # how many samples are drawn at once
 SEARCHED = 1 << 24  # tokens of a training text, for what a model recites
 
 
-def run(command: Callable[[list[str]], int]) -> int:
-    """Run one of the commands below on the command line; the exit status.
+def main() -> int:
+    """Run `minigpt COMMAND ...`, which the package installs, and return the exit status as `run` does."""
+    commands = {function.__name__: function for function in (train, generate, evaluate, export, app, sweep)}
+    name = sys.argv[1] if sys.argv[1:] else "--help"
+    if name in commands:
+        return run(commands[name], sys.argv[2:])
+    return run(lambda args: _answer(name, commands))
+
+
+def _answer(name: str, commands: dict[str, Callable[[list[str]], int]]) -> int:
+    """Answer a first argument that is not the name of a command."""
+    program = command()
+    if name == "--version":
+        print(f"minigpt {minigpt.__version__}")
+    elif name in ("-h", "--help"):
+        print(f"Usage: {program} COMMAND [OPTION VALUE]...\n")
+        for known, function in commands.items():
+            print(f"  {known:10}{(function.__doc__ or '').partition(chr(10))[0]}")
+        print(f"\n{program} COMMAND --help describes the options of a command. To begin: {first_training()}")
+    elif name.startswith("-"):
+        raise MiniGPTError(f"'{name}' needs a command before it, such as: {first_training()}")
+    else:
+        hint = did_you_mean(name, commands) or f" The commands are {', '.join(commands)}."
+        raise MiniGPTError(f"Unknown command '{name}'.{hint}")
+    return 0
+
+
+def run(command: Callable[[list[str]], int], args: list[str] | None = None) -> int:
+    """Run one of the commands below on its arguments (None for the command line) and return the exit status.
 
     0 means done, 2 a mistake (one or two sentences on stderr), 129 a closed terminal, 130 Ctrl-C, 143 SIGTERM.
     """
@@ -38,7 +76,7 @@ def run(command: Callable[[list[str]], int]) -> int:
         note(f"Ignoring {' and '.join(ignored)} in the environment: no launcher started this process.")
     processes.known = None if command is train else 0
     try:
-        return command(sys.argv[1:])
+        return command(sys.argv[1:] if args is None else args)
     except MiniGPTError as error:
         print(error, file=sys.stderr)
         return 2
@@ -61,9 +99,12 @@ def run(command: Callable[[list[str]], int]) -> int:
 class _Parser(argparse.ArgumentParser):
     """argparse, with one sentence in place of a page of usage."""
 
-    def __init__(self, description: str, of_a_model: bool = True):
+    def __init__(self, name: str, description: str, of_a_model: bool = True):
         super().__init__(
-            description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+            prog=command(name),
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
         if of_a_model:
             self.add_argument(
@@ -112,7 +153,7 @@ def _or_none(kind: type) -> Callable[[str], int | float | None]:
 
 
 def _add_device(parser: _Parser) -> None:
-    parser.add_argument("--device", default="auto", help="`auto` (a GPU where there is one), `cpu`, `cuda`, ...")
+    parser.add_argument("--device", default="auto", help="`auto` (a GPU where there is one), `cpu`, `cuda`, `mps`, ...")
 
 
 def _add_precision(parser: _Parser) -> None:
@@ -133,7 +174,7 @@ def _device(name: str) -> str:
     import torch
 
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         torch.ones(1, device=name).item()
     except (RuntimeError, AssertionError) as error:
@@ -142,8 +183,10 @@ def _device(name: str) -> str:
 
 
 def generate(args: list[str]) -> int:
-    """scripts/generate.py: continue a prompt with a trained model."""
-    parser = _Parser("Continue a prompt with a trained model. The text goes to stdout, everything else to stderr.")
+    """Continue a prompt with a trained model."""
+    parser = _Parser(
+        "generate", "Continue a prompt with a trained model. The text goes to stdout, everything else to stderr."
+    )
     _add_device(parser)
     parser.add_argument("--prompt", default=PROMPT, help="the text to continue; `-` reads it from standard input")
     parser.add_argument("--max_new_tokens", type=int, default=200, help="how many tokens to draw")
@@ -151,6 +194,10 @@ def generate(args: list[str]) -> int:
     parser.add_argument("--top_k", type=_or_none(int), default=CONTROLS["top_k"], help="the k likeliest, or none")
     parser.add_argument("--top_p", type=_or_none(float), default=CONTROLS["top_p"], help="their mass, or none")
     parser.add_argument("--min_p", type=_or_none(float), default=None, help="the least share of the likeliest, or none")
+    parser.add_argument(
+        "--repetition_penalty", type=_or_none(float), default=None,
+        help="above 1, tokens that the text already holds become less likely; none for no change",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=None, help="the same seed gives the same texts")
     parser.add_argument("--num_samples", type=int, default=1, help="how many texts, with a line `---` between them")
     parser.add_argument("--stop", default=None, help="end a text before this would be complete")
@@ -168,9 +215,8 @@ def generate(args: list[str]) -> int:
     shown = lm.prepare(prompt, asked.unknown)
     if asked.num_samples < 1:
         raise MiniGPTError(f"num_samples is {asked.num_samples}. Give a whole number of 1 or more.")
-    controls = {
-        name: getattr(asked, name) for name in ("temperature", "top_k", "top_p", "min_p", "seed", "stop", "unknown")
-    }
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop", "unknown")
+    controls = {name: getattr(asked, name) for name in names}
     lm.stream_batch([prompt], asked.max_new_tokens, **controls)  # a mistake is found before anything is written
     if len(lm.tokenizer.encode(shown)) > lm.model.block_size:
         note(f"The model sees the last {lm.model.block_size} tokens of a prompt this long.")
@@ -198,8 +244,13 @@ def generate(args: list[str]) -> int:
 
 
 def evaluate(args: list[str]) -> int:
-    """scripts/evaluate.py: score a trained model, as one JSON object."""
-    parser = _Parser("Score a trained model on the validation text of its run, or on a whole text of yours, as JSON.")
+    """Score a trained model on its validation text or on another text."""
+    parser = _Parser(
+        "evaluate",
+        "Score a trained model on the validation text of its run, or on a whole text of yours: a table on a terminal, "
+        "JSON through a pipe or into a file.",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON on a terminal too")
     _add_device(parser)
     parser.add_argument("--data.path", dest="path", default=None, help="a text to score whole, in place of the run's")
     parser.add_argument("--data.encoding", dest="encoding", default=None, help="its encoding, if that is not found")
@@ -271,13 +322,27 @@ def evaluate(args: list[str]) -> int:
                 drawing = asked.figures / f"{name}.png"
                 image.save(drawing)
                 note(str(drawing))
-    print(json.dumps(scores, indent=2))
+    as_table = sys.stdout.isatty() and not asked.json
+    print("\n".join(_table(scores)) if as_table else json.dumps(scores, indent=2))
     return 0
 
 
+def _table(scores: dict, indent: str = "") -> list[str]:
+    """Return the lines of a table of scores, those in a group below its name."""
+    lines = []
+    for name, value in scores.items():
+        label = f"{indent}{name.replace('_', ' ')}"
+        if isinstance(value, dict):
+            lines += [f"{label}{UNITS.get(name, '')}", *_table(value, f"{indent}  ")]
+        elif value is not None:
+            text = repr(value) if isinstance(value, str) else format(value, ",.4f" if isinstance(value, float) else ",")
+            lines.append(f"{label:<18}{text:>12}{UNITS.get(name, '')}")
+    return lines
+
+
 def export(args: list[str]) -> int:
-    """scripts/export.py: a trained model in the formats that others load."""
-    parser = _Parser("Write a trained model into a folder, in a format that others load.")
+    """Write a trained model in a format that other programs load."""
+    parser = _Parser("export", "Write a trained model into a folder, in a format that others load.")
     parser.add_argument(
         "--format", choices=["hf", "onnx", "gguf", "safetensors", "checkpoint"], required=True,
         help="Hugging Face's, onnxruntime's, llama.cpp's, minigpt's without pickle, or one file to train on",
@@ -299,8 +364,10 @@ def export(args: list[str]) -> int:
 
 
 def app(args: list[str]) -> int:
-    """scripts/app.py: a page to play with the models."""
-    parser = _Parser("Open a page to play with trained models, on this machine alone unless --host says otherwise.")
+    """Open a page in the browser to play with trained models."""
+    parser = _Parser(
+        "app", "Open a page to play with trained models, on this machine alone unless --host says otherwise."
+    )
     _add_device(parser)
     parser.add_argument("--host", default="127.0.0.1", help="the address to serve on; 0.0.0.0 for the whole network")
     parser.add_argument("--port", type=int, default=7860, help="the port to serve on")
@@ -340,7 +407,7 @@ def _without_proxy() -> Iterator[None]:
 
 
 def train(args: list[str]) -> int:
-    """scripts/train.py: train a model from a recipe, or go on with a run."""
+    """Train a model from a recipe, or continue a run."""
     from minigpt.models import summary
     from minigpt.training.cli import MiniGPTCLI
 
@@ -423,14 +490,21 @@ def _allowing(network: dict) -> list[str]:
 
 
 def sweep(args: list[str]) -> int:
-    """scripts/sweep.py: train a recipe many times, in search of better settings."""
+    """Train a recipe many times to find better settings."""
     parser = _Parser(
+        "sweep",
         "Train a recipe many times, in search of the settings with the fewest bits per character. All flags of "
-        "train.py hold for every trial. The same command goes on with a study, and takes part in it while others do.",
+        "train hold for every trial. The same command goes on with a study, and takes part in it while others do.",
         of_a_model=False,
     )
-    parser.add_argument("-c", "--config", action="append", required=True, help="the recipe; a later one wins")
-    parser.add_argument("--space", required=True, help="what to search, such as configs/sweeps/nano.yaml")
+    parser.add_argument(
+        "-c",
+        "--config",
+        action="append",
+        required=True,
+        help="the recipe: a file, or a name; a later one wins",
+    )
+    parser.add_argument("--space", required=True, help="what to search: a file, or a name such as nano")
     parser.add_argument("--trials", type=int, default=20, help="how many the study has in the end, of all processes")
     parser.add_argument("--study", default=None, help="its name; by default the recipe's and the space's")
     parser.add_argument(
@@ -453,9 +527,8 @@ def sweep(args: list[str]) -> int:
     with needs("A sweep needs", "sweep", "optuna", "matplotlib"):
         from minigpt.training.sweep import Sweep
 
-    study = Sweep(
-        [*(f"--config={file}" for file in asked.config), *others], asked.space, asked.study, asked.storage, asked.seed
-    )
+    recipes = [f"--config={find_config(file)}" for file in asked.config]
+    study = Sweep([*recipes, *others], find_config(asked.space, "sweeps"), asked.study, asked.storage, asked.seed)
     try:
         study.run(asked.trials)
     except (KeyboardInterrupt, SystemExit):

@@ -1,5 +1,7 @@
+import inspect
 import io
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -111,6 +113,35 @@ def test_evaluate_scores_the_validation_text_of_the_run(call, trained_run):
     assert list(scores) == ["loss", "bits_per_char", "perplexity", "accuracy", "tokens", "characters", "floors"]
     assert scores.pop("floors") == pytest.approx(data.floors, abs=1e-6)
     assert scores == pytest.approx(expected, abs=1e-6)
+
+
+def test_evaluate_prints_a_table_on_a_terminal_unless_json_is_asked_for(call, trained_run, monkeypatch):
+    piped = call("evaluate", "--ckpt_path", str(trained_run), "--memorisation", "1")
+    scores = json.loads(piped.out)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert call("evaluate", "--ckpt_path", str(trained_run), "--memorisation", "1", "--json").out == piped.out
+    table = call("evaluate", "--ckpt_path", str(trained_run), "--memorisation", "1").out
+    rows = dict(re.split(r"  +", line, maxsplit=1) for line in table.splitlines() if re.search(r"\S  +\S", line))
+    assert rows["loss"] == f"{scores['loss']:.4f}  nats per token"
+    assert rows["tokens"] == f"{scores['tokens']:,}"
+    names = [line.split("  ")[0] for line in table.splitlines() if line[0] != " "]
+    assert names == [name.replace("_", " ") + " (bits per char)" * (name == "floors") for name in scores]
+    found = scores["memorisation"]["samples"]
+    assert re.search(rf"^    longest +{found['longest']}\n    share +{found['share']:.4f}\n", table, re.MULTILINE)
+    assert f" {found['run']!r}\n" in table
+
+
+def test_every_setting_of_a_text_is_an_option_of_generate(call, trained_run):
+    settings = set(inspect.signature(minigpt.LanguageModel.stream_batch).parameters) - {"self", "prompts", "first"}
+    words = set(call("generate", "--help").out.replace("[", " ").split())
+    assert {f"--{name}" for name in settings} <= words
+    flags = ["--ckpt_path", str(trained_run), "--temperature", "0", "--max_new_tokens", "40"]
+    lm = minigpt.load(trained_run)
+    texts = []
+    for value, penalty in (("none", None), ("1.7", 1.7)):
+        texts.append(lm.generate("un matin,", 40, temperature=0, repetition_penalty=penalty, top_k=30, top_p=0.9))
+        assert call("generate", *flags, "--repetition_penalty", value).out == texts[-1] + "\n"
+    assert texts[0] != texts[1]
 
 
 def test_evaluate_agrees_with_what_training_reported(call):

@@ -33,6 +33,9 @@ class CharDataset(Dataset):
         self.data = data
         self.block_size = block_size
 
+    def __repr__(self) -> str:
+        return f"CharDataset({len(self.data):,} tokens, block {self.block_size:,})"
+
     def __len__(self) -> int:
         return max(0, len(self.data) - self.block_size)
 

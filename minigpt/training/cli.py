@@ -27,7 +27,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from minigpt import processes, runs
-from minigpt.command_line import example_config
+from minigpt.command_line import command, example_recipe
 from minigpt.data.corpus import locate
 from minigpt.data.tokenizers import difference
 from minigpt.data.tokenizers import from_dict as tokenizer_from_dict
@@ -120,6 +120,8 @@ class MiniGPTCLI(LightningCLI):
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The seed and the checkpoint to go on from."""
+        recipe = next(action for action in parser._actions if "--config" in action.option_strings)
+        recipe.help = "The recipe: a file, or the name of one in configs/, such as tiny. A later one wins."
         parser.add_argument("--seed_everything", type=int, default=1337, help="The seed of everything that is drawn.")
         parser.add_argument(
             "--ckpt_path",
@@ -179,7 +181,7 @@ class MiniGPTCLI(LightningCLI):
         except MiniGPTError as error:
             raise MiniGPTError(network_sentence(str(error))) from error
         if not self.config.config:
-            raise MiniGPTError(f"Name a recipe with --config, such as --config {shlex.quote(example_config())}.")
+            raise MiniGPTError(f"Name a recipe with --config, such as --config {shlex.quote(example_recipe())}.")
         if not 0 <= self.config.seed_everything < 2**32:
             raise MiniGPTError(f"seed_everything is {self.config.seed_everything}. Give it 0 or more, below 2 ** 32.")
         self.name = config_name(str(self.config.config[0]))
@@ -357,7 +359,7 @@ class MiniGPTCLI(LightningCLI):
             self._tell_of_reciting()
             most, n = self.datamodule.max_val_tokens, len(self.datamodule.val_ids) - 1
             if most and most < n:
-                note(f"Validation scores {most:,} of {n:,} tokens; evaluate.py scores them all.")
+                note(f"Validation scores {most:,} of {n:,} tokens; `{command('evaluate')}` scores them all.")
             self.trainer.loggers = self._all_loggers()
             for callback in self.trainer.callbacks:
                 if isinstance(callback, Checkpoints):

@@ -89,6 +89,12 @@ class TextDataModule(LightningDataModule):
         }  # fmt: skip
         self._path, self._kind, self._in_memory_mb, self._cache_dir = path, tokenizer, in_memory_mb, cache_dir
 
+    def __repr__(self) -> str:
+        block_size = self.__dict__.get("block_size", self._block_size)  # a property that would read the text
+        return f"TextDataModule({str(self._path)!r}, {self._kind}, block {block_size:,}, batch {self.batch_size:,})"
+
+    __str__ = __repr__  # Lightning's makes the loaders, for which it reads the text
+
     @cached_property
     def corpus(self) -> Corpus:
         """The text, found but not yet read."""
