@@ -27,8 +27,8 @@ def test_lightning_is_imported_in_training_alone():
 
 
 ORDER = [
-    "errors", "command_line", "terminal", "seeds", "data", "models", "generation", "evaluation", "introspection",
-    "figures", "shards", "runs", "export", "training", "words", "app", "commands",
+    "errors", "command_line", "words", "terminal", "seeds", "data", "models", "generation", "evaluation",
+    "introspection", "figures", "shards", "runs", "export", "training", "app", "commands",
 ]  # fmt: skip
 
 
