@@ -336,8 +336,8 @@ def test_a_sample_stays_on_its_line():
 
 def test_a_text_is_broken_between_words_on_a_terminal_alone(terminal, monkeypatch):
     text = "le soir descend  sur la forêt\n\n  et un oiseau-lyre chante encore"
-    assert wrapped(text) == text
     narrow = terminal(20)
+    assert wrapped(text) == text
     monkeypatch.setattr(sys, "stdout", narrow.file)
     assert wrapped(text).split("\n") == ["le soir descend  sur", "la forêt", "", "  et un oiseau-lyre", "chante encore"]
 
