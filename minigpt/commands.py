@@ -28,6 +28,7 @@ from minigpt.command_line import (
     unexpected_argument,
 )
 from minigpt.errors import MiniGPTError, did_you_mean, needs, note, writing
+from minigpt.words import message
 
 PROMPT = "un matin,"
 CONTROLS = {"temperature": 0.8, "top_k": 30, "top_p": 0.9}  # the article's example
@@ -140,6 +141,17 @@ class _Parser(argparse.ArgumentParser):
         raise MiniGPTError(message[0].upper() + message[1:] + ". See --help.")
 
 
+def announce(*packages: str) -> None:
+    """Say which packages are about to be loaded, since that takes seconds; those that are loaded are left out.
+
+    Args:
+        packages: The names under which they are imported.
+    """
+    titles = {"gradio": "Gradio", "lightning": "Lightning", "optuna": "Optuna", "torch": "PyTorch"}
+    if missing := [titles[package] for package in packages if package not in sys.modules]:
+        note(message("loading", message("and").join(missing)))
+
+
 def _path(text: str) -> Path:
     return Path(os.path.expanduser(text))  # a shell leaves the `~` of `--out=~/e` as it is
 
@@ -205,6 +217,8 @@ def generate(args: list[str]) -> int:
     parser.add_argument("--compile", action="store_true", help="spend some seconds on faster code first, for a CPU")
     _add_unknown(parser)
     asked = parser.parse_args(args)
+
+    announce("torch")
 
     from minigpt import runs
     from minigpt.generation.decoding import compile_decoding
@@ -272,6 +286,8 @@ def evaluate(args: list[str]) -> int:
     if asked.figures:
         with writing(asked.figures, "--figures"), TemporaryFile(dir=asked.figures):
             pass  # it can be written to
+
+    announce("torch")
 
     import torch
 
@@ -352,6 +368,8 @@ def export(args: list[str]) -> int:
     )
     asked = parser.parse_args(args)
 
+    announce("torch")
+
     from minigpt import runs
     from minigpt.export import export as write
 
@@ -376,6 +394,7 @@ def app(args: list[str]) -> int:
     name, _, password = (asked.auth or "").partition(":")
     if asked.auth is not None and not (name and password):
         raise MiniGPTError("--auth takes a name and a password with a colon between them, such as --auth anne:secret.")
+    announce("gradio", "torch")
     with _without_proxy():
         with needs("The page needs", "app", "gradio"):
             from minigpt.app import Shelf, serve
@@ -408,23 +427,26 @@ def _without_proxy() -> Iterator[None]:
 
 def train(args: list[str]) -> int:
     """Train a model from a recipe, or continue a run."""
+    if not any(re.match(r"(-h|--([\w.]+\.)?help)(=|$)", arg) for arg in args):
+        announce("torch", "lightning")
+
     from minigpt.models import summary
     from minigpt.training.cli import MiniGPTCLI
 
     cli = MiniGPTCLI(args)
     if cli.stopped:
-        note(f"{cli.checkpoint} stopped early, after step {cli.start_step}: {cli.stopped}")
-        note("Go on with a larger --trainer.max_steps.")
+        note(message("was_stopped_early", cli.checkpoint, cli.start_step, cli.stopped))
+        note(message("raise_max_steps"))
         return 0
     if cli.finished:
-        note(f"{cli.checkpoint} has done its {cli.trainer.max_steps} steps. Go on with a larger --trainer.max_steps.")
+        note(f"{message('finished', cli.checkpoint, cli.trainer.max_steps)} {message('raise_max_steps')}")
         return 0
     model, data = cli.model.network, cli.datamodule
-    note(
-        f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters, "
-        f"on {cli.trainer.strategy.root_device}; {len(data.train_ids):,} tokens to train on, "
-        f"{data.vocab_size} distinct; run folder {short(cli.run_dir) if cli.run_dir else 'none'}"
-    )
+    size = sum(p.numel() for p in model.parameters())
+    note(message("network", type(model).__name__, size, cli.trainer.strategy.root_device))
+    note(message("training_text", len(data.train_ids), data.vocab_size))
+    if cli.run_dir:
+        note(message("run_folder", short(cli.run_dir)))
     all_characters = data.tokenizer.kind == "char" and not data.tokenizer.byte_fallback
     note(summary.as_text(summary.parts(model, "characters" if all_characters else "tokens")))
     started = time.monotonic()
@@ -434,7 +456,7 @@ def train(args: list[str]) -> int:
         if stop.code == 1:  # so Lightning leaves on a Ctrl-C that comes before our handler is there, or after
             raise KeyboardInterrupt from None
         if stop.code > 128:
-            note(f"Stopped after step {cli.trainer.global_step}. {_again(cli, args, cli.run_dir)}")
+            note(f"{message('interrupted', cli.trainer.global_step)} {_again(cli, args, cli.run_dir)}")
         gc.freeze()
         raise
     except RuntimeError as error:
@@ -456,28 +478,36 @@ def train(args: list[str]) -> int:
     elif cli.trainer.global_step == cli.trainer.max_steps:
         note(f"Trained {cli.trainer.global_step} steps, without a validation.")
     else:
-        note(f"trainer.max_time is used up, after {cli.trainer.global_step} steps. Go on with a longer one.")
+        note(message("time_used_up", cli.trainer.global_step))
     gc.freeze()  # what Lightning imported is not worth a second of collecting at exit
     return 0
 
 
 def _summary(cli, model, seconds: float) -> None:
     from minigpt.generation.text import LanguageModel
+    from minigpt.terminal import GAP, wrapped
 
-    metrics, run_dir = cli.trainer.callback_metrics, short(cli.run_dir)
+    metrics, trainer, run_dir = cli.trainer.callback_metrics, cli.trainer, short(cli.run_dir)
     lm = LanguageModel(model, cli.datamodule.tokenizer)
     sample = lm.generate(PROMPT, 200, unknown="skip", seed=0, **CONTROLS)
-    floors = ", ".join(f"{name} {bits:.4f}" for name, bits in cli.datamodule.floors.items())
-    early = f" of {cli.trainer.max_steps}" if cli.trainer.global_step < cli.trainer.max_steps else ""
-    resumed = f", the last {cli.trainer.global_step - cli.start_step}" if cli.start_step else ""
+    early = trainer.global_step < trainer.max_steps
+    duration = message(
+        "duration", trainer.global_step, message("of_steps", trainer.max_steps) if early else "",
+        message("last_steps", trainer.global_step - cli.start_step) if cli.start_step else "",
+        seconds, message("early") if early else "",
+    )  # fmt: skip
+    floors = (message("floor", message(name), bits) for name, bits in cli.datamodule.floors.items())
     print(
-        f"validation loss {metrics['val/loss']:.4f} nats per token, "
-        f"{metrics['val/bits_per_char']:.4f} bits per character, "
-        f"after {cli.trainer.global_step}{early} steps{resumed} in {seconds:.0f} s{early and ' (stopped early)'}\n"
-        f"floors in bits per character: {floors}\n\n"
-        f"{sample}\n\n"
-        f"Curves and samples:  {tool('tensorboard', '--logdir', run_dir)}\n"
-        f"More text:           {command('generate', '--ckpt_path', run_dir, *_allowing(cli.model.architecture))}"
+        message("final_loss", metrics["val/loss"].item(), metrics["val/bits_per_char"].item()),
+        f"  {duration}",
+        message("floors"),
+        f"  {GAP.join(floors)}\n",
+        f"{wrapped(sample)}\n",
+        message("curves"),
+        f"  {tool('tensorboard', '--logdir', run_dir)}",
+        message("more_text"),
+        f"  {command('generate', '--ckpt_path', run_dir, *_allowing(cli.model.architecture))}",
+        sep="\n",
     )
 
 
@@ -524,6 +554,7 @@ def sweep(args: list[str]) -> int:
             parser.refuse(flag)
     if asked.trials < 1:
         raise MiniGPTError(f"trials is {asked.trials}. Give a whole number of 1 or more.")
+    announce("torch", "lightning")
     with needs("A sweep needs", "sweep", "optuna", "matplotlib"):
         from minigpt.training.sweep import Sweep
 
@@ -569,4 +600,4 @@ def _again(cli, args: list[str], run_dir: Path) -> str:
     kept = [arg for before, arg in pairs if before != "--ckpt_path" and not arg.startswith("--ckpt_path")]
     if cli.datamodule.corpus.path != cli.config.data.path:
         kept += ["--data.path", cli.datamodule.corpus.path]
-    return f"Go on with: {command('train', *kept, '--ckpt_path', short(run_dir))}"
+    return message("go_on", command("train", *kept, "--ckpt_path", short(run_dir)))
