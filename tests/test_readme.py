@@ -10,10 +10,16 @@ import subprocess
 import sys
 import time
 import urllib.request
+from inspect import signature
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from lightning.pytorch import Trainer
+
+from minigpt import GPT, LitLanguageModel, TextDataModule, TinyGPT
+from minigpt.training.callbacks import Figures, Samples
+from minigpt.training.checkpointing import Checkpoints
 
 
 def blocks(file: str, language: str) -> list[str]:
@@ -180,3 +186,20 @@ def test_ci_runs_the_readmes_test_command():
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "README.md" in ci
     assert any("pytest" in command for command in commands("README.md"))
+
+
+def test_every_setting_that_a_page_names_exists():
+    """docs/LOG.md and CHANGELOG.md are history, and name those of before."""
+    kinds = {
+        "model": (LitLanguageModel,), "model.network": (GPT, TinyGPT), "data": (TextDataModule,),
+        "trainer": (Trainer,), "samples": (Samples,), "figures": (Figures,), "checkpoint": (Checkpoints,),
+    }  # fmt: skip
+    known = {f"{group}.{name}" for group, all_ in kinds.items() for kind in all_ for name in signature(kind).parameters}
+    known.add("model.network.hidden")  # of examples/gru.py
+    history = {"docs/LOG.md", "CHANGELOG.md"}
+    pages = {str(page.relative_to(ROOT)) for place in (ROOT, ROOT / "docs") for page in place.glob("*.md")} - history
+    pages |= {str(recipe.relative_to(ROOT)) for recipe in ROOT.glob("configs/**/*.yaml")}
+    setting = re.compile(rf"(?:--|`)((?:{'|'.join(kinds)})\.(?!onnx|gguf|py)[a-z_.]*[a-z_])")
+    named = {(page, name) for page in pages for name in setting.findall((ROOT / page).read_text(encoding="utf-8"))}
+    assert len(named) > 50
+    assert not {(page, name) for page, name in named if name not in known}
