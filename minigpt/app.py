@@ -28,7 +28,7 @@ from minigpt.figures import draw_table, draw_transitions, name_of
 from minigpt.generation.text import LanguageModel
 from minigpt.introspection import attention, is_bigram, next_probabilities, surprisal
 from minigpt.models.gpt import GPT
-from minigpt.words import NOTICES, WORDS
+from minigpt.words import LABELS, message
 
 LOADED = 4  # models kept in memory
 AT_ONCE = 16  # people whose text is drawn at the same time
@@ -37,7 +37,7 @@ LOOKED_INTO = 600  # characters at the end of a text
 BARS = 12
 SURPRISED = 6.0  # bits, at which a character is coloured in full
 PROMPTS = ["un matin,", "le soir,", "la petite fille", "dans la forêt"]
-I18N = gr.I18n(**WORDS)
+I18N = gr.I18n(**LABELS)
 
 CSS = """
 .surprise {white-space: pre-wrap; line-height: 1.9; font-size: 1.05rem; overflow-wrap: anywhere}
@@ -131,13 +131,13 @@ class Shelf:
 
 
 class Problem(Exception):
-    """What the page tells its visitor, by its name in `NOTICES`."""
+    """What the page tells its visitor, by its name in `MESSAGES`."""
 
     def __init__(self, name: str, *values: object):
         super().__init__(name)
         self.name, self.values = name, values
 
-    def told(self, request: gr.Request | None) -> str:
+    def message(self, request: gr.Request | None) -> str:
         """The sentence, in the visitor's language."""
         return "⚠ " + _say(request, self.name, *self.values)
 
@@ -152,7 +152,7 @@ def _age(file: Path) -> tuple[int, str]:
 
 def _say(request: gr.Request | None, name: str, *values: object) -> str:
     languages = (request.headers.get("accept-language", "") if request and request.headers else "").lower()
-    return NOTICES["fr" if languages.startswith("fr") else "en"][name].format(*values)
+    return message(name, *values, language="fr" if languages.startswith("fr") else "en")
 
 
 def _controls(temperature: float, top_k: int, top_p: float, min_p: float) -> dict:
@@ -190,7 +190,7 @@ def write(
                 shown = time.monotonic()
         yield _joined(texts), notice
     except Problem as problem:
-        yield "", problem.told(request)
+        yield "", problem.message(request)
     except MiniGPTError as error:
         yield "", f"⚠ {error}"
 
@@ -316,14 +316,14 @@ def build(shelf: Shelf) -> gr.Blocks:
             inside = picture(lm, ids[:-1], layer, head, request)
             return surprise(lm, ids, place), bars(lm, ids, place, controls, request), inside, *sliders, place, ""
         except Problem as problem:
-            return "", "", "", gr.update(visible=False), gr.update(visible=False), 0, problem.told(request)
+            return "", "", "", gr.update(visible=False), gr.update(visible=False), 0, problem.message(request)
 
     def pick(run: str, text: str, layer: int, head: int, temperature: float, top_k: int, top_p: float, min_p: float,
              event: gr.EventData, request: gr.Request):  # fmt: skip
         try:
             lm = shelf.load(run)
         except Problem as problem:
-            return "", "", 0, problem.told(request)
+            return "", "", 0, problem.message(request)
         ids = ids_of(lm, text or "")
         place = min(max(int(event.index), 0), len(ids) - 1)
         if place < 1:

@@ -6,39 +6,114 @@ import shlex
 import shutil
 import sys
 from collections.abc import Collection, Sequence
+from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from minigpt.errors import note
+
+PACKAGE = Path(__file__).resolve().parent
+CLONE = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").is_file() else None  # or an editable install's folder
+CONFIGS = (CLONE or PACKAGE) / "configs"  # the recipes that minigpt ships
+_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*(?<!\.yaml)(?<!\.yml)")
 
 
-def command(name: str, *args: str | Path) -> str:
-    """Return a command that can be pasted where the person is now.
+def command(name: str = "", *args: str | Path) -> str:
+    """Return a command that can be pasted where the person is now, in the form in which this process was started.
 
     Args:
-        name: The script, such as `train`.
+        name: The command, such as `train`; empty for the program alone.
         args: Its arguments; paths as `short` gives them.
     """
-    script = ROOT / "scripts" / f"{name}.py"
-    python = "python" if shutil.which("python") == sys.executable else short(Path(sys.executable))
-    return shlex.join([python, short(script) if script.is_file() else f"scripts/{name}.py", *map(str, args)])
+    python = "python" if shutil.which("python") == sys.executable else _program(Path(sys.executable))
+    if script := _script(name):
+        return shlex.join([python, short(script), *map(str, args)])
+    by_console = Path(sys.argv[0]).stem == "minigpt"
+    program = Path(sys.argv[0] if by_console else Path(sys.executable).with_name("minigpt")).absolute()
+    on_path = shutil.which("minigpt")
+    if on_path and Path(on_path).absolute().with_suffix("") == program.with_suffix(""):  # on Windows one has .exe
+        words = ["minigpt"]
+    else:
+        words = [_program(program)] if by_console else [python, "-m", "minigpt"]
+    return shlex.join([*words, *([name] if name else []), *map(str, args)])
+
+
+def _script(name: str) -> Path | None:
+    """Return the file in scripts/ to print for a command, None where this process was started as `minigpt`."""
+    started = Path(sys.argv[0])
+    if started.stem == "minigpt" or started.resolve() == PACKAGE / "__main__.py":
+        return None
+    script = CLONE and CLONE / "scripts" / f"{name}.py"
+    return script if script and script.is_file() else None
 
 
 def tool(name: str, *args: str) -> str:
     """Return a command for a program that is installed beside Python, such as `tensorboard`."""
     beside = Path(sys.executable).with_name(name)
-    return shlex.join([name if shutil.which(name) == str(beside) else short(beside), *args])
+    return shlex.join([name if shutil.which(name) == str(beside) else _program(beside), *args])
+
+
+def _program(path: Path) -> str:
+    """Return the path of a program as it is typed: with a folder, since a bare name is looked up on PATH."""
+    text = short(path)
+    return text if os.path.dirname(text) else f"./{text}"
 
 
 def example_config(name: str = "tiny") -> str:
-    """Return the path of a recipe of ours, as it is typed where the person is now."""
-    file = ROOT / "configs" / f"{name}.yaml"
-    return short(file) if file.is_file() else f"configs/{name}.yaml"
+    """Return the path of a recipe that minigpt ships, as it is typed where the person is now."""
+    return short(CONFIGS / f"{name}.yaml")
+
+
+def example_recipe() -> str:
+    """Return a value for `--config`: the name of a recipe after `minigpt train`, its path after scripts/train.py."""
+    return example_config() if _script("train") else "tiny"
 
 
 def first_training() -> str:
     """Return the command that makes a first run."""
-    return command("train", "--config", example_config())
+    return command("train", "--config", example_recipe())
+
+
+def find_config(name: str, folder: str = "") -> str:
+    """Return the path of a config file.
+
+    Args:
+        name: A path, which is returned as it is, or the name of a file in `configs/`, without `.yaml`. The `configs/`
+            of the working folder comes first, the one that minigpt ships second. `configs/NAME.yaml` finds a shipped
+            recipe too, so that a command of the README runs in any folder.
+        folder: The folder in `configs/` where names are looked up, such as `sweeps`.
+    """
+    if os.path.isfile(os.path.expanduser(name)):
+        return name
+    if match := re.fullmatch(r"configs/(.+)\.yaml", name):
+        shipped = CONFIGS / f"{match[1]}.yaml"
+        return str(shipped) if _NAME.fullmatch(match[1]) and shipped.is_file() else name
+    files = [place / f"{name}.yaml" for place in _places(folder)] if _NAME.fullmatch(name) else []
+    for file in filter(Path.is_file, files):
+        if os.path.isfile(f"{name}.yaml"):
+            note(f"Using {short(file.absolute())}. Pass {name}.yaml for the file in this folder.")
+        return str(file)
+    return name
+
+
+def no_config(name: str, folder: str = "") -> str:
+    """Return the answer to a config file that does not exist; arguments as in `find_config`."""
+    places = [place.absolute() for place in _places(folder)]
+    names = {file.relative_to(place).with_suffix("").as_posix() for place in places for file in place.rglob("*.yaml")}
+    known = sorted(known for known in names if not known.startswith("sweeps/"))
+    here = sorted(map(str, Path(os.path.expanduser(name)).parent.glob("*.yaml")))
+    by_stem = {Path(choice).stem: choice for choice in [*known, *here]}
+    near = get_close_matches(Path(name).stem, by_stem, n=1)
+    hint = f"Did you mean '{by_stem[near[0]]}'?" if near else f"minigpt has {', '.join(known)}."
+    if not _NAME.fullmatch(name):
+        return f"The config file '{name}' cannot be read: it does not exist. {hint}"
+    where = " or ".join(dict.fromkeys(f"'{short(place)}'" for place in places))
+    return f"There is no {'space' if folder else 'recipe'} '{name}' in {where}. {hint}"
+
+
+def _places(folder: str) -> list[Path]:
+    """Return the folders where a name is looked up: the working folder's, then the one that minigpt ships."""
+    return [Path("configs", folder), CONFIGS / folder]
 
 
 def short(path: Path) -> str:

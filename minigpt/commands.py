@@ -1,4 +1,4 @@
-"""What the doors in `scripts/` do: parse, call, and the one place where a mistake becomes a message."""
+"""The commands of `minigpt` and `scripts/`: parse, call, and the one place where an error becomes a message."""
 
 import argparse
 import errno
@@ -15,18 +15,57 @@ from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryFile
 
+import minigpt
 from minigpt import processes
-from minigpt.command_line import command, first_stray, first_training, missing_value, short, tool, unexpected_argument
+from minigpt.command_line import (
+    command,
+    find_config,
+    first_stray,
+    first_training,
+    missing_value,
+    short,
+    tool,
+    unexpected_argument,
+)
 from minigpt.errors import MiniGPTError, did_you_mean, needs, note, writing
+from minigpt.words import message
 
 PROMPT = "un matin,"
 CONTROLS = {"temperature": 0.8, "top_k": 30, "top_p": 0.9}  # the article's example
+UNITS = {"loss": "  nats per token", "floors": " (bits per char)"}  # where a score's name does not tell
 LARGEST_BATCH = 16  # how many samples are drawn at once
 SEARCHED = 1 << 24  # tokens of a training text, for what a model recites
 
 
-def run(command: Callable[[list[str]], int]) -> int:
-    """Run one of the commands below on the command line; the exit status.
+def main() -> int:
+    """Run `minigpt COMMAND ...`, which the package installs, and return the exit status as `run` does."""
+    commands = {function.__name__: function for function in (train, generate, evaluate, export, app, sweep)}
+    name = sys.argv[1] if sys.argv[1:] else "--help"
+    if name in commands:
+        return run(commands[name], sys.argv[2:])
+    return run(lambda args: _answer(name, commands))
+
+
+def _answer(name: str, commands: dict[str, Callable[[list[str]], int]]) -> int:
+    """Answer a first argument that is not the name of a command."""
+    program = command()
+    if name == "--version":
+        print(f"minigpt {minigpt.__version__}")
+    elif name in ("-h", "--help"):
+        print(f"Usage: {program} COMMAND [OPTION VALUE]...\n")
+        for known, function in commands.items():
+            print(f"  {known:10}{(function.__doc__ or '').partition(chr(10))[0]}")
+        print(f"\n{program} COMMAND --help describes the options of a command. To begin: {first_training()}")
+    elif name.startswith("-"):
+        raise MiniGPTError(f"'{name}' needs a command before it, such as: {first_training()}")
+    else:
+        hint = did_you_mean(name, commands) or f" The commands are {', '.join(commands)}."
+        raise MiniGPTError(f"Unknown command '{name}'.{hint}")
+    return 0
+
+
+def run(command: Callable[[list[str]], int], args: list[str] | None = None) -> int:
+    """Run one of the commands below on its arguments (None for the command line) and return the exit status.
 
     0 means done, 2 a mistake (one or two sentences on stderr), 129 a closed terminal, 130 Ctrl-C, 143 SIGTERM.
     """
@@ -38,7 +77,7 @@ def run(command: Callable[[list[str]], int]) -> int:
         note(f"Ignoring {' and '.join(ignored)} in the environment: no launcher started this process.")
     processes.known = None if command is train else 0
     try:
-        return command(sys.argv[1:])
+        return command(sys.argv[1:] if args is None else args)
     except MiniGPTError as error:
         print(error, file=sys.stderr)
         return 2
@@ -61,9 +100,12 @@ def run(command: Callable[[list[str]], int]) -> int:
 class _Parser(argparse.ArgumentParser):
     """argparse, with one sentence in place of a page of usage."""
 
-    def __init__(self, description: str, of_a_model: bool = True):
+    def __init__(self, name: str, description: str, of_a_model: bool = True):
         super().__init__(
-            description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+            prog=command(name),
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
         if of_a_model:
             self.add_argument(
@@ -99,6 +141,17 @@ class _Parser(argparse.ArgumentParser):
         raise MiniGPTError(message[0].upper() + message[1:] + ". See --help.")
 
 
+def announce(*packages: str) -> None:
+    """Say which packages are about to be loaded, since that takes seconds; those that are loaded are left out.
+
+    Args:
+        packages: The names under which they are imported.
+    """
+    titles = {"gradio": "Gradio", "lightning": "Lightning", "optuna": "Optuna", "torch": "PyTorch"}
+    if missing := [titles[package] for package in packages if package not in sys.modules]:
+        note(message("loading", message("and").join(missing)))
+
+
 def _path(text: str) -> Path:
     return Path(os.path.expanduser(text))  # a shell leaves the `~` of `--out=~/e` as it is
 
@@ -112,7 +165,7 @@ def _or_none(kind: type) -> Callable[[str], int | float | None]:
 
 
 def _add_device(parser: _Parser) -> None:
-    parser.add_argument("--device", default="auto", help="`auto` (a GPU where there is one), `cpu`, `cuda`, ...")
+    parser.add_argument("--device", default="auto", help="`auto` (a GPU where there is one), `cpu`, `cuda`, `mps`, ...")
 
 
 def _add_precision(parser: _Parser) -> None:
@@ -133,7 +186,7 @@ def _device(name: str) -> str:
     import torch
 
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         torch.ones(1, device=name).item()
     except (RuntimeError, AssertionError) as error:
@@ -142,8 +195,10 @@ def _device(name: str) -> str:
 
 
 def generate(args: list[str]) -> int:
-    """scripts/generate.py: continue a prompt with a trained model."""
-    parser = _Parser("Continue a prompt with a trained model. The text goes to stdout, everything else to stderr.")
+    """Continue a prompt with a trained model."""
+    parser = _Parser(
+        "generate", "Continue a prompt with a trained model. The text goes to stdout, everything else to stderr."
+    )
     _add_device(parser)
     parser.add_argument("--prompt", default=PROMPT, help="the text to continue; `-` reads it from standard input")
     parser.add_argument("--max_new_tokens", type=int, default=200, help="how many tokens to draw")
@@ -151,6 +206,10 @@ def generate(args: list[str]) -> int:
     parser.add_argument("--top_k", type=_or_none(int), default=CONTROLS["top_k"], help="the k likeliest, or none")
     parser.add_argument("--top_p", type=_or_none(float), default=CONTROLS["top_p"], help="their mass, or none")
     parser.add_argument("--min_p", type=_or_none(float), default=None, help="the least share of the likeliest, or none")
+    parser.add_argument(
+        "--repetition_penalty", type=_or_none(float), default=None,
+        help="above 1, tokens that the text already holds become less likely; none for no change",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=None, help="the same seed gives the same texts")
     parser.add_argument("--num_samples", type=int, default=1, help="how many texts, with a line `---` between them")
     parser.add_argument("--stop", default=None, help="end a text before this would be complete")
@@ -158,6 +217,8 @@ def generate(args: list[str]) -> int:
     parser.add_argument("--compile", action="store_true", help="spend some seconds on faster code first, for a CPU")
     _add_unknown(parser)
     asked = parser.parse_args(args)
+
+    announce("torch")
 
     from minigpt import runs
     from minigpt.generation.decoding import compile_decoding
@@ -168,9 +229,8 @@ def generate(args: list[str]) -> int:
     shown = lm.prepare(prompt, asked.unknown)
     if asked.num_samples < 1:
         raise MiniGPTError(f"num_samples is {asked.num_samples}. Give a whole number of 1 or more.")
-    controls = {
-        name: getattr(asked, name) for name in ("temperature", "top_k", "top_p", "min_p", "seed", "stop", "unknown")
-    }
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop", "unknown")
+    controls = {name: getattr(asked, name) for name in names}
     lm.stream_batch([prompt], asked.max_new_tokens, **controls)  # a mistake is found before anything is written
     if len(lm.tokenizer.encode(shown)) > lm.model.block_size:
         note(f"The model sees the last {lm.model.block_size} tokens of a prompt this long.")
@@ -198,8 +258,13 @@ def generate(args: list[str]) -> int:
 
 
 def evaluate(args: list[str]) -> int:
-    """scripts/evaluate.py: score a trained model, as one JSON object."""
-    parser = _Parser("Score a trained model on the validation text of its run, or on a whole text of yours, as JSON.")
+    """Score a trained model on its validation text or on another text."""
+    parser = _Parser(
+        "evaluate",
+        "Score a trained model on the validation text of its run, or on a whole text of yours: a table on a terminal, "
+        "JSON through a pipe or into a file.",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON on a terminal too")
     _add_device(parser)
     parser.add_argument("--data.path", dest="path", default=None, help="a text to score whole, in place of the run's")
     parser.add_argument("--data.encoding", dest="encoding", default=None, help="its encoding, if that is not found")
@@ -221,6 +286,8 @@ def evaluate(args: list[str]) -> int:
     if asked.figures:
         with writing(asked.figures, "--figures"), TemporaryFile(dir=asked.figures):
             pass  # it can be written to
+
+    announce("torch")
 
     import torch
 
@@ -271,13 +338,27 @@ def evaluate(args: list[str]) -> int:
                 drawing = asked.figures / f"{name}.png"
                 image.save(drawing)
                 note(str(drawing))
-    print(json.dumps(scores, indent=2))
+    as_table = sys.stdout.isatty() and not asked.json
+    print("\n".join(_table(scores)) if as_table else json.dumps(scores, indent=2))
     return 0
 
 
+def _table(scores: dict, indent: str = "") -> list[str]:
+    """Return the lines of a table of scores, those in a group below its name."""
+    lines = []
+    for name, value in scores.items():
+        label = f"{indent}{name.replace('_', ' ')}"
+        if isinstance(value, dict):
+            lines += [f"{label}{UNITS.get(name, '')}", *_table(value, f"{indent}  ")]
+        elif value is not None:
+            text = repr(value) if isinstance(value, str) else format(value, ",.4f" if isinstance(value, float) else ",")
+            lines.append(f"{label:<18}{text:>12}{UNITS.get(name, '')}")
+    return lines
+
+
 def export(args: list[str]) -> int:
-    """scripts/export.py: a trained model in the formats that others load."""
-    parser = _Parser("Write a trained model into a folder, in a format that others load.")
+    """Write a trained model in a format that other programs load."""
+    parser = _Parser("export", "Write a trained model into a folder, in a format that others load.")
     parser.add_argument(
         "--format", choices=["hf", "onnx", "gguf", "safetensors", "checkpoint"], required=True,
         help="Hugging Face's, onnxruntime's, llama.cpp's, minigpt's without pickle, or one file to train on",
@@ -286,6 +367,8 @@ def export(args: list[str]) -> int:
         "--out", required=True, type=os.path.expanduser, help="the folder to write; it must not exist yet, or be empty"
     )
     asked = parser.parse_args(args)
+
+    announce("torch")
 
     from minigpt import runs
     from minigpt.export import export as write
@@ -299,8 +382,10 @@ def export(args: list[str]) -> int:
 
 
 def app(args: list[str]) -> int:
-    """scripts/app.py: a page to play with the models."""
-    parser = _Parser("Open a page to play with trained models, on this machine alone unless --host says otherwise.")
+    """Open a page in the browser to play with trained models."""
+    parser = _Parser(
+        "app", "Open a page to play with trained models, on this machine alone unless --host says otherwise."
+    )
     _add_device(parser)
     parser.add_argument("--host", default="127.0.0.1", help="the address to serve on; 0.0.0.0 for the whole network")
     parser.add_argument("--port", type=int, default=7860, help="the port to serve on")
@@ -309,6 +394,7 @@ def app(args: list[str]) -> int:
     name, _, password = (asked.auth or "").partition(":")
     if asked.auth is not None and not (name and password):
         raise MiniGPTError("--auth takes a name and a password with a colon between them, such as --auth anne:secret.")
+    announce("gradio", "torch")
     with _without_proxy():
         with needs("The page needs", "app", "gradio"):
             from minigpt.app import Shelf, serve
@@ -340,24 +426,27 @@ def _without_proxy() -> Iterator[None]:
 
 
 def train(args: list[str]) -> int:
-    """scripts/train.py: train a model from a recipe, or go on with a run."""
+    """Train a model from a recipe, or continue a run."""
+    if not any(re.match(r"(-h|--([\w.]+\.)?help)(=|$)", arg) for arg in args):
+        announce("torch", "lightning")
+
     from minigpt.models import summary
     from minigpt.training.cli import MiniGPTCLI
 
     cli = MiniGPTCLI(args)
     if cli.stopped:
-        note(f"{cli.checkpoint} stopped early, after step {cli.start_step}: {cli.stopped}")
-        note("Go on with a larger --trainer.max_steps.")
+        note(message("was_stopped_early", cli.checkpoint, cli.start_step, cli.stopped))
+        note(message("raise_max_steps"))
         return 0
     if cli.finished:
-        note(f"{cli.checkpoint} has done its {cli.trainer.max_steps} steps. Go on with a larger --trainer.max_steps.")
+        note(f"{message('finished', cli.checkpoint, cli.trainer.max_steps)} {message('raise_max_steps')}")
         return 0
     model, data = cli.model.network, cli.datamodule
-    note(
-        f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters, "
-        f"on {cli.trainer.strategy.root_device}; {len(data.train_ids):,} tokens to train on, "
-        f"{data.vocab_size} distinct; run folder {short(cli.run_dir)}"
-    )
+    size = sum(p.numel() for p in model.parameters())
+    note(message("network", type(model).__name__, size, cli.trainer.strategy.root_device))
+    note(message("training_text", len(data.train_ids), data.vocab_size))
+    if cli.run_dir:
+        note(message("run_folder", short(cli.run_dir)))
     all_characters = data.tokenizer.kind == "char" and not data.tokenizer.byte_fallback
     note(summary.as_text(summary.parts(model, "characters" if all_characters else "tokens")))
     started = time.monotonic()
@@ -367,7 +456,7 @@ def train(args: list[str]) -> int:
         if stop.code == 1:  # so Lightning leaves on a Ctrl-C that comes before our handler is there, or after
             raise KeyboardInterrupt from None
         if stop.code > 128:
-            note(f"Stopped after step {cli.trainer.global_step}. {_again(cli, args, cli.run_dir)}")
+            note(f"{message('interrupted', cli.trainer.global_step)} {_again(cli, args, cli.run_dir)}")
         gc.freeze()
         raise
     except RuntimeError as error:
@@ -378,34 +467,47 @@ def train(args: list[str]) -> int:
             "Another process of this training is gone, so it cannot go on. What it said last may tell why. "
             + _again(cli, args, run_dir)
         ) from error
+    if cli.trainer.fast_dev_run:
+        note(f"fast_dev_run: {cli.trainer.global_step} steps and a validation went through; nothing was written.")
+        return 0
     seconds, whole = time.monotonic() - started, cli.model.whole_model()
     if whole is None:
         return 0
     if "val/loss" in cli.trainer.callback_metrics:
         _summary(cli, whole, seconds)
+    elif cli.trainer.global_step == cli.trainer.max_steps:
+        note(f"Trained {cli.trainer.global_step} steps, without a validation.")
     else:
-        note(f"trainer.max_time is used up, after {cli.trainer.global_step} steps. Go on with a longer one.")
+        note(message("time_used_up", cli.trainer.global_step))
     gc.freeze()  # what Lightning imported is not worth a second of collecting at exit
     return 0
 
 
 def _summary(cli, model, seconds: float) -> None:
     from minigpt.generation.text import LanguageModel
+    from minigpt.terminal import GAP, wrapped
 
-    metrics, run_dir = cli.trainer.callback_metrics, short(cli.run_dir)
+    metrics, trainer, run_dir = cli.trainer.callback_metrics, cli.trainer, short(cli.run_dir)
     lm = LanguageModel(model, cli.datamodule.tokenizer)
     sample = lm.generate(PROMPT, 200, unknown="skip", seed=0, **CONTROLS)
-    floors = ", ".join(f"{name} {bits:.4f}" for name, bits in cli.datamodule.floors.items())
-    early = f" of {cli.trainer.max_steps}" if cli.trainer.global_step < cli.trainer.max_steps else ""
-    resumed = f", the last {cli.trainer.global_step - cli.start_step}" if cli.start_step else ""
+    early = trainer.global_step < trainer.max_steps
+    duration = message(
+        "duration", trainer.global_step, message("of_steps", trainer.max_steps) if early else "",
+        message("last_steps", trainer.global_step - cli.start_step) if cli.start_step else "",
+        seconds, message("early") if early else "",
+    )  # fmt: skip
+    floors = (message("floor", message(name), bits) for name, bits in cli.datamodule.floors.items())
     print(
-        f"validation loss {metrics['val/loss']:.4f} nats per token, "
-        f"{metrics['val/bits_per_char']:.4f} bits per character, "
-        f"after {cli.trainer.global_step}{early} steps{resumed} in {seconds:.0f} s{early and ' (stopped early)'}\n"
-        f"floors in bits per character: {floors}\n\n"
-        f"{sample}\n\n"
-        f"Curves and samples:  {tool('tensorboard', '--logdir', run_dir)}\n"
-        f"More text:           {command('generate', '--ckpt_path', run_dir, *_allowing(cli.model.architecture))}"
+        message("final_loss", metrics["val/loss"].item(), metrics["val/bits_per_char"].item()),
+        f"  {duration}",
+        message("floors"),
+        f"  {GAP.join(floors)}\n",
+        f"{wrapped(sample)}\n",
+        message("curves"),
+        f"  {tool('tensorboard', '--logdir', run_dir)}",
+        message("more_text"),
+        f"  {command('generate', '--ckpt_path', run_dir, *_allowing(cli.model.architecture))}",
+        sep="\n",
     )
 
 
@@ -418,14 +520,21 @@ def _allowing(network: dict) -> list[str]:
 
 
 def sweep(args: list[str]) -> int:
-    """scripts/sweep.py: train a recipe many times, in search of better settings."""
+    """Train a recipe many times to find better settings."""
     parser = _Parser(
+        "sweep",
         "Train a recipe many times, in search of the settings with the fewest bits per character. All flags of "
-        "train.py hold for every trial. The same command goes on with a study, and takes part in it while others do.",
+        "train hold for every trial. The same command goes on with a study, and takes part in it while others do.",
         of_a_model=False,
     )
-    parser.add_argument("-c", "--config", action="append", required=True, help="the recipe; a later one wins")
-    parser.add_argument("--space", required=True, help="what to search, such as configs/sweeps/nano.yaml")
+    parser.add_argument(
+        "-c",
+        "--config",
+        action="append",
+        required=True,
+        help="the recipe: a file, or a name; a later one wins",
+    )
+    parser.add_argument("--space", required=True, help="what to search: a file, or a name such as nano")
     parser.add_argument("--trials", type=int, default=20, help="how many the study has in the end, of all processes")
     parser.add_argument("--study", default=None, help="its name; by default the recipe's and the space's")
     parser.add_argument(
@@ -445,12 +554,12 @@ def sweep(args: list[str]) -> int:
             parser.refuse(flag)
     if asked.trials < 1:
         raise MiniGPTError(f"trials is {asked.trials}. Give a whole number of 1 or more.")
+    announce("torch", "lightning")
     with needs("A sweep needs", "sweep", "optuna", "matplotlib"):
         from minigpt.training.sweep import Sweep
 
-    study = Sweep(
-        [*(f"--config={file}" for file in asked.config), *others], asked.space, asked.study, asked.storage, asked.seed
-    )
+    recipes = [f"--config={find_config(file)}" for file in asked.config]
+    study = Sweep([*recipes, *others], find_config(asked.space, "sweeps"), asked.study, asked.storage, asked.seed)
     try:
         study.run(asked.trials)
     except (KeyboardInterrupt, SystemExit):
@@ -491,4 +600,4 @@ def _again(cli, args: list[str], run_dir: Path) -> str:
     kept = [arg for before, arg in pairs if before != "--ckpt_path" and not arg.startswith("--ckpt_path")]
     if cli.datamodule.corpus.path != cli.config.data.path:
         kept += ["--data.path", cli.datamodule.corpus.path]
-    return f"Go on with: {command('train', *kept, '--ckpt_path', short(run_dir))}"
+    return message("go_on", command("train", *kept, "--ckpt_path", short(run_dir)))

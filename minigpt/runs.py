@@ -15,7 +15,7 @@ from packaging.version import InvalidVersion, Version
 from torch import nn
 
 import minigpt
-from minigpt.command_line import first_training
+from minigpt.command_line import command, first_training
 from minigpt.data import tokenizers
 from minigpt.data.corpus import NAMES, Corpus
 from minigpt.data.tokens import Tokens, tokenize
@@ -27,7 +27,7 @@ from minigpt.models.layers import lay_out
 
 ROOT = "lightning_logs"
 SHARDS = ".metadata"  # in a folder with a checkpoint in shards
-EXPORTED = "minigpt.json"  # beside model.safetensors, in a folder that scripts/export.py wrote
+EXPORTED = "minigpt.json"  # beside model.safetensors, in a folder that `minigpt export` wrote
 LARGEST_BLOCK = 1 << 20  # positions that a checkpoint is believed to have, where its weights do not say
 # What a model is in; for int8, what all of it but the weights of linear layers is in.
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
@@ -104,7 +104,7 @@ def read_checkpoint(file: Path, weights: bool = True) -> dict:
     try:
         made_by = Version(checkpoint["minigpt"]["version"])
     except (KeyError, TypeError, InvalidVersion) as error:
-        raise MiniGPTError(f"'{file}' is not a checkpoint of minigpt. Name one that scripts/train.py wrote.") from error
+        raise MiniGPTError(f"'{file}' is not a checkpoint of minigpt. Name one that a training wrote.") from error
     if made_by < Version("0.2.0"):
         raise MiniGPTError(
             f"'{file}' was made by minigpt {made_by}, whose checkpoints {minigpt.__version__} does not read. Train it "
@@ -142,7 +142,7 @@ def _read_export(file: Path) -> dict:
         }
     except Exception as error:  # like a checkpoint, an export can be broken in many ways
         raise MiniGPTError(
-            f"The export in '{file.parent}' is damaged. Make it again with scripts/export.py."
+            f"The export in '{file.parent}' is damaged. Make it again with `{command('export')}`."
         ) from error
 
 

@@ -1,7 +1,9 @@
-"""A bar on the terminal: how far something is, how fast it goes and how long it still takes."""
+"""What fits on a terminal: a bar with the time left, a text on one line, and texts with lines no longer than it is."""
 
 import math
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TextIO
@@ -9,6 +11,8 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import Progress, Task
 from rich.text import Text
+
+from minigpt.words import message
 
 REFRESH_SECONDS = 0.1
 SHORTEST, LONGEST = 6, 40  # columns of the bar proper
@@ -91,14 +95,45 @@ class Bar(Progress):
         completed, speed = int(task.completed), task.speed
         parts = [(0, f"{self._label} {completed}".lstrip() + (f"/{int(task.total)}" if task.total else ""))]
         if task.total:
-            parts += [(92, f"{task.percentage:.0f}%"), (94, BAR)]
+            parts += [(92, message("percent", task.percentage)), (94, BAR)]
         parts += enumerate(self._figures(), 2)
         if speed:
-            parts.append((93, f"{speed * self._units_each:,.0f} {self._unit}/s"))
-        parts.append((95, f"{_clock(task.elapsed or 0)} elapsed"))
+            parts.append((93, message("bar_speed", speed * self._units_each, self._unit)))
+        parts.append((95, message("elapsed", _clock(task.elapsed or 0))))
         if speed and task.total:
-            parts.append((1, f"{_clock((task.total - completed) / speed)} left"))
+            parts.append((1, message("remaining", _clock((task.total - completed) / speed))))
         return parts
+
+
+def on_one_line(text: str, width: int) -> str:
+    """Return the beginning of a text in at most `width` columns: line breaks as ↵, other control characters as blanks.
+
+    Args:
+        text: Any text, such as what a model has written.
+        width: The columns that there are.
+    """
+    shown = Text("".join("↵" if char == "\n" else char if char.isprintable() else " " for char in text))
+    shown.truncate(width)
+    return shown.plain.rstrip()
+
+
+def wrapped(text: str) -> str:
+    """Return a text whose lines fit the terminal, broken between words; unchanged where stdout is not a terminal."""
+    if not _is_terminal(sys.stdout):
+        return text
+    width = shutil.get_terminal_size().columns
+    return "\n".join(
+        textwrap.fill(line, width, expand_tabs=False, replace_whitespace=False, break_on_hyphens=False)
+        for line in text.split("\n")
+    )
+
+
+def compact(number: float) -> str:
+    """Return a number in at most five characters, with k for thousands and M for millions."""
+    for factor, name in ((1e6, "million"), (1e3, "thousand")):
+        if number >= factor:
+            return message(name, compact(number / factor))
+    return message("decimal", number) if number < 9.95 else f"{number:.0f}"
 
 
 def _drawn(task: Task, width: int) -> Text:

@@ -1,6 +1,13 @@
-"""What the page says in each of its languages: `WORDS` stand on it, `NOTICES` are what the server answers."""
+"""The texts of the interface in each language: the page's labels, its answers, and the lines of a training.
 
-WORDS = {
+`LABELS` are the parts of the page, which the browser translates. `MESSAGES` are what the server and the terminal write.
+"""
+
+import os
+from string import Formatter
+
+COLUMNS = 80  # of the lines that a training writes, whatever the width of the terminal
+LABELS = {
     "en": {
         "title": "# minigpt\nA small model continues your text, one token at a time.",
         "run": "Checkpoint", "refresh": "Look for new runs", "prompt": "Beginning of the text", "examples": "Examples",
@@ -34,7 +41,7 @@ WORDS = {
         "layer": "Couche", "head": "Tête",
     },
 }  # fmt: skip
-NOTICES = {
+MESSAGES = {
     "en": {
         "no_run": "There is no run yet. Make one: `{}`",
         "gone": "The checkpoint `{}` is not there any more. Choose another.",
@@ -44,6 +51,39 @@ NOTICES = {
         "came": "came",
         "transitions": "after the row's token, how likely is the column's",
         "attention": "layer {}, head {}: where each token (row) looks (column)",
+        # On the terminal: what is loaded, the model and its parts.
+        "loading": "Loading {} …", "and": " and ", "characters": "characters", "tokens": "tokens", "reading": "reading",
+        "learning": "learning tokens", "tokenising": "tokenising",
+        "network": "{}, {:,} parameters, on {}",
+        "training_text": "{:,} tokens to train on, {:,} distinct", "run_folder": "run folder {}",
+        "embedding": "embedding", "embedding_role": "a vector of {:,} numbers for each of {:,} {}",
+        "output": "output layer", "output_role": "a score for each of {:,} {}",
+        "tied_role": "the embedding again: scores for {:,} {}", "with_biases": "{}, with biases",
+        "n_grams": "n-grams", "n_grams_role": "vectors for the last 2 and 3 tokens, {:,} each",
+        "positions": "positions", "learned_role": "a vector more for each of {:,} places in a window",
+        "rope_role": "RoPE: queries and keys turn by an angle", "block": "1 block:", "blocks": "{:,} blocks:",
+        "biases_role": "(with biases)", "attention_part": "attention",
+        "head_role": "1 head of {} looks back and gathers", "heads_role": "{} heads of {} look back and gather",
+        "grouped_role": "{} heads of {} ({} of keys and values) look back",
+        "mlp_role": "{:,} numbers to {:,}, {}, and back",
+        "gated_role": "{:,} numbers to {:,}, gated by {:,} more, and back", "norms": "norms",
+        "norms_role": "2 × {}, to keep numbers in scale", "last_norm": "last norm",
+        "last_norm_role": "{}, before the scores", "relu2": "ReLU squared", "number": "{:,}", "copies": "{} × {:,}",
+        # The progress.
+        "step": "step {}", "train_loss": "train loss {:.4f}", "of_step": "{} (step {})", "val_loss": "val loss {:.4f}",
+        "bits": "bits/char {:.2f}", "speed": "{} tok/s", "thousand": "{}k", "million": "{}M", "decimal": "{:.1f}",
+        "bar_loss": "loss {:.3f}", "bar_bits": "{:.2f} bits/char", "percent": "{:.0f}%", "bar_speed": "{:,.0f} {}/s",
+        "elapsed": "{} elapsed", "remaining": "{} left",
+        # The end.
+        "stopped_early": "Stopped early, after step {}: {}", "was_stopped_early": "{} stopped early, after step {}: {}",
+        "raise_max_steps": "Go on with a larger --trainer.max_steps.", "finished": "{} has done its {} steps.",
+        "interrupted": "Stopped after step {}.", "go_on": "Go on with: {}",
+        "time_used_up": "trainer.max_time is used up, after {} steps. Go on with a longer one.",
+        "final_loss": "validation loss {:.4f} nats per token, {:.4f} bits per character",
+        "duration": "after {}{} steps{} in {:.0f} s{}", "of_steps": " of {}", "last_steps": ", the last {}",
+        "early": " (stopped early)", "floors": "floors in bits per character:", "floor": "{} {:.4f}",
+        "uniform": "uniform", "unigram": "unigram", "bigram": "bigram", "xz": "xz",
+        "curves": "Curves and samples:", "more_text": "More text:",
     },
     "fr": {
         "no_run": "Il n'y a pas encore d'entraînement. Faites-en un : `{}`",
@@ -54,5 +94,73 @@ NOTICES = {
         "left": "après les réglages", "nothing": "Écrivez d'abord un texte.", "came": "arrivé",
         "transitions": "après le jeton de la ligne, la probabilité de celui de la colonne",
         "attention": "couche {}, tête {} : où chaque jeton (ligne) regarde (colonne)",
+        # Au terminal : ce qui se charge, le modèle et ses parties.
+        "loading": "Chargement de {} …", "and": " et de ", "characters": "caractères", "tokens": "jetons",
+        "reading": "lecture", "learning": "apprentissage des jetons",
+        "tokenising": "découpage", "network": "{}, {:,} paramètres, sur {}",
+        "training_text": "{:,} jetons d'entraînement, dont {:,} distincts", "run_folder": "dossier {}",
+        "embedding": "plongement", "embedding_role": "{:,} nombres pour chacun des {:,} {}",
+        "output": "sortie", "output_role": "un score pour chacun des {:,} {}",
+        "tied_role": "le plongement encore : scores des {:,} {}", "with_biases": "{}, avec biais",
+        "n_grams": "n-grammes", "n_grams_role": "vecteurs des 2 et 3 derniers jetons, {:,} chacun",
+        "positions": "positions", "learned_role": "un vecteur de plus pour chacune des {:,} places",
+        "rope_role": "RoPE : requêtes et clés tournent d'un angle", "block": "1 bloc :", "blocks": "{:,} blocs :",
+        "biases_role": "(avec biais)", "attention_part": "attention",
+        "head_role": "1 tête de {} regarde en arrière et recueille",
+        "heads_role": "{} têtes de {} regardent en arrière et recueillent",
+        "grouped_role": "{} têtes de {} ({} de clés et valeurs) recueillent",
+        "mlp_role": "de {:,} nombres à {:,}, {}, et retour",
+        "gated_role": "de {:,} nombres à {:,}, filtrés par {:,}, et retour", "norms": "normes",
+        "norms_role": "2 × {}, qui gardent l'échelle", "last_norm": "norme finale",
+        "last_norm_role": "{}, avant les scores", "relu2": "ReLU au carré", "number": "{:,}", "copies": "{} × {:,}",
+        # La progression.
+        "step": "étape {}", "train_loss": "perte {:.4f}", "of_step": "{} (étape {})", "val_loss": "val. {:.4f}",
+        "bits": "bits/car. {:.2f}", "speed": "{} jetons/s", "thousand": "{}k", "million": "{}M", "decimal": "{:.1f}",
+        "bar_loss": "perte {:.3f}", "bar_bits": "{:.2f} bits/car.", "percent": "{:.0f} %", "bar_speed": "{:,.0f} {}/s",
+        "elapsed": "{} écoulé", "remaining": "reste {}",
+        # La fin.
+        "stopped_early": "Arrêt anticipé après l'étape {} : {}",
+        "was_stopped_early": "{} : arrêt anticipé après l'étape {} : {}",
+        "raise_max_steps": "Pour continuer, augmentez --trainer.max_steps.", "finished": "{} a fait ses {} étapes.",
+        "interrupted": "Arrêté après l'étape {}.", "go_on": "Pour reprendre : {}",
+        "time_used_up": "trainer.max_time est épuisé, après {} étapes. Pour continuer, augmentez-le.",
+        "final_loss": "perte de validation : {:.4f} nats par jeton, {:.4f} bits par caractère",
+        "duration": "après {0} étapes{1}{2} en {3:.0f} s{4}", "of_steps": " sur {}",
+        "last_steps": ", dont les {} dernières",
+        "early": " (arrêt anticipé)", "floors": "planchers en bits par caractère :", "floor": "{} {:.4f}",
+        "uniform": "uniforme", "unigram": "unigramme", "bigram": "bigramme", "xz": "xz",
+        "curves": "Courbes et échantillons :", "more_text": "Encore du texte :",
     },
 }  # fmt: skip
+
+
+class _FrenchFormatter(Formatter):
+    """Writes numbers that have a format with a decimal comma, and with no-break spaces between thousands."""
+
+    def format_field(self, value: object, format_spec: str) -> str:
+        text = super().format_field(value, format_spec)
+        french = isinstance(value, (int, float)) and format_spec
+        return text.translate({ord(","): "\u00a0", ord("."): ","}) if french else text
+
+
+_FORMATTERS = {"en": Formatter(), "fr": _FrenchFormatter()}
+
+
+def locale_language() -> str:
+    """Return `fr` where the locale is French, else `en`: the locale of messages, unless LANGUAGE prefers another."""
+    locale = next(filter(None, map(os.environ.get, ("LC_ALL", "LC_MESSAGES", "LANG"))), "")
+    if locale.partition(".")[0] not in ("C", "POSIX"):  # they mean English, as in gettext
+        locale = os.environ.get("LANGUAGE") or locale
+    return "fr" if locale.lower().startswith("fr") else "en"
+
+
+def message(name: str, *values: object, language: str | None = None) -> str:
+    """Return one of `MESSAGES` with its values filled in.
+
+    Args:
+        name: The message's name.
+        values: What its braces stand for.
+        language: A key of `MESSAGES`; by default that of the locale.
+    """
+    language = language or locale_language()
+    return _FORMATTERS[language].format(MESSAGES[language][name], *values)

@@ -10,6 +10,7 @@ import torch
 from minigpt import commands
 
 ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted(set((ROOT / "configs").rglob("*.yaml")) - set((ROOT / "configs" / "sweeps").iterdir()))
 TINY = str(ROOT / "configs" / "tiny.yaml")
 QUICK = ["--trainer.accelerator", "cpu", "--samples.every_n_steps", "0"]
 
@@ -22,11 +23,14 @@ class Result(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """Every test works in an empty folder, with a cache folder of its own in it, on as many threads as there were."""
+    """Every test works in an empty folder with a cache folder in it, in English, on as many threads as there were."""
     threads = torch.get_num_threads()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+    for name in ("LANGUAGE", "LC_ALL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LC_MESSAGES", "C")
     yield tmp_path
     torch.set_num_threads(threads)
 

@@ -1,5 +1,7 @@
+import inspect
 import io
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -113,6 +115,35 @@ def test_evaluate_scores_the_validation_text_of_the_run(call, trained_run):
     assert scores == pytest.approx(expected, abs=1e-6)
 
 
+def test_evaluate_prints_a_table_on_a_terminal_unless_json_is_asked_for(call, trained_run, monkeypatch):
+    piped = call("evaluate", "--ckpt_path", str(trained_run), "--memorisation", "1")
+    scores = json.loads(piped.out)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert call("evaluate", "--ckpt_path", str(trained_run), "--memorisation", "1", "--json").out == piped.out
+    table = call("evaluate", "--ckpt_path", str(trained_run), "--memorisation", "1").out
+    rows = dict(re.split(r"  +", line, maxsplit=1) for line in table.splitlines() if re.search(r"\S  +\S", line))
+    assert rows["loss"] == f"{scores['loss']:.4f}  nats per token"
+    assert rows["tokens"] == f"{scores['tokens']:,}"
+    names = [line.split("  ")[0] for line in table.splitlines() if line[0] != " "]
+    assert names == [name.replace("_", " ") + " (bits per char)" * (name == "floors") for name in scores]
+    found = scores["memorisation"]["samples"]
+    assert re.search(rf"^    longest +{found['longest']}\n    share +{found['share']:.4f}\n", table, re.MULTILINE)
+    assert f" {found['run']!r}\n" in table
+
+
+def test_every_setting_of_a_text_is_an_option_of_generate(call, trained_run):
+    settings = set(inspect.signature(minigpt.LanguageModel.stream_batch).parameters) - {"self", "prompts", "first"}
+    words = set(call("generate", "--help").out.replace("[", " ").split())
+    assert {f"--{name}" for name in settings} <= words
+    flags = ["--ckpt_path", str(trained_run), "--temperature", "0", "--max_new_tokens", "40"]
+    lm = minigpt.load(trained_run)
+    texts = []
+    for value, penalty in (("none", None), ("1.7", 1.7)):
+        texts.append(lm.generate("un matin,", 40, temperature=0, repetition_penalty=penalty, top_k=30, top_p=0.9))
+        assert call("generate", *flags, "--repetition_penalty", value).out == texts[-1] + "\n"
+    assert texts[0] != texts[1]
+
+
 def test_evaluate_agrees_with_what_training_reported(call):
     trained = call("train", "--config", TINY, "--trainer.max_steps", "20", "--trainer.accelerator", "cpu")
     scores = json.loads(call("evaluate").out)
@@ -195,7 +226,7 @@ def test_the_commands_that_are_printed_run_from_where_one_stands(call, train, fo
     for here, root in ((folder, place), (folder / place, "."), (folder / place, str(folder / "else where"))):
         monkeypatch.chdir(here)
         result = train("--trainer.max_steps", "2", f"--trainer.default_root_dir={root}")
-        curves, more = (shlex.split(line.partition(":")[2]) for line in result.out.splitlines()[-2:])
+        curves, more = (shlex.split(line) for line in result.out.splitlines()[-3::2])
         assert shutil.which(curves[0])
         assert Path(curves[2], "config.yaml").is_file()
         assert Path(shutil.which(more[0])).samefile(sys.executable)

@@ -5,9 +5,7 @@ import re
 import pytest
 import torch
 import yaml
-from conftest import ROOT
-
-RECIPES = sorted(set((ROOT / "configs").rglob("*.yaml")) - set((ROOT / "configs" / "sweeps").iterdir()))
+from conftest import RECIPES, ROOT
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

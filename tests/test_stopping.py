@@ -33,6 +33,17 @@ def test_a_run_says_why_and_where_it_stopped_and_stays_stopped(train, folder):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
+def test_a_run_says_so_in_french_where_the_locale_is_french(train, monkeypatch):
+    monkeypatch.setenv("LC_MESSAGES", "fr_FR.UTF-8")
+    first = train("--trainer.max_steps", "50", *STUCK, "1")
+    assert "Arrêt anticipé après l'étape 4 : Monitored metric" in first.err
+    assert "après 4 étapes sur 50 en " in first.out
+    assert " s (arrêt anticipé)\n" in first.out
+    again = train("--trainer.max_steps", "50", *STUCK, "1", *LAST)
+    assert "last.ckpt : arrêt anticipé après l'étape 4 : Monitored metric" in again.err
+    assert "Pour continuer, augmentez --trainer.max_steps." in again.err
+
+
 @pytest.mark.parametrize(
     ("more", "step"),
     [

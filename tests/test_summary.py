@@ -2,9 +2,13 @@
 
 from itertools import product
 
+import pytest
 import torch
+import yaml
+from conftest import RECIPES
 
 from minigpt import GPT, TinyGPT
+from minigpt.models import build_network
 from minigpt.models.summary import as_text, parts
 
 SIZES = {"vocab_size": 79, "block_size": 32, "n_embd": 32}
@@ -57,7 +61,25 @@ def test_the_words_say_what_the_switches_are():
     assert all(words in gpt2 for words in ("32 places", "1 block:", "1 head of 32 looks", "GELU", "biases", "again"))
 
 
+@pytest.mark.parametrize("locale", ["C", "fr_FR.UTF-8"])
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_the_parts_of_every_recipe_fit_into_80_columns(monkeypatch, recipe, locale):
+    monkeypatch.setenv("LC_MESSAGES", locale)
+    settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    network = settings["model"]["network"]
+    size, tokens = (150, "characters") if settings["data"].get("tokenizer", "char") == "char" else (4096, "tokens")
+    sizes = {"vocab_size": size, "block_size": settings["data"]["block_size"]}
+    with torch.device("meta"):
+        rows = parts(build_network(network | {"init_args": network["init_args"] | sizes}), tokens)
+    text = as_text(rows)
+    assert max(map(len, text.splitlines())) <= 80, text
+    assert all(row.role in text for row in rows), "nothing is cut"
+    assert ("embedding" in text) == (locale == "C")
+
+
 def test_the_lines_of_a_large_model_fit():
     large = {"vocab_size": 100_000, "block_size": 8192, "n_embd": 8192, "n_layer": 80, "n_head": 64, "n_kv_head": 8}
     lines = as_text(parts(built(preset="llama", **large), "characters")).splitlines()
-    assert max(map(len, lines)) <= 100
+    assert max(map(len, lines)) <= 80
+    assert any("…" in line for line in lines), "a role was cut"
+    assert all(line.endswith(("0", "2", "4", "6", "8", ":")) for line in lines), "the numbers are kept"

@@ -1,4 +1,4 @@
-"""The bar: what it shows on a terminal of which width, what it leaves alone, and how it goes."""
+"""The terminal: the first line, the bar in any width, and lines that fit into 80 columns in both languages."""
 
 import os
 import re
@@ -6,16 +6,21 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
-from conftest import QUICK, ROOT, TINY
+import torch
+import yaml
+from conftest import QUICK, RECIPES, ROOT, TINY
 
-from minigpt.terminal import FOR_CTRL_C, Bar
+from minigpt.terminal import FOR_CTRL_C, Bar, compact, on_one_line, wrapped
+from minigpt.training.callbacks import Progress
 
 pty = pytest.importorskip("pty", reason="there are no pseudo-terminals here")
 termios = pytest.importorskip("termios")
 
 FIGURES = ["loss 2.345", "3.38 bits/char"]
+FRENCH = "fr_FR.UTF-8"
 NEVER = r"(?!)"
 HIDDEN, SHOWN = "\x1b[?25l", "\x1b[?25h"  # the cursor
 
@@ -168,8 +173,184 @@ def test_training_on_a_terminal_shows_a_bar_and_leaves_it_clean(terminal, number
     finally:
         process.kill()
     assert text.rindex(SHOWN) > text.rindex(HIDDEN)
-    assert re.search(r"step 100/100000  train loss \d\.\d{4}  val loss .* tokens/s\r?\n", plain(text))
+    assert re.search(r"step 100/100000  train loss \d\.\d{4}  val loss .* tok/s\r?\n", plain(text))
     if number != signal.SIGKILL:
         after = text[text.rindex(" tokens/s") :]
         assert "\x1b[2K" in after.split("Stopped after step")[0], "the bar is wiped"
         assert plain(after).rstrip().endswith("lightning_logs/tiny/version_0")
+
+
+# A process with this in front ends with status 7 where a package that takes seconds would be imported.
+UNTIL_AN_IMPORT = """
+import runpy, sys
+class Door:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("gradio", "lightning", "optuna", "torch"):
+            sys.exit(7)
+sys.meta_path.insert(0, Door())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "locale", "line"),
+    [
+        (["train", "--config", TINY], "C", "Loading PyTorch and Lightning …"),
+        (["train", "--config", TINY], FRENCH, "Chargement de PyTorch et de Lightning …"),
+        (["sweep", "--config", TINY, "--space", "space.yaml"], "C", "Loading PyTorch and Lightning …"),
+        (["generate"], "C", "Loading PyTorch …"),
+        (["evaluate"], "C", "Loading PyTorch …"),
+        (["export", "--format", "hf", "--out", "out"], "C", "Loading PyTorch …"),
+        (["app"], "C", "Loading Gradio and PyTorch …"),
+        (["train", "--help"], "C", ""),
+        (["train", "--trainer.callbacks.help=EarlyStopping"], "C", ""),
+        (["generate", "--help"], "C", None),
+        (["evaluate", "--memorisation", "0"], "C", None),
+    ],
+)
+def test_the_first_line_comes_before_what_takes_seconds(monkeypatch, command, locale, line):
+    """None: nothing heavy is loaded, and no line says so."""
+    monkeypatch.setenv("LC_MESSAGES", locale)
+    name, *args = command
+    program = [sys.executable, "-c", UNTIL_AN_IMPORT, str(ROOT / "scripts" / f"{name}.py"), *args]
+    done = subprocess.run(program, capture_output=True, encoding="utf-8")
+    if line is None:
+        assert done.returncode in (0, 2), done.stderr
+        assert "Loading" not in done.stderr
+    else:
+        assert (done.returncode, done.stdout, done.stderr) == (7, "", line and f"{line}\n")
+
+
+def test_what_is_loaded_is_not_announced(train):
+    assert "Loading" not in train("--trainer.max_steps", "1").err
+
+
+EXPECTED = {
+    "C": [
+        r"TinyGPT, 6,837 parameters, on cpu",
+        r"137,075 tokens to train on, 53 distinct",
+        r"run folder lightning_logs/tiny/version_0",
+        r"  embedding     a vector of 64 numbers for each of 53 characters  3,392",
+        r"  output layer  a score for each of 53 characters, with biases    3,445",
+        r"step 1/20  train loss 4\.1208  [\d.]+k? tok/s",
+        r"step 10/20  train loss \d\.\d{4}  val loss \d\.\d{4}  bits/char \d\.\d\d  [\d.]+k? tok/s",
+        r"    un matin,.{50,}",
+        r"step 20/20  train loss \d\.\d{4}  val loss \d\.\d{4}  bits/char \d\.\d\d  [\d.]+k? tok/s",
+        r"    un matin,.{50,}",
+    ],
+    FRENCH: [
+        r"TinyGPT, 6\xa0837 paramètres, sur cpu",
+        r"137\xa0075 jetons d'entraînement, dont 53 distincts",
+        r"dossier lightning_logs/tiny/version_0",
+        r"  plongement  64 nombres pour chacun des 53 caractères            3\xa0392",
+        r"  sortie      un score pour chacun des 53 caractères, avec biais  3\xa0445",
+        r"étape 1/20  perte 4,1208  [\d,]+k? jetons/s",
+        r"étape 10/20  perte \d,\d{4}  val\. \d,\d{4}  bits/car\. \d,\d\d  [\d,]+k? jetons/s",
+        r"    un matin,.{50,}",
+        r"étape 20/20  perte \d,\d{4}  val\. \d,\d{4}  bits/car\. \d,\d\d  [\d,]+k? jetons/s",
+        r"    un matin,.{50,}",
+    ],
+}
+SUMMARY = {
+    "C": [
+        r"validation loss \d\.\d{4} nats per token, \d\.\d{4} bits per character",
+        r"  after 20 steps in \d+ s",
+        r"floors in bits per character:",
+        r"  uniform 5\.7279  unigram 4\.3328  bigram 3\.3470  xz 2\.6052",
+        r"Curves and samples:",
+        r"  \S*tensorboard --logdir lightning_logs/tiny/version_0",
+        r"More text:",
+        r"  .*generate\.py --ckpt_path lightning_logs/tiny/version_0",
+    ],
+    FRENCH: [
+        r"perte de validation : \d,\d{4} nats par jeton, \d,\d{4} bits par caractère",
+        r"  après 20 étapes en \d+ s",
+        r"planchers en bits par caractère :",
+        r"  uniforme 5,7279  unigramme 4,3328  bigramme 3,3470  xz 2,6052",
+        r"Courbes et échantillons :",
+        r"  \S*tensorboard --logdir lightning_logs/tiny/version_0",
+        r"Encore du texte :",
+        r"  .*generate\.py --ckpt_path lightning_logs/tiny/version_0",
+    ],
+}
+
+
+@pytest.mark.parametrize("locale", ["C", FRENCH])
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_training_fits_into_80_columns_in_both_languages(call, terminal, monkeypatch, locale, is_terminal):
+    monkeypatch.setenv("LC_MESSAGES", locale)
+    narrow = terminal(80) if is_terminal else None
+    result = call(
+        "train", "--config", TINY, "--trainer.accelerator", "cpu", "--trainer.max_steps", "20",
+        "--validation.every_n_steps", "10", "--samples.every_n_steps", "4", "--trainer.log_every_n_steps", "10",
+    )  # fmt: skip
+    assert result.status == 0
+    drawn = plain(narrow.read()).replace("\r\n", "\n") if is_terminal else result.err
+    assert max(len(line) for line in re.split("[\r\n]", drawn)) <= 80
+    lines = [line.rpartition("\r")[2] for line in drawn.rstrip("\n").split("\n")]
+    matches = [bool(re.fullmatch(*pair)) for pair in zip(EXPECTED[locale], lines, strict=False)]
+    assert matches == [True] * 10, lines
+    assert ("jetons/s" if locale == FRENCH else "tokens/s") in drawn or not is_terminal
+    assert ("écoulé" if locale == FRENCH else "elapsed") in drawn or not is_terminal
+    *scores, _, text, rest = result.out.rstrip("\n").split("\n", 6)
+    lines = [*scores, *rest.split("\n")[-4:]]
+    assert text.startswith("un matin,")
+    assert [bool(re.fullmatch(*pair)) for pair in zip(SUMMARY[locale], lines, strict=True)] == [True] * 8, lines
+    assert max(map(len, lines[:-1])) <= 80  # the last line has a path of this machine
+
+
+@pytest.mark.parametrize("locale", ["C", FRENCH])
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_the_progress_of_every_recipe_fits_into_80_columns(capfd, monkeypatch, recipe, locale):
+    monkeypatch.setenv("LC_MESSAGES", locale)
+    steps = yaml.safe_load(recipe.read_text(encoding="utf-8"))["trainer"]["max_steps"]
+    module = SimpleNamespace(last_record={"step": steps, "metrics": {"train/loss": 8.3178}}, paused=0.0)
+    trainer = SimpleNamespace(
+        global_step=steps, max_steps=steps, callbacks=[],
+        callback_metrics={name: torch.tensor(8.3178) for name in ("val/loss", "val/bits_per_char")},
+    )  # fmt: skip
+    for speed in (2.5, 999, 64_000, 512_000, 9_876_543):
+        progress = Progress()
+        progress._step, progress._mark, progress._paused_at = steps, (0, 0.0), steps / speed
+        progress._tokens_per_step = 1
+        progress.on_validation_end(trainer, module)
+    lines = capfd.readouterr().err.splitlines()
+    assert max(map(len, lines)) <= 80
+    speeds = ["2.5", "999", "64k", "512k", "9.9M"]
+    unit = "tok/s" if locale == "C" else "jetons/s"
+    assert [line.split("  ")[-1].replace(",", ".") for line in lines] == [f"{speed} {unit}" for speed in speeds]
+
+
+def test_a_number_takes_five_characters_at_most():
+    numbers = {0.04: "0.0", 9.94: "9.9", 9.96: "10", 999.4: "999", 1e3: "1.0k", 9960: "10k", 1.2e5: "120k", 2e6: "2.0M"}
+    assert {number: compact(number) for number in numbers} == numbers
+
+
+def test_a_sample_stays_on_its_line():
+    assert on_one_line("a\nb\tc\x1b[31m\u202ed\x00 ", 80) == "a↵b c [31m d"
+    assert on_one_line("é" * 100, 11) == "é" * 11
+    assert on_one_line("猫" * 100, 11) == "猫" * 5, "a character that is two columns wide"
+
+
+def test_a_text_is_broken_between_words_on_a_terminal_alone(terminal, monkeypatch):
+    text = "le soir descend  sur la forêt\n\n  et un oiseau-lyre chante encore"
+    narrow = terminal(20)
+    assert wrapped(text) == text
+    monkeypatch.setattr(sys, "stdout", narrow.file)
+    assert wrapped(text).split("\n") == ["le soir descend  sur", "la forêt", "", "  et un oiseau-lyre", "chante encore"]
+
+
+@pytest.mark.parametrize("locale", ["C", FRENCH])
+def test_the_bar_speaks_the_language_of_the_locale(terminal, monkeypatch, locale):
+    monkeypatch.setenv("LC_MESSAGES", locale)
+    wide = terminal(120)
+    with Bar("jetons" if locale == FRENCH else "tokens", 5000, 1000, units_each=1000) as bar:
+        for n in (2000, 3000):
+            time.sleep(0.01)
+            bar.move(n, at_once=True)
+        line = last_line(wide)
+    english = r"3000/5000  60%  [━─]+  \d+(,\d{3})+ tokens/s  0:0\d elapsed  0:0\d left"
+    french = r"3000/5000  60 %  [━─]+  \d+(\xa0\d{3})+ jetons/s  0:0\d écoulé  reste 0:0\d"
+    assert re.fullmatch(french if locale == FRENCH else english, line)

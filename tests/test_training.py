@@ -18,7 +18,9 @@ from torch.nn import functional as F
 import minigpt
 from minigpt.data.dataset import BatchOrder
 from minigpt.evaluation import evaluate
+from minigpt.training.callbacks import Samples
 from minigpt.training.cli import MiniGPTCLI
+from minigpt.training.module import LitLanguageModel
 
 
 def fit(*args: str) -> MiniGPTCLI:
@@ -218,9 +220,12 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(train, monkeypatch):
     result = train("--trainer.max_steps", "30", "--progress.every_n_steps", "10", "--validation.every_n_steps", "20")
     lines = [line for line in result.err.splitlines() if line.startswith("step ")]
     assert [line.split()[1] for line in lines] == ["1/30", "10/30", "20/30", "30/30"]
-    form = r"step \d+/30  train loss \d\.\d{4}( \(step \d+\))?(  val loss .*)?  [\d,]+ tokens/s"
+    form = r"step \d+/30  train loss \d\.\d{4}( \(step \d+\))?(  val loss .*)?(  [\d.]+[kM]? tok/s)?"
     assert all(re.fullmatch(form, line) for line in lines), lines
     assert ["val loss" in line for line in lines] == [False, False, True, True]
+    assert all(line.endswith(" tok/s") for line in lines[:3])
+    assert "(step 20)" in lines[3]
+    assert max(map(len, lines)) <= 80, "a line that is full goes without the speed"
     assert not re.search(r"[^\n -~×]", result.err), "control characters"
 
 
@@ -231,9 +236,62 @@ def test_the_speed_counts_the_tokens_of_accumulated_batches(folder, capfd, monke
         "--trainer.max_steps", "6", "--trainer.accumulate_grad_batches", "3", "--data.batch_size", "8",
         "--progress.every_n_steps", "2", "--validation.every_n_steps", "0", "--trainer.log_every_n_steps", "1",
     )  # fmt: skip
-    steps_per_line = [1, 1, 2, 2]  # and a second from one line to the next
-    speeds = re.findall(r"^step .*  ([\d,]+) tokens/s$", capfd.readouterr().err, flags=re.M)
-    assert speeds == [f"{3 * 8 * 64 * steps:,}" for steps in steps_per_line]
+    speeds = re.findall(r"^step .*  (\S+) tok/s$", capfd.readouterr().err, flags=re.M)
+    assert speeds == ["1.5k", "1.5k", "3.1k", "3.1k"]  # 3 * 8 * 64 tokens a step, and one or two steps a second
+
+
+def test_the_speed_leaves_out_validations_and_samples(train, monkeypatch):
+    seconds = 0.0
+
+    def lasting(method, duration: float):
+        def called(*args, **kwargs):
+            nonlocal seconds
+            seconds += duration
+            return method(*args, **kwargs)
+
+        return called
+
+    for module in ("callbacks", "module"):
+        monkeypatch.setattr(f"minigpt.training.{module}.time", SimpleNamespace(monotonic=lambda: seconds))
+    for kind, name, duration in ((LitLanguageModel, "training_step", 1), (LitLanguageModel, "validation_step", 50),
+                                 (Samples, "beginning", 1000), (minigpt.LanguageModel, "generate", 1000)):  # fmt: skip
+        monkeypatch.setattr(kind, name, lasting(getattr(kind, name), duration))
+    result = train(
+        "--trainer.max_steps", "12", "--samples.every_n_steps", "5", "--validation.every_n_steps", "4",
+        "--progress.every_n_steps", "2", "--trainer.log_every_n_steps", "1",
+    )  # fmt: skip
+    assert re.findall(r"^step (\d+)/.*  (\S+ tok/s)$", result.err, flags=re.M) == [
+        (str(step), "256 tok/s") for step in (1, 2, 4, 6, 8, 10, 12)
+    ]
+
+
+@pytest.mark.parametrize("name", ["tinygpt", "gpt"])
+def test_a_validation_shows_what_the_model_writes_and_the_training_stays_the_same(train, folder, name):
+    flags = ["--trainer.max_steps", "8", "--validation.every_n_steps", "4", "--model.name", name]
+    flags += ["--model.n_layer", "1", "--model.n_embd", "16", "--model.dropout", "0.2"] if name == "gpt" else []
+    plain = train(*flags)
+    shown = train(*flags, "--samples.every_n_steps", "3", "--samples.prompts", "[le soir, un matin]")
+    assert shown.status == 0, shown.err
+    lines = shown.err.splitlines()
+    after = [lines[n + 1] for n, line in enumerate(lines) if "val loss" in line]
+    assert len(after) == 2
+    assert after[0] != after[1]
+    assert all(line.startswith("    le soir") and 70 < len(line) <= 80 for line in after)
+    assert "    le soir" not in plain.err
+    first, second = (
+        torch.load(folder / f"lightning_logs/tiny/version_{n}/checkpoints/last.ckpt", weights_only=True) for n in (0, 1)
+    )
+    assert all(torch.equal(first["state_dict"][key], weight) for key, weight in second["state_dict"].items())
+
+
+def test_the_sample_under_a_validation_is_that_of_tensorboard(train):
+    """Whether it was drawn for the one or for the other; the model learns nothing, so all steps write the same."""
+    flags = ["--trainer.max_steps", "4", "--validation.every_n_steps", "2", "--model.learning_rate", "0"]
+    result = train(*flags, "--samples.every_n_steps", "4")
+    after = [line for line in result.err.splitlines() if line.startswith("    un matin,")]
+    assert len(after) == 2
+    assert after[0] == after[1]
+    assert train(*flags, "--samples.every_n_steps", "4", "--samples.prompts", "[]").status == 0
 
 
 def test_a_training_begins_with_the_parts_of_its_model(train):

@@ -166,14 +166,16 @@ def test_a_crafted_pickle_is_refused_and_nothing_runs(call, folder):
 @pytest.mark.parametrize(
     "claim",
     [
-        {"n_embd": 10**12}, {"vocab_size": 10**12}, {"block_size": 10**12, "name": "gpt"},
-        {"name": "gpt", "n_layer": 10**12}, {"name": "gpt", "position": "rope", "block_size": 10**10},
-        {"n_embd": 65}, {"n_embd": "64"}, {"n_embd": -1}, {"name": "os.system"}, {"evil": 1},
+        {"n_embd": 10**12}, {"vocab_size": 10**12}, {"block_size": 10**12, "kind": "minigpt.GPT"},
+        {"kind": "minigpt.GPT", "n_layer": 10**12}, {"kind": "minigpt.GPT", "position": "rope", "block_size": 10**10},
+        {"n_embd": 65}, {"n_embd": "64"}, {"n_embd": -1}, {"kind": "os.system"}, {"kind": "minigpt.load"}, {"evil": 1},
     ],
 )  # fmt: skip
 def test_a_claim_that_the_weights_do_not_bear_out_is_refused_at_once(folder, trained_run, claim):
     checkpoint = torch.load(trained_run / "checkpoints" / "last.ckpt", weights_only=True)
-    checkpoint["minigpt"]["model"] |= claim
+    network = checkpoint["minigpt"]["model"]
+    network["class_path"] = claim.get("kind", network["class_path"])
+    network["init_args"] |= {key: value for key, value in claim.items() if key != "kind"}
     torch.save(checkpoint, "claims.ckpt")
     with pytest.raises(MiniGPTError):
         minigpt.load("claims.ckpt")
@@ -221,9 +223,9 @@ def test_a_damaged_checkpoint_is_an_error_of_ours_or_loads_right(files, damage):
     except MiniGPTError:
         return
     assert {k: v.tolist() for k, v in lm.model.state_dict().items()} == {
-        k.removeprefix("model."): v.tolist() for k, v in good["state_dict"].items()
+        k.removeprefix("network."): v.tolist() for k, v in good["state_dict"].items()
     }
-    assert checkpoint["minigpt"] == runs.BEFORE_TOKENIZERS | good["minigpt"] or checkpoint["minigpt"] == good["minigpt"]
+    assert checkpoint["minigpt"] == good["minigpt"]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

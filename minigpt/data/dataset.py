@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, SequentialSampler
 
 from minigpt.errors import MiniGPTError
 from minigpt.seeds import derive_seed
@@ -32,6 +32,9 @@ class CharDataset(Dataset):
     def __init__(self, data: "Ids", block_size: int):
         self.data = data
         self.block_size = block_size
+
+    def __repr__(self) -> str:
+        return f"CharDataset({len(self.data):,} tokens, block {self.block_size:,})"
 
     def __len__(self) -> int:
         return max(0, len(self.data) - self.block_size)
@@ -101,13 +104,15 @@ def split_at(n_characters: int, val_fraction: float) -> int:
 Ids = torch.Tensor | MappedIds
 
 
-class BatchOrder(Sampler):
+class BatchOrder(SequentialSampler):
     """The order in which windows are drawn: batch `t` is a pure function of `(seed, t)`, for every `t`.
 
     The batches cut one endless row of window starts, in which each pass over the data visits every window once, in
     a new order. No state needs saving: a resumed run asks for the batches from `start` on. The order of a pass
     comes from a keyed permutation (a Feistel network with cycle walking: Black and Rogaway, "Ciphers with arbitrary
     finite domains", 2002), so that it takes no memory per window.
+
+    It is a SequentialSampler since Lightning puts one in the place of any other where `overfit_batches` is set.
 
     Args:
         n_windows: The length of the dataset.

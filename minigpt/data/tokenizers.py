@@ -66,6 +66,14 @@ class Tokenizer(ABC):
         """`V`, the number of tokens."""
         return len(self.tokens)
 
+    @property
+    def contents(self) -> str:
+        """What the vocabulary holds, in words, such as `1,024 tokens`."""
+        return f"{self.vocab_size:,} tokens"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.contents})"
+
     @cached_property
     def lengths(self) -> torch.Tensor:
         """`(V,)` the characters that each token stands for; where a character is split, its first byte counts."""
@@ -159,6 +167,11 @@ class CharTokenizer(Tokenizer):
                 "set data.tokenizer to word or bpe."
             )
         return cls(sorted(set().union(*pieces)), **options)
+
+    @property
+    def contents(self) -> str:
+        """What the vocabulary holds, in words, such as `53 characters`."""
+        return f"{len(self.characters):,} characters{' and 256 bytes' * self.byte_fallback}"
 
     @cached_property
     def _ids(self) -> np.ndarray:

@@ -23,6 +23,7 @@ from minigpt.data.dataset import SHORTEST, Ids, MappedIds, split_at
 from minigpt.data.tokenizers import KINDS, CharTokenizer, Tokenizer, from_dict
 from minigpt.errors import MiniGPTError, did_you_mean, note, writing
 from minigpt.terminal import Bar
+from minigpt.words import message
 
 FORMAT = 2  # of the files in the cache: another number, and old ones are not found
 LEARNED_FROM = 1 << 26  # characters at most, spread over the training text, that words and byte pairs are learned from
@@ -226,14 +227,15 @@ def _build(corpus: Corpus, fit: Fit, val_fraction: float, folder: Path) -> Token
     _remove(folder)
     before = [_state(file) for file in corpus.files]
     note(f"'{corpus.path}' is large: it is tokenised once, into {folder.parent}.")
-    about = survey(_shown(corpus.pieces(), "reading"))
+    about = survey(_shown(corpus.pieces(), message("reading")))
     if about.n_characters < 2 * (SHORTEST + 1):
         raise _too_short(corpus, about.n_characters)
     boundary = split_at(about.n_characters, val_fraction)
-    tokenizer = fit(lambda: _shown(corpus.pieces(), "learning tokens", about.n_characters), about, boundary)
+    learning = message("learning")
+    tokenizer = fit(lambda: _shown(corpus.pieces(), learning, about.n_characters), about, boundary)
     dtype = next(kind for kind in (np.uint8, np.uint16, np.uint32) if tokenizer.vocab_size - 1 <= np.iinfo(kind).max)
     counts, characters = [0, 0], 0  # tokens of each part
-    pieces = _shown(corpus.pieces(), "tokenising", about.n_characters)
+    pieces = _shown(corpus.pieces(), message("tokenising"), about.n_characters)
     try:
         partial.mkdir(parents=True)
         with (partial / "ids.bin").open("wb") as file:
@@ -301,7 +303,7 @@ def _spread(pieces: Iterable[str], n_characters: int) -> Iterator[str]:
 def _shown(pieces: Iterable[str], what: str, total: int | None = None) -> Iterator[str]:
     """The pieces, with a progress bar on a terminal."""
     n = 0
-    with Bar("characters", total, label=what) as bar:
+    with Bar(message("characters"), total, label=what) as bar:
         for piece in pieces:
             yield piece
             n += len(piece)

@@ -26,6 +26,13 @@ class LanguageModel:
         self.model = model
         self.tokenizer = tokenizer
 
+    def __repr__(self) -> str:
+        eight_bits = (buffer for buffer in self.model.buffers() if buffer.dtype == torch.int8)  # quantised weights
+        n = sum(weight.numel() for weight in (*self.model.parameters(), *eight_bits))
+        block_size = getattr(self.model, "block_size", None)
+        block = "" if block_size is None else f", block {block_size:,}"
+        return f"LanguageModel({type(self.model).__name__}, {n:,} parameters, {self.tokenizer.contents}{block})"
+
     def prepare(self, prompt: str, unknown: str = "error") -> str:
         """The prompt as the model will see it: cleaned as the training text was, unknown characters dropped if asked.
 

@@ -6,9 +6,9 @@ from torch import nn
 
 from minigpt.models.gpt import GPT, MLP
 from minigpt.models.tinygpt import TinyGPT
+from minigpt.words import COLUMNS, message
 
 NORMS = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}
-ACTIVATIONS = {"gelu": "GELU", "relu2": "ReLU squared"}
 
 
 class Part(NamedTuple):
@@ -25,20 +25,20 @@ def parts(model: nn.Module, tokens: str = "tokens") -> list[Part]:
 
     Args:
         model: The model; of a class of one's own, its modules are named by their classes.
-        tokens: What to call its tokens, such as `characters`.
+        tokens: What its tokens are: `characters` or `tokens`.
     """
     if type(model) not in (GPT, TinyGPT):
         return _modules(model)
     vocab_size, n_embd = model.embed.weight.shape
-    each = f"each of {vocab_size:,} {tokens}"
+    tokens = message(tokens)
     tied = model.lm_head.weight is model.embed.weight
-    output = f"the embedding again: a score for {each}" if tied else f"a score for {each}"
+    output = message("tied_role" if tied else "output_role", vocab_size, tokens)
     if model.lm_head.bias is not None:
-        output += ", with biases"
+        output = message("with_biases", output)
     return [
-        Part("embedding", f"a vector of {n_embd:,} numbers for {each}", _n(model.embed)),
+        Part(message("embedding"), message("embedding_role", n_embd, vocab_size, tokens), _n(model.embed)),
         *(_inside(model) if isinstance(model, GPT) else []),
-        Part("output layer", output, 0 if tied else _n(model.lm_head)),
+        Part(message("output"), output, 0 if tied else _n(model.lm_head)),
     ]
 
 
@@ -56,11 +56,19 @@ def _modules(model: nn.Module) -> list[Part]:
 
 
 def as_text(rows: list[Part]) -> str:
-    """The parts as lines, with the numbers in a column."""
-    numbers = ["" if n is None else f"{copies} × {n:,}" if copies > 1 else f"{n:,}" for _, _, n, copies in rows]
-    columns = [[row.name for row in rows], [row.role for row in rows], numbers]
-    names, roles, width = (max(map(len, column)) for column in columns)
-    lines = (f"  {name:<{names}}  {role:<{roles}}  {n:>{width}}" for name, role, n in zip(*columns, strict=True))
+    """The parts as lines of at most `COLUMNS` columns, with the numbers in a column; longer roles are cut."""
+    numbers = [
+        "" if n is None else message("copies", copies, n) if copies > 1 else message("number", n)
+        for _, _, n, copies in rows
+    ]
+    names, width = max(len(row.name) for row in rows), max(map(len, numbers))
+    room = COLUMNS - names - width - 6
+    roles = [role if len(role) <= room else role[: room - 1] + "…" for _, role, _, _ in rows]
+    longest = max(map(len, roles))
+    lines = (
+        f"  {row.name:<{names}}  {role:<{longest}}  {number:>{width}}"
+        for row, role, number in zip(rows, roles, numbers, strict=True)
+    )
     return "\n".join(map(str.rstrip, lines))
 
 
@@ -68,39 +76,41 @@ def _inside(model: GPT) -> list[Part]:
     """What a GPT has between its embedding and its output layer."""
     block, norm, copies = model.blocks[0], model.settings["norm"], model.n_layer
     norm = NORMS.get(norm, norm)
-    biases = "(with biases)" if model.settings["bias"] else ""
-    positions = Part("positions", model.settings["position"], 0)
+    positions = Part(message("positions"), model.settings["position"], 0)
     if model.settings["position"] == "rope":
-        positions = Part("positions", "RoPE turns queries and keys by an angle: nothing to learn", 0)
+        positions = Part(message("positions"), message("rope_role"), 0)
     if model.position is not None:
-        role = f"a vector more for each of {model.block_size:,} places in a window"
-        positions = Part("positions", role, _n(model.position))
-    shared = f" ({model.n_kv_head} of keys and values)" if model.n_kv_head < model.n_head else ""
-    heads = f"{model.n_head} heads of {block.attn.head_size}{shared} look back and gather"
-    if model.n_head == 1:
-        heads = f"1 head of {block.attn.head_size} looks back and gathers"
+        positions = Part(message("positions"), message("learned_role", model.block_size), _n(model.position))
+    size = block.attn.head_size
+    heads = message("heads_role", model.n_head, size)
+    if model.n_kv_head < model.n_head:
+        heads = message("grouped_role", model.n_head, size, model.n_kv_head)
+    elif model.n_head == 1:
+        heads = message("head_role", size)
     ngrams = []
     if model.ngrams:
-        rows = model.settings["ngrams"]
-        ngrams = [
-            Part("n-grams", f"a vector for the last two, and the last three, in {rows:,} rows each", _n(model.ngrams))
-        ]
+        ngrams = [Part(message("n_grams"), message("n_grams_role", model.settings["ngrams"]), _n(model.ngrams))]
     return [
         *ngrams,
         positions,
-        Part(f"{copies} blocks, each:" if copies > 1 else "1 block:", biases, None),
-        Part("  attention", heads, _n(block.attn), copies),
+        Part(
+            message("blocks", copies) if copies > 1 else message("block"),
+            message("biases_role") if model.settings["bias"] else "",
+            None,
+        ),
+        Part("  " + message("attention_part"), heads, _n(block.attn), copies),
         Part("  MLP", _mlp(block.mlp), _n(block.mlp), copies),
-        Part("  norms", f"2 × {norm}, to keep numbers in scale", _n(block.norm1) + _n(block.norm2), copies),
-        Part("last norm", f"{norm}, before the scores", _n(model.norm)),
+        Part("  " + message("norms"), message("norms_role", norm), _n(block.norm1) + _n(block.norm2), copies),
+        Part(message("last_norm"), message("last_norm_role", norm), _n(model.norm)),
     ]
 
 
 def _mlp(mlp: MLP) -> str:
     narrow, wide = mlp.up.in_features, mlp.up.out_features
     if mlp.kind == "swiglu":
-        return f"{narrow:,} numbers to {wide:,}, gated by {wide:,} more, and back"
-    return f"{narrow:,} numbers to {wide:,}, {ACTIVATIONS.get(mlp.kind, mlp.kind)}, and back"
+        return message("gated_role", narrow, wide, wide)
+    activations = {"gelu": "GELU", "relu2": message("relu2")}
+    return message("mlp_role", narrow, wide, activations.get(mlp.kind, mlp.kind))
 
 
 def _n(module: nn.Module) -> int:

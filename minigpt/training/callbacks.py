@@ -18,11 +18,14 @@ from minigpt.errors import MiniGPTError
 from minigpt.figures import figures, name_of
 from minigpt.generation.sampling import check_controls
 from minigpt.generation.text import LanguageModel
-from minigpt.terminal import Bar
+from minigpt.terminal import GAP, Bar, compact, on_one_line
 from minigpt.training.checkpointing import validation_due
+from minigpt.words import COLUMNS, message
 
 COMPARED = ("val/loss", "val/bits_per_char", "train/loss")  # the figures of a run in TensorBoard's table of runs
 PROJECTED = 10_000  # tokens that the projector is given
+INDENT = " " * 4  # of a sample under the figures of a validation
+LENGTH = COLUMNS - len(INDENT) - 4  # characters of it
 
 
 def boards(trainer: Trainer) -> list[SummaryWriter]:
@@ -78,7 +81,7 @@ class Samples(Callback):
             "samples/top_p": {"top_p": top_p},
             "samples/top_k_top_p": {"top_k": top_k, "top_p": top_p},
         }
-        self._step = -1
+        self._step, self._text = -1, ""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sample the fresh model, or again the step that a resume starts from, whose record purge_step hides."""
@@ -94,6 +97,21 @@ class Samples(Callback):
         if self.every_n_steps:
             self._sample(trainer, pl_module)
 
+    def beginning(self, trainer: Trainer, pl_module: LightningModule) -> str:
+        """Return the beginning of the first prompt's sample with top-k and top-p, as the model writes it at this step.
+
+        All processes have to ask for it at once. The answer is empty where samples are off, and for all but the first.
+        """
+        if not (self.every_n_steps and self.prompts):
+            return ""
+        if self._step == trainer.global_step:  # the interval has just drawn it
+            return self._text
+        if (model := pl_module.whole_model()) is None:
+            return ""
+        draw = self.draw | {"max_new_tokens": min(self.draw["max_new_tokens"], LENGTH)}
+        lm = LanguageModel(model, trainer.datamodule.tokenizer)
+        return lm.generate(self.prompts[0], **draw, **self.controls["samples/top_k_top_p"])
+
     def _sample_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
             self._sample(trainer, pl_module)
@@ -101,7 +119,7 @@ class Samples(Callback):
     def _sample(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step == self._step:
             return
-        self._step = trainer.global_step
+        self._step, self._text = trainer.global_step, ""
         began = time.monotonic()
         if (model := pl_module.whole_model()) is None:
             return
@@ -112,6 +130,7 @@ class Samples(Callback):
             block = textwrap.indent("\n\n---\n\n".join(texts), "    ", lambda line: True)
             for board in boards(trainer):
                 board.add_text(tag, block, self._step)
+            self._text = texts[0] if texts else ""  # the last has both
         pl_module.paused += time.monotonic() - began
 
 
@@ -205,9 +224,9 @@ class Progress(ProgressBar):
         """Open the bar at the step that training stands at."""
         data = trainer.datamodule
         self._tokens_per_step = data.batch_size * data.block_size * trainer.accumulate_grad_batches
-        self._step, self._mark = trainer.global_step, (trainer.global_step, time.monotonic())
+        self._step, self._mark = trainer.global_step, (trainer.global_step, _training_clock(pl_module))
         self._bar = Bar(
-            "tokens", trainer.max_steps if trainer.max_steps > 0 else None, self._step, self._tokens_per_step,
+            message("tokens"), trainer.max_steps if trainer.max_steps > 0 else None, self._step, self._tokens_per_step,
             figures=lambda: _figures(pl_module), silent=self._silent,
         )  # fmt: skip
         self._bar.start()
@@ -220,16 +239,26 @@ class Progress(ProgressBar):
         self._step = step
         self._bar.move(step)
         if (step == 1 or step % self.every_n_steps == 0) and not validation_due(trainer):
-            self._line(trainer, pl_module)
+            self._line(trainer, _training_clock(pl_module), pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Bring the bar up to date, since it stands still until the validation ends."""
+        """Update the bar, since it stands still until the validation ends, and take the time: training pauses here."""
+        if trainer.sanity_checking:
+            return
         self._bar.move(self._step, at_once=True)
+        self._paused_at = _training_clock(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write a line with the validation's figures."""
-        loss, bits = (trainer.callback_metrics[f"val/{name}"] for name in ("loss", "bits_per_char"))
-        self._line(trainer, pl_module, f"  val loss {loss:.4f}  bits/char {bits:.4f}")
+        """Write a line with the validation's figures, and under it what the model writes now."""
+        if trainer.sanity_checking:
+            return
+        loss, bits = (trainer.callback_metrics[f"val/{name}"].item() for name in ("loss", "bits_per_char"))
+        self._line(trainer, self._paused_at, pl_module, message("val_loss", loss), message("bits", bits))
+        for samples in trainer.callbacks:
+            if isinstance(samples, Samples):
+                text = samples.beginning(trainer, pl_module)
+                if text and not self._silent:
+                    print(INDENT + on_one_line(text, LENGTH), file=sys.stderr, flush=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the bar away; the lines stay."""
@@ -240,22 +269,30 @@ class Progress(ProgressBar):
         if self._bar is not None:
             self._bar.stop()
 
-    def _line(self, trainer: Trainer, pl_module: LightningModule, validation: str = "") -> None:
+    def _line(self, trainer: Trainer, now: float, pl_module: LightningModule, *validation: str) -> None:
         if self._silent:
             return
-        (from_step, then), now = self._mark, time.monotonic()
-        tokens = (self._step - from_step) * self._tokens_per_step
-        speed = f"  {tokens / (now - then):,.0f} tokens/s" if tokens else ""  # a resume may validate before any step
-        self._mark = (self._step, now)
+        (from_step, then), self._mark = self._mark, (self._step, now)
         of_total = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
-        train = ""
+        parts = [message("step", f"{self._step}{of_total}")]
         if record := pl_module.last_record:
-            loss, step = record["metrics"]["train/loss"], record["step"]
-            train = f"  train loss {loss:.4f}" + (f" (step {step})" if step != self._step else "")
-        print(f"step {self._step}{of_total}{train}{validation}{speed}", file=sys.stderr, flush=True)
+            train, step = message("train_loss", record["metrics"]["train/loss"]), record["step"]
+            parts.append(train if step == self._step else message("of_step", train, step))
+        line = GAP.join([*parts, *validation])
+        if self._step > from_step:  # a resume may validate before any step
+            speed = (self._step - from_step) * self._tokens_per_step / (now - then)
+            longer = f"{line}{GAP}{message('speed', compact(speed))}"
+            line = longer if len(longer) <= COLUMNS else line
+        print(line, file=sys.stderr, flush=True)
+
+
+def _training_clock(pl_module: LightningModule) -> float:
+    """Return seconds that stand still during validations and samples."""
+    return time.monotonic() - pl_module.paused
 
 
 def _figures(pl_module: LightningModule) -> list[str]:
     """What the bar says of the last training batch that was recorded."""
-    metrics = pl_module.last_record.get("metrics")
-    return [f"loss {metrics['train/loss']:.3f}", f"{metrics['train/bits_per_char']:.2f} bits/char"] if metrics else []
+    if not (metrics := pl_module.last_record.get("metrics")):
+        return []
+    return [message("bar_loss", metrics["train/loss"]), message("bar_bits", metrics["train/bits_per_char"])]

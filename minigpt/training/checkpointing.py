@@ -152,6 +152,8 @@ def made_with(trainer: Trainer) -> dict[str, str]:
 
 def validation_due(trainer: Trainer) -> bool:
     """Whether a validation follows the optimizer step just done: on the interval, and once at the end."""
+    if not trainer.enable_validation:
+        return False
     if trainer.should_stop or trainer.global_step == trainer.max_steps:
         return True
     batches = trainer.global_step * trainer.accumulate_grad_batches
@@ -179,6 +181,7 @@ class Checkpoints(Checkpoint):
         self.every_n_steps = every_n_steps
         self.best_loss = math.inf
         self.signal: int | None = None
+        self.run_dir: Path | None = None  # None for the folder of the trainer's logger
         self.folder: Path | None = None
         self._step = 0
         self._previous_handlers: dict[int, Any] = {}
@@ -191,7 +194,7 @@ class Checkpoints(Checkpoint):
         Raises:
             MiniGPTError: Another process is training this run, or its checkpoints would be written elsewhere.
         """
-        run_dir = Path(trainer.log_dir or trainer.default_root_dir).absolute()
+        run_dir = Path(self.run_dir or trainer.log_dir or trainer.default_root_dir).absolute()
         self.folder = run_dir / "checkpoints"
         if self.folder.resolve() != run_dir.resolve() / "checkpoints":
             raise MiniGPTError(f"'{self.folder}' leads out of its run folder. Put a real folder in its place.")
@@ -258,7 +261,7 @@ class Checkpoints(Checkpoint):
         due = final or number or written or validation_due(trainer)
         if due or pl_module.last_record.get("step") == step:
             self._check_numbers(trainer, pl_module, outputs["loss"])
-        if final:
+        if final and trainer.enable_validation:
             trainer.should_stop = True  # makes Lightning validate now, whatever the interval
         elif due:
             self._save(trainer, "last.ckpt")
@@ -306,6 +309,8 @@ class Checkpoints(Checkpoint):
         """Write `best` if the validation loss is the lowest so far, and the final `last`."""
         if number := self._agreed_signal(trainer):
             self._leave(trainer, number)
+        if trainer.sanity_checking:
+            return
         loss = trainer.callback_metrics["val/loss"].item()
         if loss < self.best_loss:
             self.best_loss = loss

@@ -10,6 +10,7 @@ import sys
 import warnings
 from contextlib import suppress
 from importlib.util import find_spec
+from inspect import signature
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,15 @@ import rich
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, ReduceLROnPlateau
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from minigpt import processes, runs
-from minigpt.command_line import example_config
+from minigpt.command_line import command, example_recipe
 from minigpt.data.corpus import locate
 from minigpt.data.tokenizers import difference
 from minigpt.data.tokenizers import from_dict as tokenizer_from_dict
@@ -41,15 +42,36 @@ from minigpt.training.module import LitLanguageModel
 from minigpt.training.parser import TrainParser, configs_first, flatten, inner_reason, network_sentence
 from minigpt.training.stopping import GoOn, early_stoppings, stopped_early
 
-# Options of Lightning's Trainer that would mean nothing here, or something else: steps are the one unit, a batch is
-# a function of its number, validation covers the whole split, and the run folder is the project's.
-WITHOUT = {
-    "logger", "max_epochs", "min_epochs", "min_steps", "val_check_interval", "check_val_every_n_epoch",
-    "overfit_batches", "fast_dev_run", "limit_train_batches", "limit_val_batches", "limit_test_batches",
-    "limit_predict_batches", "num_sanity_val_steps", "enable_checkpointing", "reload_dataloaders_every_n_epochs",
-    "use_distributed_sampler", "enable_model_summary", "model_registry",
+# Options of Lightning's Trainer that have another default here.
+DEFAULTS = {
+    "num_sanity_val_steps": 0, "enable_model_summary": False, "use_distributed_sampler": False,
+    "check_val_every_n_epoch": None,
 }  # fmt: skip
+# Options that are a count (1) or a share (1.0). Their types are given here in this order: that of a typing.Union, which
+# Lightning has, is the order in which any library of the process wrote it first.
+COUNTS = {
+    "limit_train_batches": (int | float | None, None, "Batches in a pass, or their share; null for all."),
+    "limit_val_batches": (int | float | None, None, "Batches in a validation, or their share; null for all."),
+    "limit_test_batches": (int | float | None, None, "Batches in a test, or their share; null for all."),
+    "limit_predict_batches": (int | float | None, None, "Batches in a prediction, or their share; null for all."),
+    "overfit_batches": (int | float, 0, "Train on so many batches, or their share, over and over; 0 for all."),
+    "val_check_interval": (
+        int | float | str | None, None,
+        "Batches between two validations, a share of a pass, or a time such as 00:00:10:00; null for validation.",
+    ),
+}  # fmt: skip
+# Options that a run cannot have, and what to use in their place.
+REFUSED = {
+    "barebones": "switches off the checkpoints and the logging that a run consists of. Use lightning.Trainer in Python",
+    "use_distributed_sampler": "is not needed: each process draws its own rows of every batch. Leave it out",
+    "reload_dataloaders_every_n_epochs": "has nothing to reload: the batches follow from the seed. Leave it out",
+}
 
+# The settings of LitLanguageModel that `--optimizer` replaces.
+RATES = (
+    "optimizer", "learning_rate", "muon_learning_rate", "weight_decay", "decay_vectors", "beta2", "lr_schedule",
+    "warmup_steps", "min_lr", "decay_steps", "cooldown",
+)  # fmt: skip
 STRATEGIES = "minigpt trains on one device, or on several with --trainer.strategy ddp or fsdp2. Set one of them."
 RECITES = 20  # parameters a character of text; a quarter as many, with dropout, still learn (configs/shakespeare.yaml)
 
@@ -87,7 +109,6 @@ class MiniGPTCLI(LightningCLI):
                 run=False,
                 parser_class=TrainParser,
                 save_config_callback=None,
-                auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
             )
         except ValueError as error:  # a class's arguments that only making it shows to be wrong
@@ -99,6 +120,8 @@ class MiniGPTCLI(LightningCLI):
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The seed and the checkpoint to go on from."""
+        recipe = next(action for action in parser._actions if "--config" in action.option_strings)
+        recipe.help = "The recipe: a file, or the name of one in configs/, such as tiny. A later one wins."
         parser.add_argument("--seed_everything", type=int, default=1337, help="The seed of everything that is drawn.")
         parser.add_argument(
             "--ckpt_path",
@@ -117,7 +140,10 @@ class MiniGPTCLI(LightningCLI):
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The groups of a recipe."""
-        parser.add_class_arguments(Trainer, "trainer", skip=WITHOUT, instantiate=False, fail_untyped=False)
+        parser.add_class_arguments(Trainer, "trainer", skip=set(COUNTS), instantiate=False, fail_untyped=False)
+        for key, (kind, default, what) in COUNTS.items():
+            parser.add_argument(f"--trainer.{key}", type=kind, default=default, help=what)
+        parser.set_defaults({f"trainer.{key}": value for key, value in DEFAULTS.items()})
         parser.add_lightning_class_args(LitLanguageModel, "model")
         parser.add_lightning_class_args(TextDataModule, "data")
 
@@ -155,7 +181,7 @@ class MiniGPTCLI(LightningCLI):
         except MiniGPTError as error:
             raise MiniGPTError(network_sentence(str(error))) from error
         if not self.config.config:
-            raise MiniGPTError(f"Name a recipe with --config, such as --config {shlex.quote(example_config())}.")
+            raise MiniGPTError(f"Name a recipe with --config, such as --config {shlex.quote(example_recipe())}.")
         if not 0 <= self.config.seed_everything < 2**32:
             raise MiniGPTError(f"seed_everything is {self.config.seed_everything}. Give it 0 or more, below 2 ** 32.")
         self.name = config_name(str(self.config.config[0]))
@@ -181,11 +207,40 @@ class MiniGPTCLI(LightningCLI):
             return own
         return [*own, "--data.path", corpus]
 
+    @staticmethod
+    def configure_optimizers(
+        lightning_module: LitLanguageModel, optimizer: torch.optim.Optimizer, lr_scheduler: Any = None
+    ) -> Any:
+        """The optimizer and scheduler that `--optimizer` and `--lr_scheduler` name; a scheduler moves at each step."""
+        if lr_scheduler is None:
+            return optimizer
+        monitor = {"monitor": lr_scheduler.monitor} if isinstance(lr_scheduler, ReduceLROnPlateau) else {}
+        interval = "epoch" if monitor else "step"
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": lr_scheduler, "interval": interval, **monitor}}
+
+    def _tell_unused_rates(self) -> None:
+        """Name the settings of the model that `--optimizer` leaves without a use."""
+        optimizer, model = self.config.get("optimizer"), self.config.model
+        if not optimizer:
+            return
+        defaults = signature(LitLanguageModel).parameters
+        unused = [f"model.{key}" for key in RATES if key in model and model[key] != defaults[key].default]
+        self.model.optimizer_class = optimizer.class_path
+        if unused:
+            note(f"--optimizer {optimizer.class_path} is used, and these settings are not: {', '.join(unused)}.")
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer, in optimizer steps and with the whole-file checkpoints."""
         trainer = self.config_init.trainer
-        if trainer.max_steps < 1 and trainer.max_time is None:
-            raise MiniGPTError("How long is the training? Set trainer.max_steps to 1 or more, or trainer.max_time.")
+        for key, reason in REFUSED.items():
+            if trainer[key]:
+                raise MiniGPTError(f"trainer.{key} {reason}.")
+        endless = trainer.max_steps < 1 and (trainer.max_epochs or 0) < 1
+        if endless and trainer.max_time is None and not trainer.fast_dev_run:
+            raise MiniGPTError(
+                "How long is the training? Set trainer.max_steps or trainer.max_epochs to 1 or more, or "
+                "trainer.max_time."
+            )
         every_n_steps = self.config_init.validation.every_n_steps
         if every_n_steps < 0:
             raise MiniGPTError(
@@ -195,8 +250,17 @@ class MiniGPTCLI(LightningCLI):
             if trainer[key] is not None and trainer[key] < least:
                 raise MiniGPTError(f"trainer.{key} is {trainer[key]}. Give it a whole number of {least} or more.")
         show = trainer.enable_progress_bar is not False
-        if not show:
-            self.parser.callback_keys.remove("progress")
+        left_out = ["progress"] * (not show) + ["checkpoint"] * (trainer.enable_checkpointing is False)
+        if trainer.fast_dev_run:
+            left_out = ["checkpoint", "samples", "figures", *["progress"] * (not show)]
+        for key in left_out:
+            self.parser.callback_keys.remove(key)
+        if trainer.overfit_batches:  # as data.overfit_batches, which a resume keeps
+            n = self.datamodule.n_batches(1)
+            share = isinstance(trainer.overfit_batches, float)
+            self.datamodule.overfit_batches = max(1, int(trainer.overfit_batches * (n if share else 1)))
+        steps, limit, interval = self._lengths(trainer, every_n_steps)
+        self._loggers = trainer.logger
         if trainer.profiler == "xla" and not find_spec("torch_xla"):  # Lightning would raise while it tidies up, too
             raise _not_installed(ModuleNotFoundError(name="torch_xla"))
         plugins = trainer.plugins or []
@@ -210,12 +274,11 @@ class MiniGPTCLI(LightningCLI):
             trainer = super().instantiate_trainer(
                 logger=False,  # takes its place once the run has a folder
                 max_epochs=-1,
-                num_sanity_val_steps=0,
+                max_steps=steps,
+                limit_train_batches=limit,
+                overfit_batches=0,
                 enable_progress_bar=show,
-                enable_model_summary=False,
-                val_check_interval=every_n_steps * trainer.accumulate_grad_batches or sys.maxsize,
-                check_val_every_n_epoch=None,
-                use_distributed_sampler=False,  # the batches are shared out already
+                val_check_interval=interval,
                 plugins=[*(plugins if isinstance(plugins, list) else [plugins]), WholeFileCheckpointIO()],
             )
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
@@ -230,9 +293,34 @@ class MiniGPTCLI(LightningCLI):
             trainer.callbacks.insert(-1, GoOn())  # before Checkpoints, and after what stops
         return trainer
 
+    def _lengths(self, trainer: Any, every_n_steps: int) -> tuple[int, int | float | None, Any]:
+        """The steps of the training, the batches of a pass, and the batches between two validations.
+
+        A run counts steps, so passes become steps here. A pass and an interval are whole optimizer steps.
+        """
+        accumulate = trainer.accumulate_grad_batches or 1
+        n, limit = self.datamodule.n_batches(accumulate), trainer.limit_train_batches
+        if limit is not None:
+            asked = limit if isinstance(limit, int) and not isinstance(limit, bool) else int(limit * n)
+            limit = n = max(accumulate, min(asked, n) // accumulate * accumulate)
+        steps = trainer.max_steps
+        if (trainer.max_epochs or 0) > 0:
+            steps = min(filter(lambda count: count > 0, (steps, trainer.max_epochs * n // accumulate)))
+        interval = trainer.val_check_interval
+        if interval is None and trainer.check_val_every_n_epoch:
+            interval, trainer.check_val_every_n_epoch = trainer.check_val_every_n_epoch * n, None
+        elif isinstance(interval, float):
+            interval = max(1, int(interval * n))
+        elif interval is None:
+            interval = every_n_steps * accumulate or sys.maxsize
+        if isinstance(interval, int):
+            interval += -interval % accumulate
+        return steps, limit, interval
+
     def after_instantiate_classes(self) -> None:
         """Settle which run this is: a new one, or the one that a checkpoint continues."""
         self.datamodule.check_processes(self.trainer.world_size)
+        self._tell_unused_rates()
         root = Path(self.trainer.default_root_dir) / runs.ROOT
         self.run_dir: Path | None = None
         self.finished = False
@@ -259,6 +347,9 @@ class MiniGPTCLI(LightningCLI):
         if not self.trainer.is_global_zero:
             self.run_dir = self.run_dir or root  # the first process makes the folder; Lightning tells the others
             return
+        if self.trainer.fast_dev_run:  # a trial of the code, which leaves nothing behind
+            self.run_dir = None
+            return
         if self.run_dir is None and not self.finished:
             self.run_dir = _new_run(root / self.name)
             with writing(self.run_dir, "--trainer.default_root_dir"):
@@ -268,9 +359,20 @@ class MiniGPTCLI(LightningCLI):
             self._tell_of_reciting()
             most, n = self.datamodule.max_val_tokens, len(self.datamodule.val_ids) - 1
             if most and most < n:
-                note(f"Validation scores {most:,} of {n:,} tokens; evaluate.py scores them all.")
-            save_dir, name, version = self.run_dir.parent.parent, self.run_dir.parent.name, self.run_dir.name
-            self.trainer.logger = _Logger(save_dir, name, version, default_hp_metric=False, purge_step=self.start_step)
+                note(f"Validation scores {most:,} of {n:,} tokens; `{command('evaluate')}` scores them all.")
+            self.trainer.loggers = self._all_loggers()
+            for callback in self.trainer.callbacks:
+                if isinstance(callback, Checkpoints):
+                    callback.run_dir = self.run_dir
+
+    def _all_loggers(self) -> list[Logger]:
+        """TensorBoard in the run folder, and beside it the loggers that were asked for; none for `false`."""
+        if self._loggers is False:
+            return []
+        others = self._loggers if isinstance(self._loggers, list) else [self._loggers]
+        save_dir, name, version = self.run_dir.parent.parent, self.run_dir.parent.name, self.run_dir.name
+        own = _Logger(save_dir, name, version, default_hp_metric=False, purge_step=self.start_step)
+        return [own, *(logger for logger in others if isinstance(logger, Logger))]
 
     def fit(self) -> None:
         """Train.
@@ -346,6 +448,7 @@ class MiniGPTCLI(LightningCLI):
         now = _fixed(
             data.describe("."), self.model.architecture, self.model.hparams, self.trainer.accumulate_grad_batches
         )
+        then["optimizer"], now["optimizer"] = about.get("optimizer"), self.model.optimizer_class
         for key in then | now:
             if then.get(key) != now.get(key):
                 raise MiniGPTError(

@@ -89,6 +89,12 @@ class TextDataModule(LightningDataModule):
         }  # fmt: skip
         self._path, self._kind, self._in_memory_mb, self._cache_dir = path, tokenizer, in_memory_mb, cache_dir
 
+    def __repr__(self) -> str:
+        block_size = self.__dict__.get("block_size", self._block_size)  # a property that would read the text
+        return f"TextDataModule({str(self._path)!r}, {self._kind}, block {block_size:,}, batch {self.batch_size:,})"
+
+    __str__ = __repr__  # Lightning's makes the loaders, for which it reads the text
+
     @cached_property
     def corpus(self) -> Corpus:
         """The text, found but not yet read."""
@@ -165,13 +171,27 @@ class TextDataModule(LightningDataModule):
         several processes each takes its rows of the same batch, `(B / world size, T)`.
         """
         dataset, trainer = CharDataset(self.train_ids, self.block_size), self.trainer
-        accumulate = trainer.accumulate_grad_batches if trainer else 1
+        n = self.n_batches(trainer.accumulate_grad_batches if trainer else 1)
+        over_and_over = self.overfit_batches
+        if trainer and trainer.overfit_batches:  # a number, or a share of the pass
+            share = isinstance(trainer.overfit_batches, float)
+            over_and_over = max(1, int(trainer.overfit_batches * (n if share else 1)))
         rank, world_size = self._processes()
         order = BatchOrder(
-            len(dataset), self.batch_size, self.seed, self._batches_done, self.overfit_batches,
-            slice(rank, None, world_size), max(1, len(dataset) // self.batch_size // accumulate) * accumulate,
-        )  # fmt: skip
+            len(dataset),
+            self.batch_size,
+            self.seed,
+            self._batches_done,
+            over_and_over,
+            slice(rank, None, world_size),
+            n,
+        )
         return DataLoader(dataset, batch_size=None, sampler=order)
+
+    def n_batches(self, accumulate_grad_batches: int) -> int:
+        """How many batches a pass has: full ones, in whole optimizer steps, at least one."""
+        n_windows = len(CharDataset(self.train_ids, self.block_size))
+        return max(1, n_windows // self.batch_size // accumulate_grad_batches) * accumulate_grad_batches
 
     def _batches_done(self) -> int:
         """How many batches the training has had, in all passes and before a resume."""

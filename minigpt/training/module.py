@@ -102,6 +102,7 @@ class LitLanguageModel(LightningModule):
                 raise MiniGPTError(f"{type(network).__name__} has no activation_checkpointing. Leave the setting out.")
             network.activation_checkpointing = True
         self.architecture = describe(network)
+        self.optimizer_class: str | None = None  # the class that --optimizer names in place of `optimizer`
         self.val_metrics = TextMetrics()
         self._more_metrics: list[TextMetrics] = []  # of further validation loaders
         self._losses: list[torch.Tensor] = []
@@ -442,6 +443,7 @@ class LitLanguageModel(LightningModule):
         checkpoint["minigpt"] = {
             "version": minigpt.__version__,
             "model": self.architecture,
+            "optimizer": self.optimizer_class,
             "data": datamodule.describe(self.trainer.log_dir),
             "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
             "horizon": self.horizon,

@@ -1,4 +1,4 @@
-"""The parser of `scripts/train.py`: names are checked before anything is parsed, and mistakes become sentences."""
+"""The parser of `minigpt train`: names are checked before anything is parsed, and mistakes become sentences."""
 
 import inspect
 import json
@@ -13,7 +13,15 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
-from minigpt.command_line import example_config, missing_value, unexpected_argument
+from minigpt.command_line import (
+    command,
+    example_config,
+    example_recipe,
+    find_config,
+    missing_value,
+    no_config,
+    unexpected_argument,
+)
 from minigpt.errors import MiniGPTError, did_you_mean
 from minigpt.models import NETWORKS
 from minigpt.training import recipes, trust
@@ -29,7 +37,7 @@ NETWORK_FLAGS = [f"--model.network.{name}" for kind in NETWORKS.values() for nam
 
 
 def configs_first(args: list[str]) -> list[str]:
-    """Return a command line with its config files in front, in their order.
+    """Return a command line with its config files in front, in their order, and their paths in place of recipe names.
 
     The parser applies files and flags in the order in which they stand. So flags win over files wherever they stand,
     and a later file wins over an earlier one.
@@ -48,7 +56,7 @@ def configs_first(args: list[str]) -> list[str]:
         else:
             (files if attached else flags).append(attached[1] if attached else arg)
             before = arg
-    return [*(f"--config={file}" for file in files), *_class_first(flags)]
+    return [*(f"--config={find_config(file)}" for file in files), *_class_first(flags)]
 
 
 def _class_first(flags: list[str]) -> list[str]:
@@ -85,10 +93,10 @@ def refuse_linked(settings: Collection[str], where: str) -> None:
 
 
 class TrainParser(LightningArgumentParser):
-    """The parser of `scripts/train.py`: a mistake is answered with a sentence instead of a page of usage."""
+    """The parser of `minigpt train`: a mistake is answered with a sentence instead of a page of usage."""
 
     def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **{"parser_mode": recipes.MODE} | kwargs)
+        super().__init__(*args, **{"parser_mode": recipes.MODE, "prog": command("train")} | kwargs)
         self.given: list[str] = []  # the command line as it was typed, for messages
 
     def error(self, message: str, ex: Exception | None = None) -> None:
@@ -129,15 +137,22 @@ class TrainParser(LightningArgumentParser):
 
         Args:
             path: The file.
-            example: The name of a good one, which the message for a file without settings gives.
+            example: The name of a good one in `configs/`, for messages.
 
         Raises:
             MiniGPTError: It cannot be read, is no YAML, or holds no settings.
         """
         try:
             text = Path(os.path.expanduser(path)).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise MiniGPTError(f"The config file '{path}' cannot be read. {_nearest_config(path)}") from error
+        except UnicodeDecodeError as error:
+            raise MiniGPTError(
+                f"The config file '{path}' cannot be read: it is not UTF-8 text. Save it as UTF-8."
+            ) from error
+        except OSError as error:
+            folder = os.path.dirname(example)
+            if not os.path.exists(os.path.expanduser(path)) or os.path.isdir(os.path.expanduser(path)):
+                raise MiniGPTError(no_config(path, folder)) from error
+            raise MiniGPTError(f"The config file '{path}' cannot be read: {error.strerror}.") from error
         try:
             recipe = recipes.load(text)
             json.dumps(recipe, default=str)  # an anchor inside itself is a ValueError
@@ -183,7 +198,8 @@ class TrainParser(LightningArgumentParser):
         return any(".".join(parts[:n]) in dests - groups for n in range(1, len(parts) + 1)) or key in groups
 
     def _groups(self) -> set[str]:
-        return {action.dest.split(".")[0] for action in self._actions if "." in action.dest}
+        groups = {action.dest.split(".")[0] for action in self._actions if "." in action.dest}
+        return groups - {"optimizer", "lr_scheduler"}  # a class with settings of its own
 
     def _sentence(self, message: str) -> str:
         if match := re.match(r"unrecognized arguments: (\S+)", message):
@@ -193,7 +209,7 @@ class TrainParser(LightningArgumentParser):
             typed = [arg for arg in self.given if any(arg == flag or arg.startswith(f"{flag}.") for flag in flags)]
             return missing_value(typed[-1:] or flags, self.given, self._option_string_actions)
         if message.startswith("the following arguments are required: model.network"):
-            return f"Name a recipe with --config, such as --config {shlex.quote(example_config())}."
+            return f"Name a recipe with --config, such as --config {shlex.quote(example_recipe())}."
         if match := re.match(r'Linked "(.+?)" must be given via "(.+?)"', message):
             return f"{match[1]} always equals {match[2]}. Set that one instead."
         if match := re.match(r'Parser key "(.+?)":', message):
@@ -267,11 +283,6 @@ def _in_words(hint: Any) -> str:
     if get_origin(hint) in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(_in_words(member) for member in get_args(hint)))
     return f"a {getattr(hint, '__name__', hint)}"
-
-
-def _nearest_config(path: str) -> str:
-    near = sorted(str(file) for file in Path(path).parent.glob("*.yaml")) or sorted(map(str, Path("configs").glob("*")))
-    return did_you_mean(path, near).strip() or f"Those here: {', '.join(near) or 'none'}."
 
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:

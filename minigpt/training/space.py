@@ -122,5 +122,5 @@ def as_text(value: Any) -> str:
 
 
 def as_flags(values: dict[str, Any]) -> list[str]:
-    """Settings, as flags of scripts/train.py."""
+    """Settings, as flags of `minigpt train`."""
     return [f"--{key}={as_text(value)}" for key, value in values.items()]

@@ -6,6 +6,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
 from minigpt.errors import note
+from minigpt.words import message
 
 
 def early_stoppings(trainer: Trainer) -> list[EarlyStopping]:
@@ -57,6 +58,8 @@ class GoOn(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take back the count of a repeated validation."""
+        if trainer.sanity_checking:
+            return
         self._validated = trainer.global_step
         for callback, state in self._counted.items():
             callback.load_state_dict(state)
@@ -69,7 +72,7 @@ class GoOn(Callback):
             return
         for callback in early_stoppings(trainer):
             if callback.stopping_reason != callback.stopping_reason.NOT_STOPPED:
-                note(f"Stopped early, after step {trainer.global_step}: {_reason(callback.stopping_reason_message)}")
+                note(message("stopped_early", trainer.global_step, _reason(callback.stopping_reason_message)))
 
 
 def stopped_early(trainer: Trainer, checkpoint: dict[str, Any]) -> str | None:
@@ -90,5 +93,5 @@ def stopped_early(trainer: Trainer, checkpoint: dict[str, Any]) -> str | None:
     return None
 
 
-def _reason(message: str | None) -> str:
-    return (message or "").replace(" Signaling Trainer to stop.", "")
+def _reason(text: str | None) -> str:
+    return (text or "").replace(" Signaling Trainer to stop.", "")

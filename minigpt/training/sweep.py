@@ -69,7 +69,7 @@ class Sweep:
     """A study and what its trials have in common.
 
     Args:
-        args: The flags of scripts/train.py for all trials, `--config` among them.
+        args: The flags of `minigpt train` for all trials, `--config` among them.
         space: The YAML file with the settings to search.
         study: The study's name; None for the recipe's and the space's.
         storage: The study's file: SQLite where it ends in .db or begins with sqlite:///, else a journal, which network

@@ -11,27 +11,44 @@ from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import set_parsing_settings
-from lightning.pytorch import callbacks
+from lightning.pytorch import callbacks, loggers
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from torch.optim import lr_scheduler
 
 from minigpt.errors import MiniGPTError
 from minigpt.models import NETWORKS, look_in_working_folder
 from minigpt.training import recipes
 from minigpt.training.fsdp import FSDP2Strategy
 
-# Of Lightning's own classes those that take no function and write no file but a run's, and ours.
+# Of Lightning's own classes those that take no function and write no file but what a training leaves, and ours.
 _CLASSES = (
     callbacks.DeviceStatsMonitor, callbacks.EarlyStopping, callbacks.EMAWeightAveraging, callbacks.LearningRateMonitor,
-    callbacks.ModelSummary, callbacks.RichModelSummary, callbacks.Timer, callbacks.WeightAveraging, DDPStrategy,
-    FSDP2Strategy, ModelParallelStrategy, SLURMEnvironment,
+    callbacks.ModelCheckpoint, callbacks.ModelSummary, callbacks.RichModelSummary, callbacks.Timer,
+    callbacks.WeightAveraging, callbacks.GradientAccumulationScheduler, callbacks.RichProgressBar,
+    callbacks.TQDMProgressBar, callbacks.LearningRateFinder, callbacks.BackboneFinetuning, loggers.CSVLogger,
+    loggers.TensorBoardLogger, loggers.WandbLogger, loggers.MLFlowLogger, DDPStrategy, FSDP2Strategy,
+    ModelParallelStrategy, SLURMEnvironment,
 )  # fmt: skip
 # Each by the module that defines it and by the package that it is imported from.
-ALLOWED = {
-    f"{module}.{kind.__name__}" for kind in _CLASSES for module in (kind.__module__, kind.__module__.rpartition(".")[0])
-} | {path for name, kind in NETWORKS.items() for path in (name, f"{kind.__module__}.{kind.__qualname__}")}
+ALLOWED = (
+    {
+        f"{module}.{kind.__name__}"
+        for kind in _CLASSES
+        for module in (kind.__module__, kind.__module__.rpartition(".")[0])
+    }
+    | {f"torch.optim.{name}" for name, kind in vars(torch.optim).items() if inspect.isclass(kind)}
+    | {
+        f"{kind.__module__}.{name}"
+        for place in (torch.optim, lr_scheduler)
+        for name, kind in vars(place).items()
+        if inspect.isclass(kind) and kind.__module__.startswith("torch.optim")
+    }
+    | {path for name, kind in NETWORKS.items() for path in (name, f"{kind.__module__}.{kind.__qualname__}")}
+)
 SHORT = {name.rpartition(".")[2] for name in ALLOWED}
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
@@ -46,7 +63,11 @@ def allow_imports(args: Sequence[str]) -> None:
 
     The parser's settings are the whole process's, so what one command line allows stays allowed in it.
     """
-    typed = [value for flag, value in settings(args) if flag.startswith(("--trainer.", "--model.network"))]
+    typed = [
+        value
+        for flag, value in settings(args)
+        if flag.startswith(("--trainer.", "--model.network", "--optimizer", "--lr_scheduler"))
+    ]
     names = {match[0] for value in typed for match in _DOTTED.finditer(value)}
     names |= {name for name in trusted_modules(args) if all(map(str.isidentifier, name.split(".")))}
     if any(name.split(".")[0] not in ("minigpt", "lightning") for name in names):
