@@ -21,6 +21,7 @@ _HOMES = {
     "generate": "minigpt.generation.text",
     "WordTokenizer": "minigpt.data.tokenizers",
     "load": "minigpt.runs",
+    "train": "minigpt.training.api",
 }
 
 __all__ = sorted(_HOMES)

@@ -232,8 +232,10 @@ def load(
         MiniGPTError: There is no such run, its checkpoint cannot be read, its network is of a class that is not
             allowed, or there is no such precision.
     """
-    checkpoint = read_checkpoint(find_checkpoint(ckpt_path))
-    return language_model(checkpoint, device, precision, allow_code, network)
+    file = find_checkpoint(ckpt_path)
+    lm = language_model(read_checkpoint(file), device, precision, allow_code, network)
+    lm.run_dir = run_of(file.absolute())
+    return lm
 
 
 def corpus_of(file: Path, about: dict) -> str:

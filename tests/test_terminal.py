@@ -308,6 +308,7 @@ def test_the_progress_of_every_recipe_fits_into_80_columns(capfd, monkeypatch, r
     steps = yaml.safe_load(recipe.read_text(encoding="utf-8"))["trainer"]["max_steps"]
     module = SimpleNamespace(last_record={"step": steps, "metrics": {"train/loss": 8.3178}}, paused=0.0)
     trainer = SimpleNamespace(
+        sanity_checking=False, enable_validation=True,
         global_step=steps, max_steps=steps, callbacks=[],
         callback_metrics={name: torch.tensor(8.3178) for name in ("val/loss", "val/bits_per_char")},
     )  # fmt: skip

@@ -265,10 +265,11 @@ def test_the_speed_leaves_out_validations_and_samples(train, monkeypatch):
     ]
 
 
-@pytest.mark.parametrize("name", ["tinygpt", "gpt"])
+@pytest.mark.parametrize("name", ["TinyGPT", "GPT"])
 def test_a_validation_shows_what_the_model_writes_and_the_training_stays_the_same(train, folder, name):
-    flags = ["--trainer.max_steps", "8", "--validation.every_n_steps", "4", "--model.name", name]
-    flags += ["--model.n_layer", "1", "--model.n_embd", "16", "--model.dropout", "0.2"] if name == "gpt" else []
+    flags = ["--trainer.max_steps", "8", "--validation.every_n_steps", "4", "--model.network", name]
+    sizes = ["--model.network.n_layer", "1", "--model.network.n_embd", "16", "--model.network.dropout", "0.2"]
+    flags += sizes if name == "GPT" else []
     plain = train(*flags)
     shown = train(*flags, "--samples.every_n_steps", "3", "--samples.prompts", "[le soir, un matin]")
     assert shown.status == 0, shown.err

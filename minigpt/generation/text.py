@@ -1,6 +1,7 @@
 """From a prompt to text: a model and its tokenizer together."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -20,11 +21,13 @@ class LanguageModel:
         model: A network: any module whose `forward` takes `(B, T)` ids and returns `(B, T, V)` logits. It sees the last
             `block_size` ids where it has such an attribute, else all of them.
         tokenizer: Text to ids and back.
+        run_dir: The run folder that it was loaded from.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Tokenizer):
+    def __init__(self, model: nn.Module, tokenizer: Tokenizer, run_dir: Path | None = None):
         self.model = model
         self.tokenizer = tokenizer
+        self.run_dir = run_dir
 
     def __repr__(self) -> str:
         eight_bits = (buffer for buffer in self.model.buffers() if buffer.dtype == torch.int8)  # quantised weights

@@ -1,0 +1,94 @@
+"""`minigpt.train`: what `minigpt train` does, as a function that gives the trained model back."""
+
+from collections.abc import Iterable
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from minigpt import runs
+from minigpt.command_line import find_config
+from minigpt.errors import MiniGPTError, did_you_mean
+from minigpt.generation.text import LanguageModel
+from minigpt.models import NETWORKS
+from minigpt.training import recipes
+from minigpt.training.callbacks import Figures, Progress, Samples
+from minigpt.training.checkpointing import Checkpoints
+from minigpt.training.cli import MiniGPTCLI
+from minigpt.training.datamodule import TextDataModule
+from minigpt.training.module import LitLanguageModel
+
+# The groups of settings, as in MiniGPTCLI.
+GROUPS = {
+    "trainer": Trainer, "model": LitLanguageModel, "data": TextDataModule, "checkpoint": Checkpoints,
+    "samples": Samples, "figures": Figures, "progress": Progress,
+}  # fmt: skip
+SHORT_NAMES = {"seed": "seed_everything", "network": "model.network", "tokenizer": "data.tokenizer"}
+
+
+def train(
+    recipe: str | Path,
+    data: str | Path | None = None,
+    ckpt_path: str | Path | None = None,
+    allow_code: str | Iterable[str] = (),
+    **settings: Any,
+) -> LanguageModel:
+    """Train a model from a recipe, in a run folder as the command does, and load its best checkpoint.
+
+    Args:
+        recipe: A config file, or the name of a recipe, such as `tiny` or `modern_nano`.
+        data: The text, in place of the recipe's: a file, a folder, a pattern or a corpus's name.
+        ckpt_path: What to continue: `last`, a run folder or a checkpoint file.
+        allow_code: The modules outside minigpt whose classes the recipe may name.
+        **settings: Settings in place of the recipe's, by their last name where only one has it (`max_steps=300`,
+            `learning_rate=1e-3`, `n_embd=32`), else in full (`**{"validation.every_n_steps": 50}`).
+
+    Returns:
+        The model, with its run folder in `run_dir`.
+
+    Raises:
+        MiniGPTError: A setting, the text or the checkpoint is wrong.
+        KeyboardInterrupt: Ctrl-C; `last.ckpt` holds the last step, and `ckpt_path="last"` continues.
+    """
+    allowed = [allow_code] if isinstance(allow_code, str) else list(allow_code)
+    args = [f"--config={find_config(str(recipe))}", *(f"--allow_code={module}" for module in allowed)]
+    if data is not None:
+        args.append(f"--data.path={data}")
+    if ckpt_path is not None:
+        args.append(f"--ckpt_path={ckpt_path}")
+    known = _known_settings()
+    args += [f"--{_full_name(name, known)}={_as_text(value)}" for name, value in settings.items()]
+    cli = MiniGPTCLI(args)
+    try:
+        if not cli.finished:
+            cli.fit()
+    except SystemExit as stop:  # how a training leaves on a signal
+        raise KeyboardInterrupt from stop
+    network = cli.model.architecture["class_path"]
+    file = runs.find_checkpoint(cli.run_dir or cli.checkpoint)
+    return runs.load(file, allow_code=[] if network in NETWORKS else [network])
+
+
+def _known_settings() -> list[str]:
+    """The full names of the settings of a recipe, those of minigpt's networks included."""
+    kinds = [("model.network", kind) for kind in NETWORKS.values()] + list(GROUPS.items())
+    names = {f"{group}.{name}" for group, kind in kinds for name in signature(kind).parameters}
+    return sorted(names | {"validation.every_n_steps", "seed_everything"})
+
+
+def _full_name(name: str, known: list[str]) -> str:
+    if "." in name or name in known:
+        return name
+    if name in SHORT_NAMES:
+        return SHORT_NAMES[name]
+    matches = sorted({full for full in known if full.rpartition(".")[2] == name})
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise MiniGPTError(f'Several settings are called {name}: {", ".join(matches)}. Pass **{{"{matches[0]}": ...}}.')
+    raise MiniGPTError(f"There is no setting '{name}'.{did_you_mean(name, known)}")
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else recipes.dump(value).removesuffix("...\n").strip()
