@@ -10,10 +10,16 @@ import subprocess
 import sys
 import time
 import urllib.request
+from inspect import signature
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from lightning.pytorch import Trainer
+
+from minigpt import GPT, LitLanguageModel, TextDataModule, TinyGPT
+from minigpt.training.callbacks import Figures, Samples
+from minigpt.training.checkpointing import Checkpoints
 
 
 def blocks(file: str, language: str) -> list[str]:
@@ -35,14 +41,13 @@ def copy_into(place: Path) -> None:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """A copy of the project in which python is this one and nothing has to be installed."""
+    """A copy of the project in which python is this one, `minigpt` is the copy's, and nothing has to be installed."""
     place = tmp_path_factory.mktemp("clone")
     copy_into(place)
     tools = place / "tools"
     tools.mkdir()
-    for tool in ("python", "tensorboard"):
+    for tool, module in {"python": "", "tensorboard": "-m tensorboard.main", "minigpt": "-m minigpt"}.items():
         wrapper = tools / tool
-        module = {"python": "", "tensorboard": "-m tensorboard.main"}[tool]
         wrapper.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {module} "$@"\n')
         wrapper.chmod(0o755)
     return place
@@ -65,12 +70,12 @@ def runnable(command: str) -> str | None:
 @pytest.mark.slow
 def test_every_command_of_the_readme_runs_in_order(clone):
     run = [command for command in map(runnable, commands("README.md")) if command]
-    assert any("train.py" in command for command in run)
+    assert any("minigpt train" in command for command in run)
     for command in run:
         if command.startswith("tensorboard"):
             serve_and_stop(command, clone, "data/runs", "tiny/version_0")
             continue
-        if "app.py" in command:
+        if "minigpt app" in command:
             serve_and_stop(command, clone, "config", "tiny/version_0")
             continue
         done = subprocess.run(
@@ -104,12 +109,12 @@ def serve_and_stop(command: str, clone: Path, path: str, shown: str) -> None:
 
 @pytest.mark.slow
 def test_the_python_of_the_readme_runs(clone):
-    (program,) = blocks("README.md", "python")
     if not (clone / "lightning_logs" / "tiny").exists():
         pytest.skip("the commands above it make the run that it loads; run the whole file")
-    done = subprocess.run([sys.executable, "-c", program], cwd=clone, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("un matin,")
+    for program in blocks("README.md", "python"):
+        done = subprocess.run([sys.executable, "-c", program], cwd=clone, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert re.search("^un matin,", done.stdout, flags=re.M)  # Lightning prints its tables before it
 
 
 def test_both_readmes_give_the_same_commands():
@@ -126,11 +131,9 @@ def test_every_command_of_the_guide_runs_in_order(call, folder):
     copy_into(folder)
     run = [runnable(commands("README.md")[0]), *commands("docs/guide.md")]
     for command in run:
-        python, script, *words = shlex.split(command)
-        assert python == "python"
-        assert (folder / script).is_file(), command
-        short = SHORT if script == "scripts/train.py" else []
-        done = call(Path(script).stem, *words, *short)
+        program, name, *words = shlex.split(command)
+        assert program == "minigpt", command
+        done = call(name, *words, *(SHORT if name == "train" else []))
         assert done.status == 0, f"{command}\n{done.err}"
         assert done.out.strip(), command
         assert "--figures" not in words or f"{words[words.index('--figures') + 1]}/next_token.png" in done.err
@@ -183,3 +186,20 @@ def test_ci_runs_the_readmes_test_command():
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "README.md" in ci
     assert any("pytest" in command for command in commands("README.md"))
+
+
+def test_every_setting_that_a_page_names_exists():
+    """docs/LOG.md and CHANGELOG.md are history, and name those of before."""
+    kinds = {
+        "model": (LitLanguageModel,), "model.network": (GPT, TinyGPT), "data": (TextDataModule,),
+        "trainer": (Trainer,), "samples": (Samples,), "figures": (Figures,), "checkpoint": (Checkpoints,),
+    }  # fmt: skip
+    known = {f"{group}.{name}" for group, all_ in kinds.items() for kind in all_ for name in signature(kind).parameters}
+    known.add("model.network.hidden")  # of examples/gru.py
+    history = {"docs/LOG.md", "CHANGELOG.md"}
+    pages = {str(page.relative_to(ROOT)) for place in (ROOT, ROOT / "docs") for page in place.glob("*.md")} - history
+    pages |= {str(recipe.relative_to(ROOT)) for recipe in ROOT.glob("configs/**/*.yaml")}
+    setting = re.compile(rf"(?:--|`)((?:{'|'.join(kinds)})\.(?!onnx|gguf|py)[a-z_.]*[a-z_])")
+    named = {(page, name) for page in pages for name in setting.findall((ROOT / page).read_text(encoding="utf-8"))}
+    assert len(named) > 50
+    assert not {(page, name) for page, name in named if name not in known}
