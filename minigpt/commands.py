@@ -358,11 +358,11 @@ def _table(scores: dict, indent: str = "") -> list[str]:
 
 def export(args: list[str]) -> int:
     """Write a trained model in a format that other programs load."""
+    from minigpt.export import FORMATS
+
     parser = _Parser("export", "Write a trained model into a folder, in a format that others load.")
-    parser.add_argument(
-        "--format", choices=["hf", "onnx", "gguf", "safetensors", "checkpoint"], required=True,
-        help="Hugging Face's, onnxruntime's, llama.cpp's, minigpt's without pickle, or one file to train on",
-    )  # fmt: skip
+    kinds = ", ".join(f"{name}: {form.help}" for name, form in FORMATS.items())
+    parser.add_argument("--format", choices=FORMATS, required=True, help=kinds)
     parser.add_argument(
         "--out", required=True, type=os.path.expanduser, help="the folder to write; it must not exist yet, or be empty"
     )

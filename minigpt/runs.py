@@ -201,7 +201,9 @@ def _check_sizes(description: dict, weights: dict[str, torch.Tensor], vocab_size
     """
     wrong = MiniGPTError(f"The checkpoint is damaged: a network of {description} has other weights. Name another.")
     said = description["init_args"]
-    if said["vocab_size"] != vocab_size or said["block_size"] > LARGEST_BLOCK or said.get("n_layer", 0) > len(weights):
+    if said.get("vocab_size", vocab_size) != vocab_size or said.get("block_size", 1) > LARGEST_BLOCK:
+        raise wrong
+    if said.get("n_layer", 0) > len(weights):
         raise wrong
     with torch.device("meta"):
         expected = {name: weight.shape for name, weight in build_network(description).state_dict().items()}

@@ -9,7 +9,7 @@ from conftest import QUICK, ROOT, read
 import minigpt
 from minigpt import GPT, BPETokenizer, CharTokenizer, LanguageModel, MiniGPTError, TinyGPT
 from minigpt.data import tokenizers
-from minigpt.export import FORMATS
+from minigpt.export import files_of
 from minigpt.models.layers import lay_out
 
 NANO = [
@@ -159,7 +159,7 @@ def test_onnxruntime_gives_the_logits_of_every_model(settings):
     lay_out(lm.model)
     with torch.no_grad():
         lm.model(torch.zeros(1, 1, dtype=torch.int64))  # a model that has written something can be exported
-        files = FORMATS["onnx"]({}, lm)
+        files = files_of("onnx", {}, lm)
     assert sorted(files) == ["model.onnx", "tokenizer.json"]
     assert str(ROOT).encode() not in files["model.onnx"]
     gelu = lm.model.settings["mlp"] == "gelu" if settings else False
@@ -192,7 +192,7 @@ def test_onnxruntime_writes_the_same_text_over_words(call, folder):
 def in_gguf(folder, lm: LanguageModel):
     """What gguf's own reader finds in an export: the settings, and the weights as arrays."""
     gguf = pytest.importorskip("gguf")
-    (folder / "model.gguf").write_bytes(FORMATS["gguf"]({}, lm)["model.gguf"])
+    (folder / "model.gguf").write_bytes(files_of("gguf", {}, lm)["model.gguf"])
     reader = gguf.GGUFReader(folder / "model.gguf")
     weights = {t.name: np.array(t.data, np.float32) for t in reader.tensors}
     assert all(t.tensor_type == gguf.GGMLQuantizationType.F32 for t in reader.tensors)
@@ -303,7 +303,7 @@ def test_llama_cpp_writes_the_same_text(call, flags):
 )  # fmt: skip
 def test_what_llama_cpp_cannot_run_is_said(tokenizer, settings, words):
     with pytest.raises(MiniGPTError) as error:
-        FORMATS["gguf"]({}, untrained(tokenizer, **settings))
+        files_of("gguf", {}, untrained(tokenizer, **settings))
     for word in words:
         assert word in str(error.value)
 
@@ -312,4 +312,4 @@ def test_what_llama_cpp_cannot_run_is_said(tokenizer, settings, words):
 def test_a_library_that_is_missing_is_named(monkeypatch, form, library):
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(MiniGPTError, match=rf"needs {library}, .*pip install 'minigpt-lightning\[{form}\]'"):
-        FORMATS[form]({}, untrained(CharTokenizer.from_text(TEXT), preset="llama"))
+        files_of(form, {}, untrained(CharTokenizer.from_text(TEXT), preset="llama"))

@@ -135,7 +135,7 @@ def test_a_way_down_that_would_begin_in_the_warm_up_begins_after_it():
 
 
 def test_what_muon_cannot_serve_is_refused():
-    with pytest.raises(MiniGPTError, match="transformer blocks"):
+    with pytest.raises(MiniGPTError, match="matrices in a network"):
         groups(TinyGPT(20))
     with pytest.raises(MiniGPTError, match="'sgd'"):
         groups(GPT(20, 8), "sgd")

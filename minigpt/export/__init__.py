@@ -1,21 +1,37 @@
 """Trained models in the formats that others load: one module a format, each giving the files of a folder."""
 
-from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minigpt.errors import MiniGPTError, writing
-from minigpt.export import checkpoint as one_file
-from minigpt.export import gguf, hugging_face, onnx, safetensors
-from minigpt.generation.text import LanguageModel
 
-FORMATS: dict[str, Callable[[dict[str, Any], LanguageModel], dict[str, bytes]]] = {
-    "hf": hugging_face.files, "onnx": onnx.files, "gguf": gguf.files, "safetensors": safetensors.files,
-    "checkpoint": one_file.files,
-}  # fmt: skip
+if TYPE_CHECKING:
+    from minigpt.generation.text import LanguageModel
 
 
-def export(checkpoint: dict[str, Any], lm: LanguageModel, out: str | Path, form: str) -> None:
+class Format(NamedTuple):
+    """A format: the module whose `files(checkpoint, lm)` gives a folder's files, and what `--help` says of it."""
+
+    module: str
+    help: str
+
+
+FORMATS = {
+    "hf": Format("hugging_face", "Hugging Face's"),
+    "onnx": Format("onnx", "onnxruntime's"),
+    "gguf": Format("gguf", "llama.cpp's"),
+    "safetensors": Format("safetensors", "minigpt's without pickle"),
+    "checkpoint": Format("checkpoint", "one file to train on"),
+}
+
+
+def files_of(form: str, checkpoint: dict[str, Any], lm: "LanguageModel") -> dict[str, bytes]:
+    """The files of a folder in a format, by their names; arguments and errors as in `export`."""
+    return import_module(f"minigpt.export.{FORMATS[form].module}").files(checkpoint, lm)
+
+
+def export(checkpoint: dict[str, Any], lm: "LanguageModel", out: str | Path, form: str) -> None:
     """Write a trained model into a new folder.
 
     Args:
@@ -31,7 +47,7 @@ def export(checkpoint: dict[str, Any], lm: LanguageModel, out: str | Path, form:
     out = Path(out)
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise MiniGPTError(f"'{out}' is there already and not empty. Give --out a new folder.")
-    files = FORMATS[form](checkpoint, lm)
+    files = files_of(form, checkpoint, lm)
     with writing(out, "--out"):
         for name, content in files.items():
             (out / name).write_bytes(content)

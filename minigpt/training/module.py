@@ -12,7 +12,6 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
-from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 import minigpt
@@ -25,7 +24,7 @@ from minigpt.training.callbacks import FinalValidation, boards
 from minigpt.training.checkpointing import made_with
 from minigpt.training.datamodule import TextDataModule
 from minigpt.training.fsdp import check_mesh, shard
-from minigpt.training.optim import MuonAdamW, parameter_groups, schedule, whole
+from minigpt.training.optim import OPTIMIZERS, parameter_groups, schedule, whole
 
 # TensorBoard's tab of combined charts: the two curves, and in bits with the floors as lines beside them.
 CHARTS = {
@@ -164,13 +163,7 @@ class LitLanguageModel(LightningModule):
             self.network, rates.optimizer, rates.learning_rate, rates.muon_learning_rate, rates.weight_decay,
             rates.decay_vectors,
         )  # fmt: skip
-        betas = (0.9, rates.beta2)
-        if rates.optimizer == "muon":
-            return MuonAdamW(groups, betas=betas)
-        optimizer = AdamW(groups, betas=betas, fused=True)
-        # A fused step would undo the scaling of mixed precision itself: too late for clipping, so Lightning refuses it.
-        optimizer._step_supports_amp_scaling = False
-        return optimizer
+        return OPTIMIZERS[rates.optimizer](groups, betas=(0.9, rates.beta2))
 
     def configure_optimizers(self) -> Any:
         """The optimizer and, unless the rates are constant, a LambdaLR with the schedule's factor at each step."""

@@ -11,7 +11,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from minigpt.errors import MiniGPTError
 
-OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("constant", "cosine", "wsd")
 
 
@@ -139,6 +138,18 @@ class MuonAdamW(torch.optim.Optimizer):
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
         return state["momentum_buffer"]
+
+
+def adamw(groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.AdamW:
+    """Return PyTorch's fused AdamW (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019)."""
+    optimizer = torch.optim.AdamW(groups, betas=betas, fused=True)
+    # A fused step would undo the scaling of mixed precision itself: too late for clipping, so Lightning refuses it.
+    optimizer._step_supports_amp_scaling = False
+    return optimizer
+
+
+# What `model.optimizer` may be: makes an optimizer of the groups of `parameter_groups` and AdamW's betas.
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": adamw, "muon": MuonAdamW}
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
