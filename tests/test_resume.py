@@ -462,6 +462,7 @@ def test_a_closed_terminal_is_ignored_under_nohup(folder, hangup):
 def test_a_training_whose_terminal_is_closed_saves_its_step(folder):
     command = [sys.executable, str(ROOT / "scripts" / "train.py"), "--config", TINY, *SHORT]
     command += ["--trainer.max_steps", "100000", "--progress.every_n_steps", "10"]
+    command += ["--checkpoint.every_n_steps", "100000", "--validation.every_n_steps", "0"]  # no other checkpoint
     child, terminal = pty.fork()
     if child == 0:
         os.execv(command[0], command)
@@ -470,9 +471,7 @@ def test_a_training_whose_terminal_is_closed_saves_its_step(folder):
         shown += os.read(terminal, 4096)
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 129
-    reached = state(folder / "lightning_logs" / "tiny" / "version_0")["global_step"]
-    assert reached >= 150
-    assert reached % 10, "it was written when the terminal was closed, not on the interval"
+    assert state(folder / "lightning_logs" / "tiny" / "version_0")["global_step"] >= 150
 
 
 @pytest.mark.slow
