@@ -194,7 +194,8 @@ class Checkpoints(Checkpoint):
         Raises:
             MiniGPTError: Another process is training this run, or its checkpoints would be written elsewhere.
         """
-        run_dir = Path(self.run_dir or trainer.log_dir or trainer.default_root_dir).absolute()
+        log_dir = trainer.log_dir  # of several processes all have to ask
+        run_dir = Path(self.run_dir or log_dir or trainer.default_root_dir).absolute()
         self.folder = run_dir / "checkpoints"
         if self.folder.resolve() != run_dir.resolve() / "checkpoints":
             raise MiniGPTError(f"'{self.folder}' leads out of its run folder. Put a real folder in its place.")
