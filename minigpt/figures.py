@@ -81,7 +81,7 @@ def draw_next_token(model: nn.Module, tokenizer: Tokenizer, line: torch.Tensor) 
     return draw_table(values, rows, [""] * len(came), "a line, and what was expected in its place", cells)
 
 
-def draw_loss(by_position: torch.Tensor) -> Image.Image:
+def draw_loss(by_position: torch.Tensor, title: str = "loss in nats by position in the context") -> Image.Image:
     """The mean loss at the 1st, 2nd, 3rd and 4th, 5th to 8th ... position of a window.
 
     It falls as far as the model uses its context. Single positions are too few tokens to tell.
@@ -94,7 +94,7 @@ def draw_loss(by_position: torch.Tensor) -> Image.Image:
         first = last
         if last >= len(by_position):
             break
-    return draw_curve(parts, names, "loss in nats by position in the context")
+    return draw_curve(parts, names, title)
 
 
 def draw_attention(weights: torch.Tensor) -> Image.Image:

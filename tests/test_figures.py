@@ -196,6 +196,13 @@ def test_a_single_position_and_a_model_that_diverged_are_drawn(values):
     assert figures.draw_loss(by_position).width > 0
 
 
+def test_the_loss_by_position_takes_a_title():
+    by_position = torch.tensor([2.5, 2.0, 1.8, 1.7])
+    plain, french = figures.draw_loss(by_position), figures.draw_loss(by_position, "perte selon la position")
+    assert plain.tobytes() == figures.draw_loss(by_position, "loss in nats by position in the context").tobytes()
+    assert plain.tobytes() != french.tobytes()
+
+
 def test_a_block_of_one_token_trains_with_figures(call, folder):
     flags = ["--trainer.max_steps", "3", "--figures.every_n_steps", "1", "--data.block_size", "1"]
     result = call("train", "--config", TINY, *QUICK, *flags)

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.tuner import Tuner
 from torch.utils.data import DataLoader
 
-from minigpt import GPT, LitLanguageModel, MiniGPTError, TextDataModule, TinyGPT
+from minigpt import GPT, CharTokenizer, LitLanguageModel, MiniGPTError, TextDataModule, TinyGPT, generate
 from minigpt.evaluation import evaluate
 from minigpt.runs import corpus_of, find_checkpoint, read_checkpoint
 
@@ -65,6 +65,20 @@ def test_validate_after_a_fit_of_byte_pairs_gives_the_figures_of_evaluate(text):
             ((name, value),) = [(n, v) for n, v in found[0].items() if n.endswith("/bits_per_char")]
             assert name in ("val/bits_per_char", "test/bits_per_char")
             assert value == pytest.approx(expected["bits_per_char"], abs=1e-6)
+
+
+def test_a_module_generates_and_is_evaluated_as_its_network_beyond_the_block():
+    tokenizer = CharTokenizer.from_text("un matin,")
+    network = GPT(tokenizer.vocab_size, block_size=8, n_layer=1, n_head=1, n_embd=8).eval()
+    module, ids = LitLanguageModel(network), torch.tensor(tokenizer.encode("un matin, un matin,"))
+    texts = [generate(each, tokenizer, "un matin,", 20, temperature=0.8, seed=0) for each in (module, network)]
+    assert texts[0] == texts[1]
+    assert evaluate(module, ids, tokenizer.lengths) == evaluate(network, ids, tokenizer.lengths)
+
+
+def test_a_module_around_a_network_without_a_block_has_none():
+    module = LitLanguageModel(torch.nn.Sequential(torch.nn.Embedding(5, 5)))
+    assert not hasattr(module, "block_size")
 
 
 def test_the_sanity_check_is_not_written_as_a_validation(text):

@@ -121,6 +121,11 @@ class LitLanguageModel(LightningModule):
         """`(B, T)` ids to `(B, T, V)` logits."""
         return self.network(idx)
 
+    @property
+    def block_size(self) -> int:
+        """The longest window that the network takes, for generation and evaluation; absent where it names none."""
+        return self.network.block_size
+
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning notes the hook it is in some 40 times a step. A torch module looks at each assignment for parameters
         # and buffers, which for these alone took a tenth of a small model's step (benchmarks/train_overhead.py).
