@@ -465,6 +465,7 @@ def test_a_training_whose_terminal_is_closed_saves_its_step(folder):
     command += ["--checkpoint.every_n_steps", "100000", "--validation.every_n_steps", "0"]  # no other checkpoint
     child, terminal = pty.fork()
     if child == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it is inherited, and ignored where the tests run under nohup
         os.execv(command[0], command)
     shown = b""
     while b"step 150/" not in shown:
