@@ -127,7 +127,7 @@ def project(recipe: str, steps: int, *flags: str) -> Clock:
 def bare(recipe: str, steps: int) -> Clock:
     """The modules of a recipe, its batches, its optimizer and its clipping in a loop of a few lines."""
     cli, clock = prepare(recipe, steps)
-    optimizer = cli.model.configure_optimizers()
+    optimizer = cli.model.optimizer()
     batches = iter(clock)
     for _ in range(steps):
         cli.model.loss(*next(batches)).backward()
