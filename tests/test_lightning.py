@@ -141,6 +141,18 @@ def test_a_schedule_is_laid_over_the_steps_that_the_trainer_will_do(text, last, 
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-9)
 
 
+def test_a_new_training_after_a_resumed_one_has_a_schedule_of_its_own(text, folder):
+    data = TextDataModule(text, block_size=16)
+    model = LitLanguageModel(TinyGPT(data.vocab_size, 64, 16), lr_schedule="cosine")
+    trainer = Trainer(max_steps=20, limit_val_batches=0, **NOTHING)
+    trainer.fit(model, data)
+    trainer.save_checkpoint(folder / "twenty.ckpt")
+    Trainer(max_steps=25, limit_val_batches=0, **NOTHING).fit(model, data, ckpt_path="twenty.ckpt", weights_only=True)
+    assert model.horizon == 25
+    Trainer(max_steps=5, limit_val_batches=0, **NOTHING).fit(model, data)
+    assert model.horizon == 5
+
+
 def test_a_warm_up_longer_than_the_training_is_shortened_and_said_so(text, capsys):
     data = TextDataModule(text, block_size=16)
     model = LitLanguageModel(TinyGPT(data.vocab_size, 64, 16), lr_schedule="wsd", warmup_steps=100)

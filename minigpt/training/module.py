@@ -173,7 +173,7 @@ class LitLanguageModel(LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer and, unless the rates are constant, a LambdaLR with the schedule's factor at each step."""
         self._optimizer = optimizer = self.optimizer()
-        self.set_schedule(max(self.horizon or 0, self._total_steps()))
+        self.set_schedule(max(self._kept_horizon or 0, self._total_steps()))
         if not self._scheduled:
             return optimizer
         self._scheduler = LambdaLR(optimizer, self._factor)
@@ -219,6 +219,7 @@ class LitLanguageModel(LightningModule):
         if self.trainer.optimizers == [self._optimizer] and schedulers == own:  # not another's, such as lr_find's
             self._resume_schedule()
             self._apply_rates()
+        self._kept_horizon = None  # a later training of this module may be a new one
         self._mark = None
         for board in boards(self.trainer):
             board.add_custom_scalars(CHARTS)
