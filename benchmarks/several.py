@@ -72,7 +72,7 @@ def steps(rank: int, world: int, port: int, results: SimpleQueue, way: str, widt
 
     from minigpt import GPT, LitLanguageModel
     from minigpt.training.cli import keep_memory
-    from minigpt.training.fsdp import shard
+    from minigpt.training.distributed import shard
 
     strategy, checkpointing = WAYS[way]
     if strategy != "fsdp":  # as in a training

@@ -18,7 +18,7 @@ from test_resume import SHORT, state
 from minigpt import MiniGPTError, files, shards
 from minigpt.training.checkpointing import WholeFileCheckpointIO
 from minigpt.training.cli import MiniGPTCLI
-from minigpt.training.fsdp import FSDP2Strategy
+from minigpt.training.distributed import FSDP2Strategy
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(train, folder):

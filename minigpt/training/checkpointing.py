@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from minigpt import files, runs, shards
 from minigpt.errors import MiniGPTError, note
-from minigpt.training.fsdp import local
+from minigpt.training.distributed import local
 
 
 class WholeFileCheckpointIO(TorchCheckpointIO):

@@ -37,7 +37,7 @@ from minigpt.training import recipes, trust
 from minigpt.training.callbacks import Figures, Progress, Samples
 from minigpt.training.checkpointing import Checkpoints, WholeFileCheckpointIO, check_writable, made_with
 from minigpt.training.datamodule import TextDataModule
-from minigpt.training.fsdp import FSDP2Strategy, check_mesh
+from minigpt.training.distributed import FSDP2Strategy, check_mesh
 from minigpt.training.module import LitLanguageModel
 from minigpt.training.parser import TrainParser, configs_first, flatten, inner_reason, network_sentence
 from minigpt.training.stopping import GoOn, early_stoppings, stopped_early

@@ -23,7 +23,7 @@ from minigpt.seeds import derive_seed
 from minigpt.training.callbacks import FinalValidation, boards
 from minigpt.training.checkpointing import made_with
 from minigpt.training.datamodule import TextDataModule
-from minigpt.training.fsdp import check_mesh, shard
+from minigpt.training.distributed import check_mesh, shard
 from minigpt.training.optim import OPTIMIZERS, parameter_groups, schedule, whole
 
 # TensorBoard's tab of combined charts: the two curves, and in bits with the floors as lines beside them.

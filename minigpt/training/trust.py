@@ -22,7 +22,7 @@ from torch.optim import lr_scheduler
 from minigpt.errors import MiniGPTError
 from minigpt.models import NETWORKS, look_in_working_folder
 from minigpt.training import recipes
-from minigpt.training.fsdp import FSDP2Strategy
+from minigpt.training.distributed import FSDP2Strategy
 
 # Of Lightning's own classes those that take no function and write no file but what a training leaves, and ours.
 _CLASSES = (
