@@ -24,7 +24,7 @@ from minigpt.training.callbacks import FinalValidation, boards
 from minigpt.training.checkpointing import made_with
 from minigpt.training.datamodule import TextDataModule
 from minigpt.training.distributed import check_mesh, shard
-from minigpt.training.optim import OPTIMIZERS, parameter_groups, schedule, whole
+from minigpt.training.optim import OPTIMIZERS, full_tensor, parameter_groups, schedule
 
 # TensorBoard's tab of combined charts: the two curves, and in bits with the floors as lines beside them.
 CHARTS = {
@@ -365,7 +365,7 @@ class LitLanguageModel(LightningModule):
         step = self.global_step + 1
         if self.last_record.get("step") == step:
             norm = torch.nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
-            gradient = {"train/gradient_norm": whole(norm).item()}
+            gradient = {"train/gradient_norm": full_tensor(norm).item()}
             self.last_record["metrics"] |= gradient
             self._write(gradient, step)
 

@@ -126,7 +126,7 @@ class MuonAdamW(torch.optim.Optimizer):
             gradients = [parameter.grad for parameter in parameters]
             buffers = [self._buffer(parameter) for parameter in parameters]
             torch._foreach_lerp_(buffers, gradients, 1 - self.momentum)
-            updates = [whole(update) for update in torch._foreach_lerp(gradients, buffers, self.momentum)]
+            updates = [full_tensor(update) for update in torch._foreach_lerp(gradients, buffers, self.momentum)]
             updates = orthogonalise(torch.stack(updates), self.ns_dtype).to(gradients[0].dtype)
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             scale = group["lr"] * max(1, rows / columns) ** 0.5
@@ -152,8 +152,8 @@ def adamw(groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.opt
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": adamw, "muon": MuonAdamW}
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor that several processes hold shares of, in all of them: singular values, say, need all of it."""
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the full tensor in every process where each holds a share; singular values, say, need all of it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
