@@ -119,10 +119,12 @@ class TextMetrics(nn.Module):
             metric.reset()
 
 
-def eval_windows(data: Ids, block_size: int, vocab_size: int, max_tokens: int | None = None) -> EvalWindows:
+def eval_windows(
+    data: Ids, block_size: int, vocab_size: int, max_tokens: int | None = None, processes: int = 1
+) -> EvalWindows:
     """The windows of `(N,)` ids in batches of about 8,192 tokens, or fewer where the logits would be large."""
     tokens = min(8192, LOGITS // vocab_size)
-    return EvalWindows(data, block_size, max(1, tokens // block_size), max_tokens)
+    return EvalWindows(data, block_size, max(1, tokens // block_size), max_tokens, processes)
 
 
 @torch.no_grad()

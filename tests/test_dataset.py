@@ -104,6 +104,16 @@ def test_an_evaluation_scores_each_token_but_the_first_once(n, batch_size):
     assert all(torch.equal(x + 1, y) and x.shape[0] <= batch_size for x, y in windows)
 
 
+@pytest.mark.parametrize("processes", [2, 3, 4])
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_processes_evaluate_equally_many_batches_and_each_token_once(processes, batch_size):
+    for n in range(8 * processes + 1, 200):
+        windows = EvalWindows(torch.arange(n), 8, batch_size, processes=processes)
+        assert len(windows) % processes == 0
+        assert torch.cat([y.flatten() for _, y in windows]).tolist() == list(range(1, n))
+        assert max(len(x) for x, _ in windows) <= batch_size + (n < 16 * processes or batch_size == 1)
+
+
 def test_one_token_cannot_be_evaluated():
     with pytest.raises(MiniGPTError, match="2 tokens"):
         EvalWindows(torch.arange(1), 8, 4)

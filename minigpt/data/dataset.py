@@ -206,29 +206,37 @@ class EvalWindows(Dataset):
         block_size: `T`, the length of a window.
         batch_size: Windows in a batch; the result of an evaluation does not depend on it.
         max_tokens: Score the first so many tokens only; None for all of them.
+        processes: Make the number of batches a multiple of this, so that so many processes get equally many. A batch
+            may then have a window more than batch_size, where there are hardly more windows than processes.
 
     Raises:
         MiniGPTError: There are fewer than two tokens.
     """
 
-    def __init__(self, data: Ids, block_size: int, batch_size: int, max_tokens: int | None = None):
+    def __init__(self, data: Ids, block_size: int, batch_size: int, max_tokens: int | None = None, processes: int = 1):
         if len(data) < 2:
             raise MiniGPTError(f"A text of {len(data)} tokens cannot be evaluated. Give one of 2 tokens or more.")
         self.data = data
         self.block_size = block_size
-        self.batch_size = batch_size
         self.n_targets = min(len(data) - 1, max_tokens or len(data))
+        self.n_windows, tail = divmod(self.n_targets, block_size)  # full ones
+        self.tail = tail > 0
+        self.n_batches = math.ceil(self.n_windows / batch_size)  # of full windows
+        self.n_batches += -len(self) % processes
+        if self.n_batches > self.n_windows:
+            self.n_batches -= processes
 
     def __len__(self) -> int:
-        n_whole, tail = divmod(self.n_targets, self.block_size)
-        return math.ceil(n_whole / self.batch_size) + (tail > 0)
+        return self.n_batches + self.tail
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
-        n_whole = self.n_targets // self.block_size
-        first = min(index * self.batch_size, n_whole)  # for the batch after the last whole one, the tail
-        rows = min(self.batch_size, n_whole - first) or 1
+        if index < self.n_batches:
+            first, after = (n * self.n_windows // self.n_batches for n in (index, index + 1))
+            rows = after - first
+        else:
+            first, rows = self.n_windows, 1
         start = first * self.block_size
         length = min(rows * self.block_size, self.n_targets - start)
         ids = self.data[start : start + length + 1]

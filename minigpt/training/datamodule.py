@@ -202,11 +202,13 @@ class TextDataModule(LightningDataModule):
         return self.val_dataloader()
 
     def val_dataloader(self) -> DataLoader:
-        """The validation text as windows that follow each other."""
-        windows = eval_windows(self.val_ids, self.block_size, self.vocab_size, self.max_val_tokens)
+        """The validation text as windows that follow each other.
+
+        All processes have the same number of batches: FSDP2 computes in all of them at once, so a process with a batch
+        more would wait for the others for ever.
+        """
         rank, world_size = self._processes()
-        if len(windows) < world_size:
-            windows.batch_size = 1
+        windows = eval_windows(self.val_ids, self.block_size, self.vocab_size, self.max_val_tokens, world_size)
         mine = range(rank, len(windows), world_size)
         return DataLoader(windows, batch_size=None, sampler=mine)
 
@@ -221,10 +223,11 @@ class TextDataModule(LightningDataModule):
                 f"data.batch_size is {self.batch_size}, which {world_size} processes cannot share evenly. Make it "
                 f"{self.batch_size + -self.batch_size % world_size}, or change trainer.devices."
             )
-        if (len(self.val_ids) - 1) // self.block_size < world_size > 1:
+        n_targets = min(len(self.val_ids) - 1, self.max_val_tokens or len(self.val_ids))
+        if n_targets // self.block_size < world_size > 1:
             raise MiniGPTError(
-                f"The validation text has {len(self.val_ids)} tokens, too few windows of {self.block_size} for "
-                f"{world_size} processes. Lower trainer.devices, or raise data.val_fraction."
+                f"A validation scores {n_targets} tokens, too few windows of {self.block_size} for {world_size} "
+                "processes. Lower trainer.devices, or raise data.val_fraction or data.max_val_tokens."
             )
 
     def _processes(self) -> tuple[int, int]:

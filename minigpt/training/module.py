@@ -400,12 +400,6 @@ class LitLanguageModel(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the figures of the whole validation text, in a training with the floors as straight lines beside them."""
-        if isinstance(
-            self.network, FSDPModule
-        ):  # it computes in all processes at once, also where one has a batch less
-            loader = self.trainer.val_dataloaders
-            for _ in range(len(loader), math.ceil(len(loader.dataset) / self.trainer.world_size)):
-                self.network(loader.dataset[0][0].to(self.device))
         self._log_scores("val")
         if self.trainer.state.fn == "fit" and self._floors:
             self.log_dict(self._floors)
