@@ -10,7 +10,6 @@ import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import IO
 
 from filelock import FileLock, Timeout
@@ -58,14 +57,6 @@ def sync(path: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def can_sync(folder: Path) -> bool:
-    """Return whether files in a folder can be flushed to disk; a note says so once where they cannot."""
-    with syncing(folder), TemporaryFile(dir=folder) as file:
-        os.fsync(file.fileno())
-        return True
-    return False
 
 
 def lock(path: Path, blocking: bool = True) -> ExitStack:

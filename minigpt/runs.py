@@ -26,7 +26,6 @@ from minigpt.models import NETWORKS, build_network
 from minigpt.models.layers import lay_out
 
 ROOT = "lightning_logs"
-SHARDS = ".metadata"  # in a folder with a checkpoint in shards
 EXPORTED = "minigpt.json"  # beside model.safetensors, in a folder that `minigpt export` wrote
 LARGEST_BLOCK = 1 << 20  # positions that a checkpoint is believed to have, where its weights do not say
 # What a model is in; for int8, what all of it but the weights of linear layers is in.
@@ -81,26 +80,22 @@ def find_checkpoint(ckpt_path: str | Path = "last", prefer: tuple[str, ...] = ("
 
 
 def _is_checkpoint(path: Path) -> bool:
-    return path.is_file() or (path / SHARDS).is_file()
+    return path.is_file() or (path / ".metadata").is_file()  # the latter in a folder, which read_checkpoint refuses
 
 
-def read_checkpoint(file: Path, weights: bool = True) -> dict:
+def read_checkpoint(file: Path) -> dict:
     """A checkpoint of this project, or an export of one, loaded on the CPU without unpickling code.
-
-    Args:
-        file: A file, or the folder of a checkpoint in shards.
-        weights: If not, of shards all is read but weights and moments, which may be more than a machine can hold.
 
     Raises:
         MiniGPTError: The file is truncated, holds more than plain values and tensors, or is not of this project, or of
-            a newer version of it.
+            another version of it; or it is a folder, as several processes used to write.
     """
     if file.is_dir():
-        from minigpt import shards  # with what torch has for several processes: seconds to import
-
-        checkpoint = shards.read(file) if weights else shards.read_rest(file)
-    else:
-        checkpoint = _read_export(file) if file.name == EXPORTED else _read_own(file)
+        raise MiniGPTError(
+            f"The checkpoint '{file}' is a folder with a part from each process, which minigpt {minigpt.__version__} "
+            "does not read. Train it again, or make one file of it with the minigpt that wrote it."
+        )
+    checkpoint = _read_export(file) if file.name == EXPORTED else _read_own(file)
     try:
         made_by = Version(checkpoint["minigpt"]["version"])
     except (KeyError, TypeError, InvalidVersion) as error:

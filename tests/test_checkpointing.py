@@ -15,10 +15,9 @@ from filelock import FileLock
 from lightning.pytorch.callbacks import Callback
 from test_resume import SHORT, state
 
-from minigpt import MiniGPTError, files, shards
+from minigpt import MiniGPTError, files
 from minigpt.training.checkpointing import WholeFileCheckpointIO
 from minigpt.training.cli import MiniGPTCLI
-from minigpt.training.distributed import FSDP2Strategy
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(train, folder):
@@ -31,13 +30,6 @@ def test_a_run_is_trained_by_one_process_at_a_time(train, folder):
         assert "Another process is training lightning_logs/tiny/version_0" in result.err
         assert (run_dir / "checkpoints" / "last.ckpt").read_bytes() == before
     assert train("--trainer.max_steps", "20", "--ckpt_path", "last").status == 0
-
-
-def test_a_checkpoint_whose_name_is_like_a_pattern_takes_no_others_shards_away(folder):
-    (folder / ".a.ckpt.shards").mkdir()
-    (folder / ".[ab].ckpt.shards").mkdir()
-    WholeFileCheckpointIO().save_checkpoint({}, folder / "[ab].ckpt")
-    assert sorted(file.name for file in folder.iterdir()) == [".a.ckpt.shards", "[ab].ckpt"]
 
 
 def test_a_best_score_without_its_file_counts_for_nothing(train, folder):
@@ -144,16 +136,6 @@ def test_a_disk_that_fails_while_it_is_flushed_is_no_such_file_system(train, mon
     result = train("--trainer.max_steps", "4")
     assert result.status == 2
     assert "could not be written" in result.err
-
-
-def test_shards_are_written_where_nothing_can_be_flushed_to_disk(folder, monkeypatch, nothing_noted):
-    monkeypatch.setattr(os, "fsync", fails(errno.EINVAL))
-    checkpoint = {"state_dict": {"weight": torch.ones(3)}, "optimizer_states": [{"step": torch.ones(1)}], "epoch": 7}
-    FSDP2Strategy().save_checkpoint(checkpoint, folder / "last.ckpt")
-    weights = {"weight": torch.zeros(3)}
-    shards.load_share({"state_dict": weights}, folder / "last.ckpt")
-    assert weights["weight"].tolist() == [1, 1, 1]
-    assert shards.read_rest(folder / "last.ckpt") == {"epoch": 7}
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, 524])

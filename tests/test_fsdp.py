@@ -1,15 +1,11 @@
-"""A model that two processes share out trains as a whole one does, and its shards are one checkpoint."""
+"""A model that two processes share out trains as a whole one does, and its checkpoint is the same one file."""
 
 import json
 import os
-import pickle
 import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path, PurePosixPath
-from traceback import StackSummary
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,12 +13,9 @@ from conftest import TINY
 from test_ddp import finish, start
 from test_resume import same, state
 from test_training import curves, fit
-from torch.distributed.checkpoint.api import CheckpointException
 
 import minigpt
-from minigpt import runs, shards
-from minigpt.errors import MiniGPTError
-from minigpt.training.checkpointing import save_sharded
+from minigpt import runs
 
 MODEL = [
     "--model.network", "GPT", "--model.network.preset", "modern", "--model.network.n_layer", "2",
@@ -57,67 +50,45 @@ def test_it_trains_as_one_device_does(sharded, call):
             assert value == pytest.approx(other, abs=1e-5), (tag, step)
 
 
-def test_shards_are_read_and_exported_and_trained_on_as_one_checkpoint(sharded, call, folder):
-    exported = folder / "one"
-    assert call("export", "--ckpt_path", str(sharded), "--format", "checkpoint", "--out", str(exported)).status == 0
-    (file,) = exported.iterdir()
-    texts = {minigpt.load(path).generate("un ", 30, temperature=0) for path in (sharded, file)}
-    assert len(texts) == 1
-    scores = [json.loads(call("evaluate", "--ckpt_path", str(path)).out)["loss"] for path in (sharded, file)]
-    assert scores[0] == scores[1] == pytest.approx(curves(sharded)["val/loss"][-1][1], abs=1e-5)
+def test_what_several_write_is_one_file_that_any_number_of_processes_continue(sharded, call, folder):
+    file = runs.find_checkpoint(sharded, prefer=("last",))
+    held = runs.read_checkpoint(file)
+    assert file.is_file()
+    assert {path.name for path in file.parent.iterdir()} == {"best.ckpt", "last.ckpt"}
+    (optimizer,) = held["optimizer_states"]
+    numbers = [n for group in optimizer["param_groups"] for n in group["params"]]
+    assert sorted(numbers) == sorted(optimizer["state"]) == list(range(len(held["state_dict"])))
+    assert minigpt.load(sharded).generate("un ", 30, temperature=0)
+    score = json.loads(call("evaluate", "--ckpt_path", str(sharded)).out)["loss"]
+    assert score == pytest.approx(curves(sharded)["val/loss"][-1][1], abs=1e-5)
 
-    last = runs.find_checkpoint(sharded, prefer=("last",))
-    held = shards.read(last.resolve())
-    numbers = [n for group in held["optimizer_states"][0]["param_groups"] for n in group["params"]]
-    assert sorted(numbers) == sorted(held["optimizer_states"][0]["state"]) == list(range(len(held["state_dict"])))
-    for copy, links in (("version_1", False), ("version_2", True)):
-        shutil.copytree(sharded, folder / "lightning_logs/tiny" / copy, symlinks=links)
+    logs = folder / "lightning_logs/tiny"
+    for copy in ("version_1", "version_2"):
+        shutil.copytree(sharded, logs / copy)
+    shutil.copytree(fit(*MODEL, "--trainer.default_root_dir", "alone").run_dir, logs / "version_3")
+    shutil.copy(file, folder / "one.ckpt")
     more = [*MODEL, "--trainer.max_steps", "120", "--ckpt_path"]
-    by_two_into_one_file = {
+    of_lightning = {
         "class_path": "lightning.pytorch.strategies.ModelParallelStrategy",
-        "init_args": {"data_parallel_size": 2, "tensor_parallel_size": 1, "save_distributed_checkpoint": False},
+        "init_args": {"data_parallel_size": 2, "tensor_parallel_size": 1},
     }
-    whole = ["--trainer.devices", "2", "--trainer.strategy", json.dumps(by_two_into_one_file)]
-    ends = [  # of shards copied without links by one process, of shards by two, and of one file by two, compiled
-        ("version_1", start(*more, "lightning_logs/tiny/version_1")),
-        ("version_2", start(*whole, *more, "lightning_logs/tiny/version_2")),
-        ("version_3", start(*SHARED_OUT, "--model.compile", "true", *more, str(file))),
+    by_two = ["--trainer.devices", "2", "--trainer.strategy", json.dumps(of_lightning)]
+    ends = [  # what two wrote by one and by two, what one wrote by two, and a file outside a run by two, compiled
+        ("version_1", start(*more, str(logs / "version_1"))),
+        ("version_2", start(*by_two, *more, str(logs / "version_2"))),
+        ("version_3", start(*SHARED_OUT, *more, str(logs / "version_3"))),
+        ("version_4", start(*SHARED_OUT, "--model.compile", "true", *more, "one.ckpt")),
     ]
     for version, process in ends:
         err = process.communicate(timeout=120)[1]
         assert process.returncode == 0, err
         assert "cannot be compiled" not in err
-        assert ("compiled in" in err) == (version == "version_3")
-        run = Path("lightning_logs/tiny") / version
-        assert runs.read_checkpoint(runs.find_checkpoint(run, prefer=("last",)))["global_step"] == 120
-        losses = [value for step, value in curves(run)["train/loss"] if step > 100]
-        assert losses == pytest.approx(
-            [value for step, value in curves(Path("lightning_logs/tiny/version_1"))["train/loss"] if step > 100],
-            abs=1e-5,
-        )
-    for version in (1, 2):
-        place = Path(f"lightning_logs/tiny/version_{version}/checkpoints")
-        assert (place / "last.ckpt").is_file()
-        assert not list(place.glob(".last.ckpt*")), "the shards that it replaced are cleared away"
-
-
-def test_reading_follows_a_training_that_moves_the_link(sharded, folder, monkeypatch):
-    place, known = folder / "last.ckpt", runs.find_checkpoint(sharded, prefer=("last",)).resolve()
-    for name in ("old", "new"):
-        shutil.copytree(known, folder / name)
-    place.symlink_to("old")
-    read_rest = shards.read_rest
-
-    def while_it_saves(path):
-        rest = read_rest(path)
-        if place.resolve().name == "old":
-            place.unlink()
-            place.symlink_to("new")
-            shutil.rmtree(folder / "old")
-        return rest
-
-    monkeypatch.setattr(shards, "read_rest", while_it_saves)
-    assert same(shards.read(place)["state_dict"], shards.read(known)["state_dict"])
+        assert ("compiled in" in err) == (version == "version_4")
+        assert (logs / version / "checkpoints/last.ckpt").is_file()
+        assert state(logs / version)["global_step"] == 120
+        losses = [value for step, value in curves(logs / version)["train/loss"] if step > 100]
+        one = [value for step, value in curves(logs / "version_1")["train/loss"] if step > 100]
+        assert losses == pytest.approx(one, abs=1e-5)
 
 
 def test_a_run_that_is_killed_and_stopped_ends_with_the_same_bits(sharded):
@@ -131,12 +102,10 @@ def test_a_run_that_is_killed_and_stopped_ends_with_the_same_bits(sharded):
         rest = process.communicate(timeout=60)[1]
         assert process.returncode == {signal.SIGKILL: -9}.get(number, 128 + number), rest
     run = finish(start(*line))
-    ends = [runs.read_checkpoint(runs.find_checkpoint(r, prefer=("last",))) for r in (run, sharded)]
+    ends = [state(r) for r in (run, sharded)]
     assert same(*(end["state_dict"] for end in ends))
     assert same(*(end["optimizer_states"] for end in ends))
     assert curves(run) == curves(sharded)
-    kept = {path.name for path in (run / "checkpoints").iterdir()}
-    assert len(kept) == 4, "what a killed process left is cleared away"
 
 
 MUON = """
@@ -170,125 +139,6 @@ def test_muon_sees_whole_matrices(folder):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29519"]
     done = subprocess.run([*torchrun, "muon.py"], capture_output=True, text=True, timeout=120)
     assert done.stdout == "equal\n", done.stderr
-
-
-class Harm:
-    def __reduce__(self):
-        return Path("harm").touch, ()
-
-
-def test_an_index_gives_no_class_an_attribute(sharded, folder):
-    bad = folder / "bad"
-    shutil.copytree(runs.find_checkpoint(sharded), bad)
-    rest = (bad / runs.SHARDS).read_bytes()
-    state = pickle.dumps((None, {"harmed": 1}), 2)[2:-1]
-    (bad / runs.SHARDS).write_bytes(b"\x80\x04cpathlib\nPurePosixPath\n" + state + b"b0" + rest[2:])
-    with pytest.raises(MiniGPTError, match="is damaged"):
-        runs.read_checkpoint(bad)
-    assert not hasattr(PurePosixPath, "harmed")
-
-
-@pytest.mark.parametrize(
-    "where",
-    [
-        "index", "value", "rest", "elsewhere", "linked", "cut off", "gone", "flipped bits", "no numbers",
-        "a list of many",
-    ],
-)  # fmt: skip
-def test_what_shards_may_hold_is_plain(sharded, folder, call, where):
-    bad, longer = folder / "bad", ["train", "--config", TINY, *MODEL, "--trainer.max_steps", "120"]
-    shutil.copytree(runs.find_checkpoint(sharded), bad)
-    index = pickle.loads((bad / runs.SHARDS).read_bytes())
-    some = next(info for key, info in index.storage_data.items() if key.fqn.endswith("weight_decay"))
-    part = bad / some.relative_path
-    if where == "index":
-        index.planner_data = Harm()
-    elif where == "value":
-        torch.save(Harm(), folder / "harm.pt")
-        some.offset, some.length = part.stat().st_size, (folder / "harm.pt").stat().st_size
-        part.write_bytes(part.read_bytes() + (folder / "harm.pt").read_bytes())
-    elif where == "rest":
-        torch.save(Harm(), bad / shards.REST)
-    elif where == "elsewhere":
-        some.relative_path = f"../bad/{some.relative_path}"
-    elif where == "linked":
-        part.rename(folder / part.name)
-        part.symlink_to(folder / part.name)
-    elif where == "flipped bits":
-        tensor = next(info for key, info in index.storage_data.items() if key.fqn.endswith("exp_avg_sq"))
-        bad_part, middle = bad / tensor.relative_path, tensor.offset + tensor.length // 2
-        data = bytearray(bad_part.read_bytes())
-        data[middle] ^= 0x40
-        bad_part.write_bytes(data)
-    elif where == "no numbers":
-        next(iter(index.state_dict_metadata.values())).chunks.clear()
-    elif where == "a list of many":
-        name = next(iter(index.planner_data))
-        index.planner_data[name] = (*index.planner_data[name][:-1], 10**9)
-    elif where == "cut off":
-        part.write_bytes(part.read_bytes()[:-2000])
-    else:
-        part.unlink()
-    (bad / runs.SHARDS).write_bytes(pickle.dumps(index))
-    for command in (["generate", "--ckpt_path"], [*longer, "--ckpt_path"]):
-        result = call(*command, str(bad))
-        assert (result.status, result.out) == (2, "")
-        assert result.err.strip().endswith("is damaged: not all of its shards can be read. Name another.")
-        assert command[0] == "train" or result.err.count("\n") == 1
-    assert not Path("harm").exists()
-
-
-def test_nobody_else_unpickles_an_index(sharded, folder):
-    bad = folder / "bad"
-    shutil.copytree(runs.find_checkpoint(sharded), bad)
-    index = pickle.loads((bad / runs.SHARDS).read_bytes())
-    index.storage_meta = 5  # at which PyTorch's reader stumbles, and reads an index of each process
-    (bad / runs.SHARDS).write_bytes(pickle.dumps(index))
-    (bad / f"__0{runs.SHARDS}").write_bytes(pickle.dumps(Harm()))
-    line = [*MODEL, "--trainer.strategy", "fsdp2", "--trainer.max_steps", "101", "--ckpt_path", str(bad)]
-    err = start(*line).communicate(timeout=120)[1]
-    assert "step 101/101" in err
-    assert not Path("harm").exists()
-
-
-def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(folder):
-    def full(path):
-        raise OSError(28, "No space left on device")
-
-    def cut_off(path):
-        raise RuntimeError("basic_ios::clear: iostream error")  # torch's word for it
-
-    def whole(path):
-        (path / shards.REST).write_text("whole")
-
-    strategy = SimpleNamespace(broadcast=lambda path: path)
-    place = folder / "checkpoints" / "last.ckpt"
-    for save in (whole, whole):
-        save_sharded(SimpleNamespace(is_global_zero=True, strategy=strategy, save_checkpoint=save), place)
-
-    def several(path):
-        raise CheckpointException("write", {1: (OSError(28, "No space left on device"), StackSummary())})
-
-    for save, reason in ((full, "No space left"), (cut_off, "iostream error"), (several, "No space left")):
-        with pytest.raises(MiniGPTError, match=f"written \\(.*{reason}.*\\). Make room") as caught:
-            save_sharded(SimpleNamespace(is_global_zero=True, strategy=strategy, save_checkpoint=save), place)
-        assert "Traceback" not in str(caught.value)
-        assert len(list(place.parent.iterdir())) == 2, "the link, and the folder that it leads to"
-    assert (place / shards.REST).read_text() == "whole"
-
-
-def test_shards_take_the_place_of_a_copy_made_without_links(folder):
-    place = folder / "last.ckpt"
-    place.mkdir()
-    (place / shards.REST).write_text("copied")
-
-    def save(path):
-        (path / shards.REST).write_text("fresh")
-
-    strategy = SimpleNamespace(broadcast=lambda path: path)
-    save_sharded(SimpleNamespace(is_global_zero=True, strategy=strategy, save_checkpoint=save), place)
-    assert (place / shards.REST).read_text() == "fresh"
-    assert len(list(folder.iterdir())) == 2, "the link, and the folder that it leads to"
 
 
 @pytest.mark.parametrize(

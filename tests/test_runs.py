@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY
 
 import minigpt
 from minigpt import MiniGPTError, runs
@@ -67,3 +68,19 @@ def test_a_checkpoint_of_0_1_is_answered_in_a_sentence(folder):
     torch.save({"minigpt": {"version": "0.1.0", "model": {"name": "gpt"}}, "state_dict": {}}, "old.ckpt")
     with pytest.raises(MiniGPTError, match=r"made by minigpt 0\.1\.0, whose checkpoints 0\.2\.\d+ does not read"):
         runs.read_checkpoint(folder / "old.ckpt")
+
+
+@pytest.mark.parametrize("name", ["train", "generate", "evaluate"])
+@pytest.mark.parametrize("ckpt_path", ["last", "lightning_logs/tiny/version_0", "shards"])
+def test_a_checkpoint_that_is_a_folder_is_answered_in_a_sentence(logs, call, name, ckpt_path):
+    Path("shards").mkdir()
+    Path("shards/.metadata").touch()
+    for file in (logs / "tiny/version_0/checkpoints").iterdir():
+        shutil.copytree("shards", file.with_name(f".{file.name}.0123abcd"))
+        file.unlink()
+        file.symlink_to(f".{file.name}.0123abcd")  # as several processes used to write it
+    config = ["--config", TINY] if name == "train" else []
+    result = call(name, *config, "--ckpt_path", ckpt_path)
+    assert (result.status, result.out) == (2, "")
+    assert "is a folder with a part from each process, which minigpt" in result.err
+    assert result.err.count("\n") == 1

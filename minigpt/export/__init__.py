@@ -22,7 +22,6 @@ FORMATS = {
     "onnx": Format("onnx", "onnxruntime's"),
     "gguf": Format("gguf", "llama.cpp's"),
     "safetensors": Format("safetensors", "minigpt's without pickle"),
-    "checkpoint": Format("checkpoint", "one file to train on"),
 }
 
 
@@ -39,7 +38,7 @@ def export(checkpoint: dict[str, Any], lm: "LanguageModel", out: str | Path, for
         lm: Its model and tokenizer.
         out: The folder; it must not exist, or be empty.
         form: `hf`, for transformers and all that reads its folders; `onnx`, for onnxruntime; `gguf`, for llama.cpp;
-            `safetensors`, for `minigpt.load`; `checkpoint`, one file to load or to train on, also from shards.
+            `safetensors`, for `minigpt.load`.
 
     Raises:
         MiniGPTError: The folder is taken, the model does not fit the format, or a library is missing.

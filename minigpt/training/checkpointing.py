@@ -1,11 +1,8 @@
 """Checkpoints that are whole or absent, and what a run does when it is stopped."""
 
 import errno
-import glob
 import math
 import os
-import re
-import shutil
 import signal
 import subprocess
 from contextlib import ExitStack, suppress
@@ -20,9 +17,8 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch.distributed.checkpoint.api import CheckpointException
 
-from minigpt import files, runs, shards
+from minigpt import files
 from minigpt.errors import MiniGPTError, note
 from minigpt.training.distributed import local
 
@@ -43,7 +39,8 @@ class WholeFileCheckpointIO(TorchCheckpointIO):
             with temporary.open("xb") as file:
                 torch.save(checkpoint, file)
                 files.sync_file(file)
-            _put(temporary, path)
+            os.replace(temporary, path)
+            files.sync(path.parent)
         except BaseException as error:
             with suppress(OSError):  # the folder may be one that cannot be written to
                 temporary.unlink(missing_ok=True)
@@ -51,57 +48,8 @@ class WholeFileCheckpointIO(TorchCheckpointIO):
                 raise _not_written(path, error) from error
             raise
 
-    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Read a checkpoint, also one that several processes wrote in shards."""
-        if Path(path).is_dir():
-            return runs.read_checkpoint(Path(path))
-        return super().load_checkpoint(path, *args, **kwargs)
-
-
-def save_sharded(trainer: Trainer, place: Path) -> None:
-    """Have each process write its share into a new folder, and let `place`, a link, lead there once it is whole.
-
-    Raises:
-        MiniGPTError: The file system refuses; `place` leads where it led before.
-    """
-    fresh = None
-    try:
-        if trainer.is_global_zero:
-            place.parent.mkdir(exist_ok=True)
-            fresh = files.fresh(place)
-            fresh.mkdir()
-        fresh = Path(trainer.strategy.broadcast(fresh))
-        trainer.save_checkpoint(fresh)
-        if not trainer.is_global_zero:
-            return
-        for path in (fresh / shards.REST, fresh):  # PyTorch has flushed the rest
-            files.sync(path)
-        link = place.with_name(f".{place.name}")
-        link.unlink(missing_ok=True)
-        link.symlink_to(fresh.name)
-        _put(link, place)
-    except (CheckpointException, OSError, RuntimeError) as error:
-        if trainer.is_global_zero and fresh:
-            shutil.rmtree(fresh, ignore_errors=True)  # room for the next try
-        if isinstance(error, RuntimeError) and not re.search("iostream|inline_container", str(error)):
-            raise  # not torch's word for a failed write: another process is gone, perhaps
-        raise _not_written(place, error) from error
-
-
-def _put(fresh: Path, place: Path) -> None:
-    """Move what was written beside its place there, and then remove the shards that nothing leads to any more."""
-    if place.is_dir() and not place.is_symlink():  # shards in a copy of a run that was made without links
-        place.rename(files.fresh(place))
-    os.replace(fresh, place)
-    files.sync(place.parent)
-    for old in place.parent.glob(f".{glob.escape(place.name)}.*"):
-        if old.is_dir() and old != place.resolve():
-            shutil.rmtree(old, ignore_errors=True)
-
 
 def _not_written(path: Path, error: BaseException) -> MiniGPTError:
-    if isinstance(error, CheckpointException):  # of several processes; the first has the reason
-        error = next(iter(error.failures.values()))[0]
     reason = " ".join(str(error).split())[:300]
     denied = getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS)
     return MiniGPTError(
@@ -322,10 +270,7 @@ class Checkpoints(Checkpoint):
     def _save(self, trainer: Trainer, name: str) -> None:
         for logger in trainer.loggers:
             logger.save()  # what was logged up to a checkpoint is on disk when the checkpoint is
-        if getattr(trainer.strategy, "_save_distributed_checkpoint", False):
-            save_sharded(trainer, self.folder / name)
-        else:
-            trainer.save_checkpoint(self.folder / name)
+        trainer.save_checkpoint(self.folder / name)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the signals and the run back."""

@@ -200,7 +200,7 @@ class MiniGPTCLI(LightningCLI):
         place = logs.parent if logs.name == runs.ROOT else Path.cwd()  # never where a stranger's settings say
         own = ["--config", str(run / "config.yaml"), "--trainer.default_root_dir", str(place)]
         own += ["--data.cache_dir", "null"]
-        corpus = runs.corpus_of(file, runs.read_checkpoint(file, weights=False)["minigpt"]["data"])
+        corpus = runs.corpus_of(file, runs.read_checkpoint(file)["minigpt"]["data"])
         try:
             locate(corpus)
         except MiniGPTError:  # not where it was from the run; it may be where the settings say
@@ -268,8 +268,7 @@ class MiniGPTCLI(LightningCLI):
             raise MiniGPTError(STRATEGIES)
         asked = trainer.strategy if type(trainer.strategy) is ModelParallelStrategy else None
         if asked:
-            trainer.strategy = FSDP2Strategy()
-            vars(trainer.strategy).update(vars(asked))  # with a backend and a time limit of one's own
+            trainer.strategy = FSDP2Strategy(asked._process_group_backend, asked._timeout)
         try:
             trainer = super().instantiate_trainer(
                 logger=False,  # takes its place once the run has a folder
@@ -329,7 +328,7 @@ class MiniGPTCLI(LightningCLI):
         if self.config.ckpt_path is not None:
             self.checkpoint = self._find_checkpoint(root)
         if self.checkpoint:
-            checkpoint = runs.read_checkpoint(self.checkpoint, weights=False)
+            checkpoint = runs.read_checkpoint(self.checkpoint)
             if "loops" not in checkpoint:
                 raise MiniGPTError(
                     f"'{self.checkpoint}' is an export, which cannot be trained on. Name its run instead."
@@ -467,7 +466,7 @@ class MiniGPTCLI(LightningCLI):
         if not (run and (run / "config.yaml").is_file() and last.exists()):
             note(f"{self.checkpoint} lies outside a run folder: training goes on from its step {step} in a new one.")
             return None
-        if self.checkpoint.resolve() != last.resolve() and runs.read_checkpoint(last, False)["global_step"] > step:
+        if self.checkpoint.resolve() != last.resolve() and runs.read_checkpoint(last)["global_step"] > step:
             note(
                 f"{self.checkpoint} is older than its run's last.ckpt: training goes on from step {step} in a new run."
             )
