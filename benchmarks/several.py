@@ -72,7 +72,7 @@ def steps(rank: int, world: int, port: int, results: SimpleQueue, way: str, widt
 
     from minigpt import GPT, LitLanguageModel
     from minigpt.training.cli import keep_memory
-    from minigpt.training.distributed import shard
+    from minigpt.training.distributed import share_out
 
     strategy, checkpointing = WAYS[way]
     if strategy != "fsdp":  # as in a training
@@ -85,7 +85,7 @@ def steps(rank: int, world: int, port: int, results: SimpleQueue, way: str, widt
     if strategy == "ddp":
         model = DistributedDataParallel(model)
     elif strategy == "fsdp":
-        shard(model, init_device_mesh("cpu", (world,)))
+        share_out(model, init_device_mesh("cpu", (world,)))
     optimizer = lit.optimizer()
 
     def step() -> None:

@@ -432,6 +432,7 @@ def train(args: list[str]) -> int:
 
     from minigpt.models import summary
     from minigpt.training.cli import MiniGPTCLI
+    from minigpt.training.distributed import full_network
 
     cli = MiniGPTCLI(args)
     if cli.stopped:
@@ -470,11 +471,11 @@ def train(args: list[str]) -> int:
     if cli.trainer.fast_dev_run:
         note(f"fast_dev_run: {cli.trainer.global_step} steps and a validation went through; nothing was written.")
         return 0
-    seconds, whole = time.monotonic() - started, cli.model.whole_model()
-    if whole is None:
+    seconds, trained = time.monotonic() - started, full_network(cli.trainer)
+    if trained is None:
         return 0
     if "val/loss" in cli.trainer.callback_metrics:
-        _summary(cli, whole, seconds)
+        _summary(cli, trained, seconds)
     elif cli.trainer.global_step == cli.trainer.max_steps:
         note(f"Trained {cli.trainer.global_step} steps, without a validation.")
     else:

@@ -37,12 +37,12 @@ def start(*flags: str, launcher: tuple[str, ...] = (sys.executable,)) -> subproc
     )
 
 
-def finish(process: subprocess.Popen) -> Path:
+def finish(process: subprocess.Popen, root: str = ".") -> Path:
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert out.count("validation loss") == 1, "the first process speaks for all"
     assert err.count("parameters, on cpu") == 1
-    return max(Path("lightning_logs/tiny").iterdir())
+    return max(Path(root, "lightning_logs/tiny").iterdir())
 
 
 def test_two_processes_see_the_same_batches_and_give_the_same_losses():

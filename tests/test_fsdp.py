@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import ROOT, TINY
 from test_ddp import finish, start
 from test_resume import same, state
 from test_training import curves, fit
@@ -106,6 +106,117 @@ def test_a_run_that_is_killed_and_stopped_ends_with_the_same_bits(sharded):
     assert same(*(end["state_dict"] for end in ends))
     assert same(*(end["optimizer_states"] for end in ends))
     assert curves(run) == curves(sharded)
+
+
+OWN = [
+    "--model.network", "examples.gru.GRU", "--model.network.hidden", "16", "--data.block_size", "32",
+    "--data.batch_size", "8", "--trainer.accelerator", "cpu", "--trainer.max_steps", "60", "--samples.every_n_steps",
+    "20", "--samples.max_new_tokens", "20", "--validation.every_n_steps", "30", "--progress.every_n_steps", "10",
+]  # fmt: skip
+
+
+def test_a_network_of_ones_own_is_shared_out_sampled_and_resumed_to_the_bit(folder):
+    shutil.copytree(ROOT / "examples", folder / "examples")
+    whole = finish(start(*OWN, *SHARED_OUT, "--trainer.default_root_dir", "whole"), "whole")
+    process = start(*OWN, *SHARED_OUT, "--ckpt_path", "last")
+    for text in process.stderr:
+        if text.startswith("step 20/"):
+            process.send_signal(signal.SIGTERM)
+            break
+    rest = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + signal.SIGTERM, rest
+    run = finish(start(*OWN, *SHARED_OUT, "--ckpt_path", "last"))
+    assert same(state(run), state(whole))
+    assert curves(run) == curves(whole)
+    samples = curves(run)["samples/top_k_top_p/text_summary"]
+    assert [step for step, _ in samples] == [0, 20, 40, 60]
+    assert len({text for _, text in samples}) == 4, "of the weights at each step"
+    one = fit(*OWN, "--samples.every_n_steps", "20", "--trainer.default_root_dir", "one").run_dir
+    assert curves(one)["train/loss"][-1][1] == pytest.approx(curves(run)["train/loss"][-1][1], abs=1e-5)
+
+
+PYTHON = """
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+import minigpt
+from minigpt.training.callbacks import Samples
+from minigpt.training.distributed import full_network
+class Own(nn.Module):
+    def __init__(self, embed, *, rnn):
+        super().__init__()
+        self.blocks = 2  # not what GPT has under this name
+        self.embed, self.rnn, self.head = embed, rnn, nn.Linear(16, embed.num_embeddings)
+        self.head.weight = embed.weight
+        self.register_buffer("calls", torch.zeros(()), persistent=False)
+    def forward(self, idx):
+        self.calls += self.training
+        return self.head(self.rnn(self.embed(idx))[0])
+class Look(Callback):
+    def on_validation_end(self, trainer, module):
+        network, ids = trainer.lightning_module.network, torch.arange(8)[None]
+        logits = network(ids)  # leaves what it gathered of the network where it is
+        full = full_network(trainer)
+        if trainer.global_rank:
+            assert full is None
+            return
+        assert type(full) is Own and not full.training and isinstance(network, FSDPModule)
+        assert full.head.weight is full.embed.weight and full.calls == trainer.global_step == 10
+        assert (full(ids) - logits).abs().max() < 1e-6
+def run(steps, ckpt_path=None):
+    torch.manual_seed(0)
+    data = minigpt.TextDataModule(block_size=32, batch_size=8)
+    network = Own(nn.Embedding(data.vocab_size, 16), rnn=nn.GRU(16, 16, batch_first=True))
+    module = minigpt.LitLanguageModel(network)
+    options = {"accelerator": "cpu", "devices": 2, "strategy": "fsdp2", "use_distributed_sampler": False}
+    options |= {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    options |= {"num_sanity_val_steps": 0, "enable_model_summary": False}
+    trainer = Trainer(max_steps=steps, callbacks=[Samples(20), Look()][:1 + (steps == 10)], **options)
+    trainer.fit(module, data, ckpt_path=ckpt_path)
+    trainer.save_checkpoint(f"{steps}.ckpt" if ckpt_path is None else "resumed.ckpt")
+    again = Trainer(**options)
+    return trainer.validate(module, data), again.validate(module, data, ckpt_path=f"{steps}.ckpt")
+run(10)
+one, other = run(20)
+assert one == other
+assert run(20, "10.ckpt")[0] == one
+if torch.distributed.get_rank() == 0:
+    print("equal")
+"""
+
+
+def test_a_network_made_in_python_is_gathered_whatever_its_arguments_and_ties(folder):
+    (folder / "own.py").write_text(PYTHON, encoding="utf-8")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29521"]
+    done = subprocess.run([*torchrun, "own.py"], capture_output=True, text=True, timeout=120)
+    assert done.stdout.endswith("equal\n"), done.stderr
+    ends = [torch.load(f"{name}.ckpt", weights_only=True) for name in ("20", "resumed")]
+    for key in ("state_dict", "optimizer_states"):
+        assert same(ends[0][key], ends[1][key])
+
+
+ODD = """
+import threading, torch
+from minigpt import TinyGPT
+class Odd(TinyGPT):
+    def __init__(self, vocab_size):
+        super().__init__(vocab_size)
+"""
+
+
+@pytest.mark.parametrize("fault", ["scalar", "lock"])
+def test_a_network_that_cannot_be_shared_out_is_answered_in_a_sentence(folder, fault):
+    line = {"scalar": "self.scale = torch.nn.Parameter(torch.ones(()))", "lock": "self.lock = threading.Lock()"}[fault]
+    (folder / "my_models.py").write_text(ODD + f"        {line}\n", encoding="utf-8")
+    process = start(
+        "--model.network", "my_models.Odd", "--trainer.accelerator", "cpu", "--trainer.max_steps", "2", *SHARED_OUT
+    )
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert "Odd cannot be shared out: " in err
+    assert err.rstrip().endswith("Use --trainer.strategy ddp.")
+    assert "Traceback" not in err
 
 
 MUON = """

@@ -20,6 +20,7 @@ from minigpt.generation.sampling import check_controls
 from minigpt.generation.text import LanguageModel
 from minigpt.terminal import GAP, Bar, compact, on_one_line
 from minigpt.training.checkpointing import validation_due
+from minigpt.training.distributed import full_network
 from minigpt.words import COLUMNS, message
 
 COMPARED = ("val/loss", "val/bits_per_char", "train/loss")  # the figures of a run in TensorBoard's table of runs
@@ -106,7 +107,7 @@ class Samples(Callback):
             return ""
         if self._step == trainer.global_step:  # the interval has just drawn it
             return self._text
-        if (model := pl_module.whole_model()) is None:
+        if (model := full_network(trainer)) is None:
             return ""
         draw = self.draw | {"max_new_tokens": min(self.draw["max_new_tokens"], LENGTH)}
         lm = LanguageModel(model, trainer.datamodule.tokenizer)
@@ -121,7 +122,7 @@ class Samples(Callback):
             return
         self._step, self._text = trainer.global_step, ""
         began = time.monotonic()
-        if (model := pl_module.whole_model()) is None:
+        if (model := full_network(trainer)) is None:
             return
         lm = LanguageModel(model, trainer.datamodule.tokenizer)
         for tag, controls in self.controls.items():
@@ -171,7 +172,7 @@ class Figures(Callback):
             return
         if step % self.every_n_steps and step != trainer.max_steps:
             return
-        if (model := pl_module.whole_model()) is None:
+        if (model := full_network(trainer)) is None:
             return
         data = trainer.datamodule
         drawn = figures(model, data.tokenizer, data.val_ids, pl_module.val_loss_by_position.cpu())
@@ -187,7 +188,7 @@ class Figures(Callback):
         """Put the embedding into the projector, each vector under the name of its token."""
         if not self.every_n_steps or trainer.datamodule.vocab_size > PROJECTED:
             return
-        if (model := pl_module.whole_model()) is None:
+        if (model := full_network(trainer)) is None:
             return
         if not isinstance(getattr(model, "embed", None), nn.Embedding):
             return

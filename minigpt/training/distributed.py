@@ -3,23 +3,27 @@
 The sharding is PyTorch's `fully_shard` (FSDP2; Zhao et al., "PyTorch FSDP", 2023), run by Lightning.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
+    get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
 )
 from torch.distributed.constants import default_pg_timeout
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
@@ -49,6 +53,16 @@ class FSDP2Strategy(ModelParallelStrategy):
         """Lay all processes into the mesh, however many there turn out to be."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+    def setup(self, trainer: Trainer) -> None:
+        """Share the network out, then set up as every strategy does.
+
+        ModelParallelStrategy's method would demand that the LightningModule shares it out, in `configure_model`.
+        """
+        network = self.lightning_module.network
+        if not isinstance(network, FSDPModule):  # a training before has done it, perhaps
+            share_out(network, self.device_mesh["data_parallel"])
+        super(ModelParallelStrategy, self).setup(trainer)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Gather the state in the first process, under the numbers that one device gives; the others get nothing.
@@ -99,11 +113,51 @@ def check_mesh(data_parallel: int | str, tensor_parallel: int | str, processes: 
         )
 
 
-def shard(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Share out a model's parameters over a mesh of one dimension: block by block, and what is left together."""
-    for block in getattr(model, "blocks", ()):  # TinyGPT has none
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+# For each network that is shared out, a copy whose tensors hold no numbers (they are on the meta device). It serves to
+# make a full copy of a network of any class: the arguments that it was made with may not be known.
+_outlines: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
+
+
+def share_out(network: nn.Module, mesh: DeviceMesh) -> None:
+    """Share out a network's parameters over a mesh of one dimension: block by block, and what is left together.
+
+    Raises:
+        MiniGPTError: A network of one's own cannot be copied or shared out.
+    """
+    name = type(network).__name__
+    blocks = getattr(network, "blocks", None)
+    try:
+        tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+        _outlines[network] = _copy(network, {key: t.detach().to("meta") for key, t in tensors.items()})
+        for block in blocks if isinstance(blocks, (nn.ModuleList, nn.Sequential)) else ():
+            fully_shard(block, mesh=mesh)
+        fully_shard(network, mesh=mesh)
+    except Exception as error:  # of anyone's code
+        reason = " ".join(str(error).split())[:300].rstrip(".")
+        raise MiniGPTError(f"{name} cannot be shared out: {reason}. Use --trainer.strategy ddp.") from error
+
+
+def full_network(trainer: Trainer) -> nn.Module | None:
+    """Return the network in training, to look at, in the first process, and None in the others.
+
+    A network that is shared out is gathered into a copy on the CPU, in eval mode. Parameters and buffers are those of
+    now, and other attributes those from before the network was shared out. All processes have to ask at once.
+    """
+    network = trainer.lightning_module.network
+    if not isinstance(network, FSDPModule):
+        return network if trainer.is_global_zero else None
+    weights = get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if not trainer.is_global_zero:
+        return None
+    buffers = {name: buffer.cpu() for name, buffer in network.named_buffers()}  # also those that are not saved
+    return _copy(_outlines[network], weights | buffers).eval()
+
+
+def _copy(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
+    """Return a deep copy of a network with other parameters and buffers; what was tied stays tied."""
+    new = {id(p): nn.Parameter(tensors[name], p.requires_grad) for name, p in network.named_parameters()}
+    new |= {id(buffer): tensors[name] for name, buffer in network.named_buffers()}
+    return copy.deepcopy(network, new)  # takes them for copies that it has made before
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:

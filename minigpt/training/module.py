@@ -9,8 +9,6 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback, LearningRateFinder
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -18,12 +16,11 @@ import minigpt
 from minigpt.errors import MiniGPTError, note
 from minigpt.evaluation import TextMetrics
 from minigpt.generation.engine import check_network
-from minigpt.models import build_network, describe
+from minigpt.models import describe
 from minigpt.seeds import derive_seed
 from minigpt.training.callbacks import FinalValidation, boards
 from minigpt.training.checkpointing import made_with
 from minigpt.training.datamodule import TextDataModule
-from minigpt.training.distributed import check_mesh, shard
 from minigpt.training.optim import OPTIMIZERS, full_tensor, parameter_groups, schedule
 
 # TensorBoard's tab of combined charts: the two curves, and in bits with the floors as lines beside them.
@@ -133,29 +130,6 @@ class LitLanguageModel(LightningModule):
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
-
-    def configure_model(self) -> None:
-        """Share the model out, where the strategy has laid a mesh of processes for that."""
-        if self.device_mesh is not None and not isinstance(self.network, FSDPModule):
-            sizes = dict(zip(self.device_mesh.mesh_dim_names, self.device_mesh.shape, strict=True))
-            check_mesh(sizes["data_parallel"], sizes["tensor_parallel"], self.device_mesh.size())
-            shard(self.network, self.device_mesh["data_parallel"])
-
-    def whole_model(self) -> nn.Module | None:
-        """The model to look at, for the first process: itself or, where it is shared out, a copy on the CPU; else None.
-
-        All processes have to ask for it at once.
-        """
-        if not isinstance(self.network, FSDPModule):
-            return self.network if self.trainer.is_global_zero else None
-        weights = get_model_state_dict(self.network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-        if not self.trainer.is_global_zero:
-            return None
-        network = build_network(
-            self.architecture, [self.architecture["class_path"]]
-        )  # this process has made one already
-        network.load_state_dict(weights)
-        return network.eval()
 
     def optimizer(self) -> torch.optim.Optimizer:
         """The optimizer of the settings, over the parameters in their groups.
