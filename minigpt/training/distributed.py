@@ -1,4 +1,4 @@
-"""FSDP: each process holds a share of the weights and moments, and a block is whole only while it computes.
+"""FSDP: each process holds a share of the weights and moments, and a block is gathered only while it computes.
 
 The sharding is PyTorch's `fully_shard` (FSDP2; Zhao et al., "PyTorch FSDP", 2023), run by Lightning.
 """
@@ -31,7 +31,7 @@ from minigpt.errors import MiniGPTError
 
 
 class FSDP2Strategy(ModelParallelStrategy):
-    """Lightning's ModelParallelStrategy over one mesh: every process has data of its own, and none half a matrix.
+    """Lightning's ModelParallelStrategy with data parallelism alone: each process has its own rows of every batch.
 
     A checkpoint is one file, as one device writes it: the first process gathers weights and moments, which takes the
     memory of the whole model there. One process can continue what several began, and the reverse.
@@ -50,24 +50,25 @@ class FSDP2Strategy(ModelParallelStrategy):
         )
 
     def setup_environment(self) -> None:
-        """Lay all processes into the mesh, however many there turn out to be."""
+        """Make a mesh of all processes, as soon as their number is known."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
     def setup(self, trainer: Trainer) -> None:
         """Share the network out, then set up as every strategy does.
 
-        ModelParallelStrategy's method would demand that the LightningModule shares it out, in `configure_model`.
+        ModelParallelStrategy's method would require the LightningModule to share it out, in `configure_model`. The
+        network is shared out before it moves to the device, so that the device need not hold all of it.
         """
         network = self.lightning_module.network
-        if not isinstance(network, FSDPModule):  # a training before has done it, perhaps
+        if not isinstance(network, FSDPModule):  # an earlier Trainer may have shared it out
             share_out(network, self.device_mesh["data_parallel"])
         super(ModelParallelStrategy, self).setup(trainer)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Gather the state in the first process, under the numbers that one device gives; the others get nothing.
 
-        Lightning numbers parameters as the model lists them, and PyTorch as the optimizer's groups do.
+        Lightning would number the parameters in the order of the model, where PyTorch takes that of the groups.
         """
         optimizer = getattr(optimizer, "_optimizer", optimizer)
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -75,7 +76,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         return numbered(state) if self.is_global_zero else state
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Write one file from the first process; Lightning's method would remove a folder in its place beforehand."""
+        """Write one file from the first process; Lightning's method would first delete a sharded folder at the path."""
         if self.is_global_zero:
             self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options)
 
@@ -132,7 +133,9 @@ def share_out(network: nn.Module, mesh: DeviceMesh) -> None:
         for block in blocks if isinstance(blocks, (nn.ModuleList, nn.Sequential)) else ():
             fully_shard(block, mesh=mesh)
         fully_shard(network, mesh=mesh)
-    except Exception as error:  # of anyone's code
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # copying runs code of the network, and fully_shard has several errors of its own
         reason = " ".join(str(error).split())[:300].rstrip(".")
         raise MiniGPTError(f"{name} cannot be shared out: {reason}. Use --trainer.strategy ddp.") from error
 
@@ -161,18 +164,18 @@ def _copy(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
-    """The share of a tensor that this process holds: all of it, unless it is shared out."""
+    """Return the share of a tensor that this process holds: all of it, unless it is shared out."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def numbered(optimizer: dict[str, Any]) -> dict[str, Any]:
-    """The state of an optimizer under the numbers of its parameters, as PyTorch keeps it, in place of their names."""
+    """Return the state of an optimizer with its parameters' numbers, as PyTorch keeps it, in place of their names."""
     names = [name for group in optimizer["param_groups"] for name in group["params"]]
     return renamed(optimizer, {name: number for number, name in enumerate(names)})
 
 
 def renamed(optimizer: dict[str, Any], new: Mapping[Any, Any] | Sequence[Any]) -> dict[str, Any]:
-    """The state of an optimizer with `new[name]` in place of each parameter's name or number."""
+    """Return the state of an optimizer with `new[name]` in place of each parameter's name or number."""
     return {
         "state": {new[name]: values for name, values in optimizer["state"].items()},
         "param_groups": [
