@@ -1,17 +1,19 @@
 """The module and the datamodule in a plain `lightning.Trainer`, as Lightning's documentation uses them."""
 
+import contextlib
 import math
 
 import pytest
 import torch
 from conftest import read
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.tuner import Tuner
+from test_resume import same
 from torch.utils.data import DataLoader
 
-from minigpt import GPT, CharTokenizer, LitLanguageModel, MiniGPTError, TextDataModule, TinyGPT, generate
+from minigpt import GPT, CharDataset, CharTokenizer, LitLanguageModel, MiniGPTError, TextDataModule, TinyGPT, generate
 from minigpt.evaluation import evaluate
 from minigpt.runs import corpus_of, find_checkpoint, read_checkpoint
 
@@ -137,7 +139,7 @@ def test_a_schedule_is_laid_over_the_steps_that_the_trainer_will_do(text, last, 
     model = LitLanguageModel(TinyGPT(data.vocab_size, 64, 16), lr_schedule=schedule)
     trainer = Trainer(limit_val_batches=0, **last, **NOTHING)
     trainer.fit(model, data)
-    assert model.horizon == trainer.global_step == steps
+    assert model.schedule_steps == trainer.global_step == steps
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-9)
 
 
@@ -148,9 +150,9 @@ def test_a_new_training_after_a_resumed_one_has_a_schedule_of_its_own(text, fold
     trainer.fit(model, data)
     trainer.save_checkpoint(folder / "twenty.ckpt")
     Trainer(max_steps=25, limit_val_batches=0, **NOTHING).fit(model, data, ckpt_path="twenty.ckpt", weights_only=True)
-    assert model.horizon == 25
+    assert model.schedule_steps == 25
     Trainer(max_steps=5, limit_val_batches=0, **NOTHING).fit(model, data)
-    assert model.horizon == 5
+    assert model.schedule_steps == 5
 
 
 def test_a_warm_up_longer_than_the_training_is_shortened_and_said_so(text, capsys):
@@ -230,9 +232,84 @@ def test_the_first_loss_of_a_plain_training_is_that_of_a_guess(text):
     data = TextDataModule(text, block_size=16, batch_size=32)
     logger = Recorder()
     model = LitLanguageModel(GPT(data.vocab_size, 16, 1, 4, 16))
-    Trainer(max_steps=1, limit_val_batches=0, **PLAIN | {"logger": logger, "enable_checkpointing": False}).fit(
-        model, data
-    )
+    trainer = Trainer(max_steps=1, limit_val_batches=0, **PLAIN | {"logger": logger, "enable_checkpointing": False})
+    trainer.fit(model, data)
     assert ("train/loss", 1) in logger.metrics
-    assert model.last_record["metrics"]["train/loss"] == pytest.approx(math.log(data.vocab_size), rel=0.05)
+    assert trainer.callback_metrics["train/loss"].item() == pytest.approx(math.log(data.vocab_size), rel=0.05)
     assert torch.isfinite(next(model.parameters())).all()
+
+
+class Stop(Callback):
+    """Leaves after a step and before its validation, with what ModelCheckpoint has written by then."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == self.step:
+            raise KeyboardInterrupt
+
+    on_validation_start = on_train_batch_start
+
+
+@pytest.mark.parametrize("stop", [1, 10, 12, 24])
+@pytest.mark.parametrize("validations", [{"val_check_interval": 10, "check_val_every_n_epoch": None}, {}])
+def test_a_plain_trainer_resumes_to_the_bit(text, folder, stop, validations):
+    data_settings = {"block_size": 16, "batch_size": 128}
+
+    def fit(steps, *callbacks, **options):
+        data, seen, logger = TextDataModule(text, **data_settings), Validations(), Recorder()
+        torch.manual_seed(0)
+        network = GPT(data.vocab_size, 16, 1, 4, 16, dropout=0.3)
+        torch.manual_seed(torch.seed())  # what was drawn before does not matter
+        model = LitLanguageModel(network, learning_rate=0.01, lr_schedule="cosine", warmup_steps=3)
+        keep = ModelCheckpoint("kept", filename="last", every_n_train_steps=1, enable_version_counter=False)
+        trainer = Trainer(
+            max_steps=steps, accumulate_grad_batches=2, callbacks=[seen, keep, *callbacks], log_every_n_steps=1,
+            **PLAIN | {"logger": logger} | validations,
+        )  # fmt: skip
+        with contextlib.suppress(SystemExit):  # how Lightning leaves on Ctrl-C
+            trainer.fit(model, data, **options)
+        return trainer, model, seen.steps, dict.fromkeys(logger.metrics)
+
+    whole, model, steps, metrics = fit(26)
+    assert len(whole.train_dataloader) // 2 == 12, "steps in a pass"
+    assert steps == ([5, 10, 15, 20, 25, 26] if validations else [12, 24, 26])
+    _, _, before, first = fit(26, Stop(stop))
+    resumed, again, after, rest = fit(26, ckpt_path="kept/last.ckpt", weights_only=True)
+    assert same(again.state_dict(), model.state_dict())
+    assert same(resumed.optimizers[0].state_dict(), whole.optimizers[0].state_dict())
+    assert sorted({*before, *after}) == steps
+    assert {*first, *rest} == {*metrics}
+
+
+def test_early_stopping_counts_a_validation_once_also_in_a_plain_trainer(text, folder):
+    def fit(*callbacks, **options):
+        data = TextDataModule(text, block_size=16)
+        torch.manual_seed(0)
+        model = LitLanguageModel(TinyGPT(data.vocab_size, 64, 16), learning_rate=0.0)  # never better
+        trainer = Trainer(
+            max_steps=100, val_check_interval=5, callbacks=[EarlyStopping("val/loss", patience=3), *callbacks],
+            check_val_every_n_epoch=None, **NOTHING | {"enable_checkpointing": True},
+        )  # fmt: skip
+        with contextlib.suppress(SystemExit):
+            trainer.fit(model, data, **options)
+        return trainer.global_step
+
+    assert fit() == 20
+    fit(ModelCheckpoint("kept", filename="last", every_n_train_steps=1, enable_version_counter=False), Stop(10))
+    assert fit(ckpt_path="kept/last.ckpt", weights_only=True) == 20
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_the_training_loss_is_the_mean_over_accumulated_batches(text, accumulate):
+    data = TextDataModule(text, block_size=16)
+    model = LitLanguageModel(TinyGPT(data.vocab_size, 64, 16), learning_rate=0.0)
+    trainer = Trainer(
+        max_steps=2, accumulate_grad_batches=accumulate, log_every_n_steps=2, limit_val_batches=0, **NOTHING
+    )
+    trainer.fit(model, data)
+    batches = list(data.train_dataloader().sampler.batches(accumulate, accumulate))  # of step 2
+    dataset = CharDataset(data.train_ids, 16)
+    losses = [model.loss(*dataset[starts]).item() for starts in batches]
+    assert trainer.callback_metrics["train/loss"].item() == pytest.approx(sum(losses) / accumulate, abs=1e-5)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from minigpt import GPT, MiniGPTError, TinyGPT
-from minigpt.training.optim import MuonAdamW, orthogonalise, parameter_groups, schedule
+from minigpt.training.optim import MuonAdamW, Schedule, orthogonalise, parameter_groups
 
 
 def groups(model, optimizer="muon", **changes):
@@ -103,31 +103,31 @@ def test_a_loaded_optimizer_goes_on_to_the_bit():
 
 
 def test_a_schedule_warms_up_and_comes_down():
-    cosine = schedule("cosine", 100, 2000, 0.1, 0.4)
+    cosine = Schedule("cosine", 100, 2000, 0.1, 0.4).factor
     assert cosine(0) == pytest.approx(1 / 101)
     assert cosine(99) == pytest.approx(100 / 101)
     assert cosine(100) == 1.0
     assert cosine(1050) == pytest.approx(0.55)
     assert cosine(2000) == cosine(9999) == pytest.approx(0.1)
-    wsd = schedule("wsd", 0, 1000, 0.0, 0.4)
+    wsd = Schedule("wsd", 0, 1000, 0.0, 0.4).factor
     assert wsd(0) == wsd(600) == 1.0
     assert wsd(800) == pytest.approx(0.5)
     assert wsd(1000) == 0.0
-    assert schedule("constant", 0, -1, 0.0, 0.4)(12345) == 1.0
+    assert Schedule("constant", 0, -1, 0.0, 0.4).factor(12345) == 1.0
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(("linear", 0, 10, 0.0, 0.4), "lr_schedule is 'linear'"), (("cosine", 10, 10, 0.0, 0.4), "10 steps, with 10"),
+    [(("linear", 0, 10, 0.0, 0.4), "lr_schedule is 'linear'"), (("cosine", 0, -1, 0.0, 0.4), "-1 steps, with 0"),
      (("wsd", 0, 10, 0.0, 0.0), "cooldown is 0")],
 )  # fmt: skip
 def test_a_schedule_that_does_not_fit_is_refused(arguments, words):
     with pytest.raises(MiniGPTError, match=words):
-        schedule(*arguments)
+        Schedule(*arguments)
 
 
 def test_a_way_down_that_would_begin_in_the_warm_up_begins_after_it():
-    wsd = schedule("wsd", 80, 100, 0.0, 0.4)
+    wsd = Schedule("wsd", 80, 100, 0.0, 0.4).factor
     factors = [wsd(step) for step in range(101)]
     assert factors[80] == max(factors) == 1.0
     assert factors[90] == pytest.approx(0.5)

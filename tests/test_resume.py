@@ -353,7 +353,7 @@ def test_a_run_that_is_extended_has_its_schedule_laid_anew_over_all_its_steps_an
     run = folder / "lightning_logs" / "tiny" / "version_0"
     assert "schedule" not in train("--trainer.max_steps", "10", *COSINE).err
     longer = train("--trainer.max_steps", "16", *COSINE, "--ckpt_path", "last")
-    assert "The learning-rate schedule is laid anew over 16 steps, 10 before" in longer.err
+    assert "The learning-rate schedule now covers 16 steps, 10 before" in longer.err
     assert f"after step 10 at learning rate {cosine(11, 16):.3g}" in longer.err
     shorter = train("--trainer.max_steps", "14", *COSINE, "--ckpt_path", str(run / "checkpoints" / "last.ckpt"))
     assert "schedule" not in shorter.err
@@ -370,7 +370,7 @@ def test_a_resume_with_fewer_or_the_same_steps_keeps_the_schedule(train, folder)
     flags = [*COSINE, "--model.decay_steps", "20"]
     train("--trainer.max_steps", "5", *flags)
     again = train("--trainer.max_steps", "8", *COSINE, "--ckpt_path", "last")
-    assert "laid anew" not in again.err
+    assert "The learning-rate schedule" not in again.err
     assert rates(run)[8] == pytest.approx(cosine(8, 20))
 
 
@@ -413,7 +413,7 @@ def test_a_run_from_python_that_is_extended_has_its_schedule_laid_anew(folder, c
     assert rates == {step: pytest.approx(cosine(step, 6)) for step in range(1, 7)}
     trainer.save_checkpoint("six.ckpt")
     _, rates = fit(9, "six.ckpt")
-    assert "laid anew over 9 steps, 6 before" in capsys.readouterr().err
+    assert "now covers 9 steps, 6 before" in capsys.readouterr().err
     assert rates == {step: pytest.approx(cosine(step, 9)) for step in range(7, 10)}
 
 

@@ -308,7 +308,6 @@ def test_a_training_fits_into_80_columns_in_both_languages(call, terminal, monke
 def test_the_progress_of_every_recipe_fits_into_80_columns(capfd, monkeypatch, recipe, locale):
     monkeypatch.setenv("LC_MESSAGES", locale)
     steps = yaml.safe_load(recipe.read_text(encoding="utf-8"))["trainer"]["max_steps"]
-    module = SimpleNamespace(last_record={"step": steps, "metrics": {"train/loss": 8.3178}}, paused=0.0)
     trainer = SimpleNamespace(
         sanity_checking=False, enable_validation=True,
         global_step=steps, max_steps=steps, callbacks=[],
@@ -316,9 +315,10 @@ def test_the_progress_of_every_recipe_fits_into_80_columns(capfd, monkeypatch, r
     )  # fmt: skip
     for speed in (2.5, 999, 64_000, 512_000, 9_876_543):
         progress = Progress()
-        progress._step, progress._mark, progress._paused_at = steps, (0, 0.0), steps / speed
-        progress._tokens_per_step = 1
-        progress.on_validation_end(trainer, module)
+        progress._step, progress._mark, progress._tokens_per_step = steps, (0, 0.0), 1
+        progress._clock = SimpleNamespace(seconds=lambda speed=speed: steps / speed)
+        progress._metrics = SimpleNamespace(last_record={"step": steps, "metrics": {"train/loss": 8.3178}})
+        progress.on_validation_end(trainer, None)
     lines = capfd.readouterr().err.splitlines()
     assert max(map(len, lines)) <= 80
     speeds = ["2.5", "999", "64k", "512k", "9.9M"]

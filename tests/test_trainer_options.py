@@ -7,6 +7,7 @@ from lightning.pytorch import Trainer
 from test_training import curves
 
 from minigpt import LitLanguageModel, TextDataModule, TinyGPT
+from minigpt.training.callbacks import TrainMetrics, callback_of
 from minigpt.training.cli import MiniGPTCLI
 
 RUN = "lightning_logs/tiny/version_0"
@@ -97,9 +98,10 @@ def test_overfit_batches_draws_the_same_batches_over_and_over(start, folder, n):
     assert losses[-1] < 0.6 * losses[0]
     data = TextDataModule(block_size=16)
     model = LitLanguageModel(TinyGPT(data.vocab_size, 64, 16), learning_rate=0.05)
-    Trainer(max_steps=20, overfit_batches=int(n), accelerator="cpu", logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False).fit(model, data)  # fmt: skip
-    assert model.last_record["step"] == 1
+    trainer = Trainer(max_steps=20, overfit_batches=int(n), accelerator="cpu", logger=False, enable_checkpointing=False,
+                      enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    trainer.fit(model, data)
+    assert callback_of(trainer, TrainMetrics).last_record["step"] == 1
 
 
 def test_a_sanity_check_and_a_model_summary_come_where_they_are_asked_for(start, folder):

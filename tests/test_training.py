@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import minigpt
 from minigpt.data.dataset import BatchOrder
 from minigpt.evaluation import evaluate
-from minigpt.training.callbacks import Samples
+from minigpt.training.callbacks import Samples, Throughput, TrainMetrics, callback_of
 from minigpt.training.cli import MiniGPTCLI
 from minigpt.training.module import LitLanguageModel
 
@@ -64,23 +64,29 @@ def test_the_gradient_norm_is_that_before_clipping_and_speed_leaves_no_record(fo
     assert norm > 0.1
     assert shown[1] == pytest.approx(norm, rel=1e-5)
     assert list(shown) == [1, 2, 3]
-    assert "train/tokens_per_second" not in cli.model.last_record["metrics"]
+    assert "train/tokens_per_second" not in callback_of(cli.trainer, TrainMetrics).last_record["metrics"]
     raw = (file.read_bytes() for file in cli.run_dir.glob("events.*"))
     assert any(b"train/tokens_per_second" in events for events in raw)
 
 
 def test_tokens_per_second_leave_out_validations(folder, monkeypatch):
-    clock = iter(range(0, 10**6, 10))  # each look at it comes ten seconds after the last
-    cli = MiniGPTCLI(["--config", TINY, *QUICK, "--trainer.max_steps", "20", "--figures.every_n_steps", "0"])
-    speeds = []
-    monkeypatch.setattr(cli.model, "_write", lambda metrics, step: speeds.append((step, metrics)))
-    monkeypatch.setattr("minigpt.training.module.time", type("", (), {"monotonic": lambda: next(clock)}))
-    cli.model.paused = 0.0
-    cli.model._record_speed(256, 1)
-    cli.model.on_validation_start()
-    cli.model.on_validation_end()
-    cli.model._record_speed(256, 6)
-    assert speeds == [(6, {"train/tokens_per_second": 5 * 256 / 20})]  # of 30 seconds, 10 were the validation's
+    now, speeds = [0.0], []
+    monkeypatch.setattr("minigpt.training.callbacks.time", SimpleNamespace(monotonic=lambda: now[0]))
+    logger = SimpleNamespace(log_metrics=lambda metrics, step: speeds.append((step, metrics)))
+    trainer = SimpleNamespace(loggers=[logger], log_every_n_steps=6, accumulate_grad_batches=1, world_size=1)
+    throughput, batch = Throughput(), (torch.zeros(4, 64), torch.zeros(4, 64))
+    for step in range(1, 7):
+        throughput.on_train_batch_start()
+        now[0] += 4
+        trainer.global_step = step
+        throughput.on_train_batch_end(trainer, None, None, batch, 0)
+        if step == 3:
+            throughput.on_validation_start(trainer, None)
+            now[0] += 100
+            assert throughput.seconds() == 12
+        with throughput.paused():
+            now[0] += 50 * (step == 5)  # a sample
+    assert speeds == [(6, {"train/tokens_per_second": 5 * 256 / 20})]
 
 
 def test_the_table_of_runs_has_settings_and_figures(folder):
@@ -230,14 +236,16 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(train, monkeypatch):
 
 
 def test_the_speed_counts_the_tokens_of_accumulated_batches(folder, capfd, monkeypatch):
-    clock = iter(range(1000))
-    monkeypatch.setattr("minigpt.training.callbacks.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    losses = []  # a batch takes a second
+    monkeypatch.setattr("minigpt.training.callbacks.time", SimpleNamespace(monotonic=lambda: len(losses)))
+    loss = LitLanguageModel.loss
+    monkeypatch.setattr(LitLanguageModel, "loss", lambda *args: (losses.append(1), loss(*args))[1])
     fit(
         "--trainer.max_steps", "6", "--trainer.accumulate_grad_batches", "3", "--data.batch_size", "8",
         "--progress.every_n_steps", "2", "--validation.every_n_steps", "0", "--trainer.log_every_n_steps", "1",
     )  # fmt: skip
     speeds = re.findall(r"^step .*  (\S+) tok/s$", capfd.readouterr().err, flags=re.M)
-    assert speeds == ["1.5k", "1.5k", "3.1k", "3.1k"]  # 3 * 8 * 64 tokens a step, and one or two steps a second
+    assert speeds == ["512"] * 4  # 8 * 64 tokens a batch
 
 
 def test_the_speed_leaves_out_validations_and_samples(train, monkeypatch):
@@ -251,8 +259,7 @@ def test_the_speed_leaves_out_validations_and_samples(train, monkeypatch):
 
         return called
 
-    for module in ("callbacks", "module"):
-        monkeypatch.setattr(f"minigpt.training.{module}.time", SimpleNamespace(monotonic=lambda: seconds))
+    monkeypatch.setattr("minigpt.training.callbacks.time", SimpleNamespace(monotonic=lambda: seconds))
     for kind, name, duration in ((LitLanguageModel, "training_step", 1), (LitLanguageModel, "validation_step", 50),
                                  (Samples, "beginning", 1000), (minigpt.LanguageModel, "generate", 1000)):  # fmt: skip
         monkeypatch.setattr(kind, name, lasting(getattr(kind, name), duration))

@@ -1,11 +1,15 @@
-"""What a person watches while a model trains: samples that improve, and the progress on the terminal."""
+"""What is written and shown of a training: metrics, baselines, samples, figures and the progress on the terminal."""
 
 import io
+import math
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -19,28 +23,180 @@ from minigpt.figures import figures, name_of
 from minigpt.generation.sampling import check_controls
 from minigpt.generation.text import LanguageModel
 from minigpt.terminal import GAP, Bar, compact, on_one_line
-from minigpt.training.checkpointing import validation_due
+from minigpt.training.datamodule import TextDataModule
 from minigpt.training.distributed import full_network
+from minigpt.training.optim import full_tensor
+from minigpt.training.resume import validation_due
 from minigpt.words import COLUMNS, message
 
 COMPARED = ("val/loss", "val/bits_per_char", "train/loss")  # the figures of a run in TensorBoard's table of runs
 PROJECTED = 10_000  # tokens that the projector is given
 INDENT = " " * 4  # of a sample under the figures of a validation
 LENGTH = COLUMNS - len(INDENT) - 4  # characters of it
+# TensorBoard's tab of combined charts: the two curves, and in bits with the floors as lines beside them.
+CHARTS = {
+    "loss": {"train and validation, nats per token": ["Multiline", ["train/loss", "val/loss"]]},
+    "bits per character": {
+        "train, validation and floors": [
+            "Multiline",
+            [f"{part}/bits_per_char" for part in ("train", "val")]
+            + [f"floors/{name}" for name in ("uniform", "unigram", "bigram", "xz")],
+        ]
+    },
+}
 
 
-def boards(trainer: Trainer) -> list[SummaryWriter]:
-    """TensorBoard's, among the loggers of a training."""
+def summary_writers(trainer: Trainer) -> list[SummaryWriter]:
+    """Return TensorBoard's writers, among the loggers of a training."""
     return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
-class FinalValidation(Callback):
-    """Ends a training by steps with a validation, which Lightning does only where a pass ends or an interval does."""
+def is_written(trainer: Trainer, step: int) -> bool:
+    """Return whether the metrics of a step are written: the first one's, and those on Lightning's interval."""
+    return step == 1 or bool(trainer.log_every_n_steps and step % trainer.log_every_n_steps == 0)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Have Lightning validate and stop after the last step."""
-        if trainer.global_step == trainer.max_steps:
-            trainer.should_stop = True
+
+def write(trainer: Trainer, metrics: dict[str, float], step: int) -> None:
+    """Write metrics to all loggers under the number of finished steps.
+
+    Lightning writes what `self.log` is given after the hooks of a step, so a run that is stopped in one of them would
+    lose it, and numbers the steps from 0. Its own LearningRateMonitor writes to the loggers, too.
+    """
+    for logger in trainer.loggers:
+        logger.log_metrics(metrics, step)
+
+
+class TrainMetrics(Callback):
+    """Logs loss, perplexity, bits per character, learning rate and gradient norm of a training step.
+
+    It does so on the steps that `is_written` names: logging takes as long as a step of a small model. The loss is the
+    mean over accumulated batches and over processes.
+    """
+
+    def __init__(self):
+        self.last_record: dict[str, Any] = {}  # the metrics that were written last, and their step
+        self._written = False
+        self._losses: list[torch.Tensor] = []
+        self._characters: list[torch.Tensor] = []  # a token, in each batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the last record."""
+        return {"last_record": self.last_record}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it back."""
+        self.last_record = state_dict["last_record"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the record of the step that a resume starts from again, which `purge_step` hides."""
+        if self.last_record.get("step") == trainer.global_step:
+            write(trainer, self.last_record["metrics"], trainer.global_step)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Note how many characters the targets stand for."""
+        self._written = is_written(trainer, trainer.global_step + 1)
+        if self._written and pl_module.val_metrics[0].lengths is not None:
+            self._characters.append(pl_module.val_metrics[0].characters(batch[1]) / batch[1].numel())
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
+        """Note the loss, which Lightning has divided by the number of batches that are accumulated."""
+        if self._written:
+            scaler = getattr(trainer.precision_plugin, "scaler", None)  # of float16
+            loss = loss.detach() * trainer.accumulate_grad_batches
+            self._losses.append(loss / scaler.get_scale() if scaler else loss)
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Write the record; the gradients are not clipped yet."""
+        if not self._written:
+            return
+        means = torch.stack([torch.stack(values).mean() for values in (self._losses, self._characters) if values])
+        loss, *characters = trainer.strategy.reduce(means, reduce_op="mean")
+        self._losses.clear()
+        self._characters.clear()
+        pl_module.log("train/loss", loss, prog_bar=True, logger=False)
+        metrics = {"train/loss": loss.item(), "train/perplexity": loss.exp().item()}
+        if characters:
+            metrics["train/bits_per_char"] = loss.item() / math.log(2) / characters[0].item()
+        metrics["train/learning_rate"] = optimizer.param_groups[-1]["lr"]
+        norm = nn.utils.get_total_norm([p.grad for p in pl_module.network.parameters() if p.grad is not None])
+        metrics["train/gradient_norm"] = full_tensor(norm).item()
+        self.last_record = {"step": trainer.global_step + 1, "metrics": metrics}
+        write(trainer, **self.last_record)
+
+
+class Throughput(Callback):
+    """Logs tokens per second of training, on the steps whose metrics are written.
+
+    Its clock stands still from the start of a validation to the next batch, and while `paused`.
+    """
+
+    def __init__(self):
+        self.excluded_seconds = 0.0
+        self._stopped_at: float | None = None
+        self._mark: tuple[int, float] | None = None  # the step and the second of the last record
+
+    def seconds(self) -> float:
+        """Return seconds of training, from an arbitrary start."""
+        now = time.monotonic() if self._stopped_at is None else self._stopped_at
+        return now - self.excluded_seconds
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Exclude what is done inside."""
+        began = time.monotonic()
+        yield
+        self.excluded_seconds += time.monotonic() - began
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self._stopped_at = time.monotonic()
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Start the clock again after a validation, with all that was drawn and saved of it."""
+        if self._stopped_at is not None:
+            self.excluded_seconds += time.monotonic() - self._stopped_at
+            self._stopped_at = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write the speed since the last record."""
+        step = trainer.global_step
+        if not is_written(trainer, step) or (self._mark and self._mark[0] == step):
+            return
+        if self._mark:
+            then, since = self._mark
+            tokens = (step - then) * batch[1].numel() * trainer.accumulate_grad_batches * trainer.world_size
+            write(trainer, {"train/tokens_per_second": tokens / (self.seconds() - since)}, step)
+        self._mark = (step, self.seconds())
+
+
+class Baselines(Callback):
+    """Logs what simple models make of the validation text, as straight lines beside the validation's curves."""
+
+    def __init__(self):
+        self.values: dict[str, float] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Score the simple models."""
+        if stage == "fit" and isinstance(trainer.datamodule, TextDataModule):
+            self.values = {f"floors/{name}": bits for name, bits in trainer.datamodule.floors.items()}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Have TensorBoard draw curves and baselines in one chart."""
+        for writer in summary_writers(trainer):
+            writer.add_custom_scalars(CHARTS)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log them with each validation of a training."""
+        pl_module.log_dict(self.values)
+
+
+def callback_of(trainer: Trainer, kind: type[Callback]) -> Any:
+    """Return the callback of a class that a training of `LitLanguageModel` has."""
+    return next(callback for callback in trainer.callbacks if isinstance(callback, kind))
 
 
 class Samples(Callback):
@@ -121,18 +277,17 @@ class Samples(Callback):
         if trainer.global_step == self._step:
             return
         self._step, self._text = trainer.global_step, ""
-        began = time.monotonic()
-        if (model := full_network(trainer)) is None:
-            return
-        lm = LanguageModel(model, trainer.datamodule.tokenizer)
-        for tag, controls in self.controls.items():
-            texts = [lm.generate(prompt, **self.draw, **controls) for prompt in self.prompts]
-            # Indented, so that Markdown shows a code block and keeps the line breaks.
-            block = textwrap.indent("\n\n---\n\n".join(texts), "    ", lambda line: True)
-            for board in boards(trainer):
-                board.add_text(tag, block, self._step)
-            self._text = texts[0] if texts else ""  # the last has both
-        pl_module.paused += time.monotonic() - began
+        with callback_of(trainer, Throughput).paused():
+            if (model := full_network(trainer)) is None:
+                return
+            lm = LanguageModel(model, trainer.datamodule.tokenizer)
+            for tag, controls in self.controls.items():
+                texts = [lm.generate(prompt, **self.draw, **controls) for prompt in self.prompts]
+                # Indented, so that Markdown shows a code block and keeps the line breaks.
+                block = textwrap.indent("\n\n---\n\n".join(texts), "    ", lambda line: True)
+                for writer in summary_writers(trainer):
+                    writer.add_text(tag, block, self._step)
+                self._text = texts[0] if texts else ""  # the last has both
 
 
 class Figures(Callback):
@@ -194,12 +349,12 @@ class Figures(Callback):
             return
         weights = model.embed.weight
         names = [name_of(trainer.datamodule.tokenizer.decode([i])) for i in range(len(weights))]
-        for board in boards(trainer):
-            board.add_embedding(weights, names, global_step=trainer.global_step, tag="embedding")
+        for writer in summary_writers(trainer):
+            writer.add_embedding(weights, names, global_step=trainer.global_step, tag="embedding")
 
     def _write(self, trainer: Trainer, summary: Summary, step: int | None = None) -> None:
-        for board in boards(trainer):
-            board._get_file_writer().add_summary(summary, step)
+        for writer in summary_writers(trainer):
+            writer._get_file_writer().add_summary(summary, step)
 
 
 class Progress(ProgressBar):
@@ -225,10 +380,11 @@ class Progress(ProgressBar):
         """Open the bar at the step that training stands at."""
         data = trainer.datamodule
         self._tokens_per_step = data.batch_size * data.block_size * trainer.accumulate_grad_batches
-        self._step, self._mark = trainer.global_step, (trainer.global_step, _training_clock(pl_module))
+        self._clock, self._metrics = callback_of(trainer, Throughput), callback_of(trainer, TrainMetrics)
+        self._step, self._mark = trainer.global_step, (trainer.global_step, self._clock.seconds())
         self._bar = Bar(
             message("tokens"), trainer.max_steps if trainer.max_steps > 0 else None, self._step, self._tokens_per_step,
-            figures=lambda: _figures(pl_module), silent=self._silent,
+            figures=self._figures, silent=self._silent,
         )  # fmt: skip
         self._bar.start()
 
@@ -240,21 +396,19 @@ class Progress(ProgressBar):
         self._step = step
         self._bar.move(step)
         if (step == 1 or step % self.every_n_steps == 0) and not validation_due(trainer):
-            self._line(trainer, _training_clock(pl_module), pl_module)
+            self._line(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Update the bar, since it stands still until the validation ends, and take the time: training pauses here."""
-        if trainer.sanity_checking:
-            return
-        self._bar.move(self._step, at_once=True)
-        self._paused_at = _training_clock(pl_module)
+        """Update the bar, since it stands still until the validation ends."""
+        if not trainer.sanity_checking:
+            self._bar.move(self._step, at_once=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write a line with the validation's figures, and under it what the model writes now."""
         if trainer.sanity_checking:
             return
         loss, bits = (trainer.callback_metrics[f"val/{name}"].item() for name in ("loss", "bits_per_char"))
-        self._line(trainer, self._paused_at, pl_module, message("val_loss", loss), message("bits", bits))
+        self._line(trainer, message("val_loss", loss), message("bits", bits))
         for samples in trainer.callbacks:
             if isinstance(samples, Samples):
                 text = samples.beginning(trainer, pl_module)
@@ -270,13 +424,14 @@ class Progress(ProgressBar):
         if self._bar is not None:
             self._bar.stop()
 
-    def _line(self, trainer: Trainer, now: float, pl_module: LightningModule, *validation: str) -> None:
+    def _line(self, trainer: Trainer, *validation: str) -> None:
         if self._silent:
             return
+        now = self._clock.seconds()
         (from_step, then), self._mark = self._mark, (self._step, now)
         of_total = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
         parts = [message("step", f"{self._step}{of_total}")]
-        if record := pl_module.last_record:
+        if record := self._metrics.last_record:
             train, step = message("train_loss", record["metrics"]["train/loss"]), record["step"]
             parts.append(train if step == self._step else message("of_step", train, step))
         line = GAP.join([*parts, *validation])
@@ -286,14 +441,8 @@ class Progress(ProgressBar):
             line = longer if len(longer) <= COLUMNS else line
         print(line, file=sys.stderr, flush=True)
 
-
-def _training_clock(pl_module: LightningModule) -> float:
-    """Return seconds that stand still during validations and samples."""
-    return time.monotonic() - pl_module.paused
-
-
-def _figures(pl_module: LightningModule) -> list[str]:
-    """What the bar says of the last training batch that was recorded."""
-    if not (metrics := pl_module.last_record.get("metrics")):
-        return []
-    return [message("bar_loss", metrics["train/loss"]), message("bar_bits", metrics["train/bits_per_char"])]
+    def _figures(self) -> list[str]:
+        """Return what the bar says of the last step that was written."""
+        if not (metrics := self._metrics.last_record.get("metrics")):
+            return []
+        return [message("bar_loss", metrics["train/loss"]), message("bar_bits", metrics["train/bits_per_char"])]

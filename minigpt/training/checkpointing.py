@@ -16,11 +16,12 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.strategies import ModelParallelStrategy
 
 from minigpt import files
 from minigpt.errors import MiniGPTError, note
+from minigpt.training.callbacks import is_written
 from minigpt.training.distributed import local
+from minigpt.training.resume import validation_due
 
 
 class WholeFileCheckpointIO(TorchCheckpointIO):
@@ -84,28 +85,6 @@ def _drop_closed_terminal() -> None:
         except OSError as error:
             if error.errno == errno.EIO:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-
-
-def made_with(trainer: Trainer) -> dict[str, str]:
-    """What the bits of a training depend on besides its settings."""
-    device = trainer.strategy.root_device
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {
-        "torch": str(torch.__version__), "device": gpu, "instructions": torch.backends.cpu.get_cpu_capability(),
-        "threads": str(torch.get_num_threads()),
-        "processes": f"{trainer.world_size}{', sharded' * isinstance(trainer.strategy, ModelParallelStrategy)}",
-        "precision": str(trainer.precision),
-    }  # fmt: skip
-
-
-def validation_due(trainer: Trainer) -> bool:
-    """Whether a validation follows the optimizer step just done: on the interval, and once at the end."""
-    if not trainer.enable_validation:
-        return False
-    if trainer.should_stop or trainer.global_step == trainer.max_steps:
-        return True
-    batches = trainer.global_step * trainer.accumulate_grad_batches
-    return isinstance(trainer.val_check_interval, int) and batches % trainer.val_check_interval == 0
 
 
 class Checkpoints(Checkpoint):
@@ -174,17 +153,16 @@ class Checkpoints(Checkpoint):
             self.best_loss = state_dict["best_loss"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take SIGTERM back from Lightning; after a resume, run the validation that `last` preceded."""
-        if number := self._agreed_signal(trainer):  # it came since `setup`: nothing has been done that could be saved
+        """Take SIGTERM back from Lightning, and leave if a signal came since `setup`."""
+        if number := self._agreed_signal(trainer):  # nothing has been done that could be saved
             self._leave(trainer, number)
         signal.signal(signal.SIGTERM, self._note_signal)
         self._step = trainer.global_step
-        if self._step and validation_due(trainer):
-            trainer.validating = True
-            loop = trainer.fit_loop.epoch_loop.val_loop
-            loop.restarting = False  # from its first batch
-            loop.run()
-            trainer.training = True
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take SIGTERM back also before a validation that comes first: `resume.DueValidation`'s."""
+        if self._previous_handlers and self.signal is None:
+            signal.signal(signal.SIGTERM, self._note_signal)
 
     def _note_signal(self, number: int, frame: Any) -> None:
         self.signal = number
@@ -208,11 +186,9 @@ class Checkpoints(Checkpoint):
         final = step == trainer.max_steps
         written = step % self.every_n_steps == 0 or step == trainer.max_steps - 1
         due = final or number or written or validation_due(trainer)
-        if due or pl_module.last_record.get("step") == step:
+        if due or is_written(trainer, step):
             self._check_numbers(trainer, pl_module, outputs["loss"])
-        if final and trainer.enable_validation:
-            trainer.should_stop = True  # makes Lightning validate now, whatever the interval
-        elif due:
+        if due and not (final and trainer.enable_validation):  # the final one is saved with its validation
             self._save(trainer, "last.ckpt")
         if number:
             self._leave(trainer, number)

@@ -35,12 +35,12 @@ from minigpt.errors import MiniGPTError, note, writing
 from minigpt.models import NETWORKS, build_network, instantiate, n_parameters
 from minigpt.training import recipes, trust
 from minigpt.training.callbacks import Figures, Progress, Samples
-from minigpt.training.checkpointing import Checkpoints, WholeFileCheckpointIO, check_writable, made_with
+from minigpt.training.checkpointing import Checkpoints, WholeFileCheckpointIO, check_writable
 from minigpt.training.datamodule import TextDataModule
 from minigpt.training.distributed import FSDP2Strategy, check_mesh
 from minigpt.training.module import LitLanguageModel
 from minigpt.training.parser import TrainParser, configs_first, flatten, inner_reason, network_sentence
-from minigpt.training.stopping import GoOn, early_stoppings, stopped_early
+from minigpt.training.resume import environment, stopped_early
 
 # Options of Lightning's Trainer that have another default here.
 DEFAULTS = {
@@ -288,8 +288,6 @@ class MiniGPTCLI(LightningCLI):
         _settle_rank(trainer)
         if not isinstance(trainer.strategy, FSDP2Strategy):
             keep_memory()
-        if early_stoppings(trainer):
-            trainer.callbacks.insert(-1, GoOn())  # before Checkpoints, and after what stops
         return trainer
 
     def _lengths(self, trainer: Any, every_n_steps: int) -> tuple[int, int | float | None, Any]:
@@ -324,7 +322,7 @@ class MiniGPTCLI(LightningCLI):
         self.run_dir: Path | None = None
         self.finished = False
         self.stopped: str | None = None  # early, and why
-        self.start_step, horizon = 0, None  # where it goes on from
+        self.start_step, kept = 0, 0  # where it goes on from
         if self.config.ckpt_path is not None:
             self.checkpoint = self._find_checkpoint(root)
         if self.checkpoint:
@@ -334,15 +332,15 @@ class MiniGPTCLI(LightningCLI):
                     f"'{self.checkpoint}' is an export, which cannot be trained on. Name its run instead."
                 )
             self._check_same(checkpoint)
-            then, now = checkpoint["minigpt"].get("made_with", {}), made_with(self.trainer)
+            then, now = checkpoint["minigpt"].get("environment", {}), environment(self.trainer)
             if others := [f"{key} {now[key]} in place of {then[key]}" for key in then if then[key] != now.get(key)]:
                 note(f"The last bits will not be those of an undisturbed run: {', '.join(others)}.")
-            self.start_step, horizon = checkpoint["global_step"], checkpoint["minigpt"]["horizon"]
+            self.start_step, kept = checkpoint["global_step"], checkpoint["minigpt"]["schedule_steps"]
             self.finished = 0 < self.trainer.max_steps <= self.start_step
             if not self.finished and (why := stopped_early(self.trainer, checkpoint)) is not None:
                 self.finished, self.stopped = True, why
             self.run_dir = self._run_to_continue(self.start_step)
-        self.model.set_schedule(max(horizon or 0, self.trainer.max_steps))
+        self.model.schedule(max(kept, self.trainer.max_steps))  # a mistake is answered before there is a folder
         if not self.trainer.is_global_zero:
             self.run_dir = self.run_dir or root  # the first process makes the folder; Lightning tells the others
             return
@@ -534,6 +532,11 @@ class _Logger(TensorBoardLogger):
     @property
     def log_dir(self) -> str:
         return os.path.join(self.root_dir, self.version)
+
+    @property
+    def purge_step(self) -> int:
+        """The step from which on a resume hides what was written before."""
+        return self._kwargs["purge_step"]
 
 
 def _not_installed(error: Exception) -> MiniGPTError:

@@ -181,43 +181,50 @@ def orthogonalise(matrices: torch.Tensor, dtype: torch.dtype = torch.bfloat16, s
     return x.mT if tall else x
 
 
-def schedule(kind: str, warmup_steps: int, horizon: int, floor: float, cooldown: float) -> Callable[[int], float]:
-    """The factor on the learning rate as a function of the number of optimizer steps done.
+class Schedule:
+    """The factor on the learning rates as a function of the number of optimizer steps done.
 
     Args:
         kind: `constant`; `cosine` (Loshchilov and Hutter, "SGDR", 2017); `wsd`: stable, then a straight line down (Hu
             et al., "MiniCPM", 2024).
-        warmup_steps: Steps of a straight line up, first.
-        horizon: The step at which the factor reaches the floor.
-        floor: Where cosine and wsd end.
-        cooldown: The share of the horizon over which wsd goes down.
+        warmup_steps: Steps of a straight line up, first; a tenth of all steps where there are not more than these.
+        steps: The step at which the factor reaches its end.
+        end: The factor at which cosine and wsd end.
+        cooldown: The share of the steps over which wsd goes down.
 
     Raises:
-        MiniGPTError: There is no such schedule, or its parts do not fit the horizon.
+        MiniGPTError: There is no such schedule, or its parts do not fit the steps.
     """
-    if kind not in SCHEDULES:
-        raise MiniGPTError(f"model.lr_schedule is '{kind}'. It takes {', '.join(SCHEDULES)}.")
-    if warmup_steps < 0:
-        raise MiniGPTError(f"model.warmup_steps is {warmup_steps}. Give it a number of steps, or 0 for none.")
-    if kind != "constant" and horizon <= warmup_steps:
-        raise MiniGPTError(
-            f"model.lr_schedule {kind} has {horizon} steps, with {warmup_steps} to warm up. Set model.decay_steps or "
-            "trainer.max_steps."
-        )
-    if not 0 < cooldown <= 1:
-        raise MiniGPTError(f"model.cooldown is {cooldown}. Give it a share of the steps, above 0 and up to 1.")
 
-    down = min(cooldown * horizon, horizon - warmup_steps)  # steps of wsd's way down, which begins after the warm-up
+    def __init__(self, kind: str, warmup_steps: int, steps: int, end: float, cooldown: float):
+        if kind not in SCHEDULES:
+            raise MiniGPTError(f"model.lr_schedule is '{kind}'. It takes {', '.join(SCHEDULES)}.")
+        if warmup_steps < 0:
+            raise MiniGPTError(f"model.warmup_steps is {warmup_steps}. Give it a number of steps, or 0 for none.")
+        if not 0 < cooldown <= 1:
+            raise MiniGPTError(f"model.cooldown is {cooldown}. Give it a share of the steps, above 0 and up to 1.")
+        self.kind, self.steps, self.end = kind, steps, end
+        self.constant = kind == "constant" and warmup_steps == 0
+        self.shortened = ""  # how the warm-up was shortened
+        if 0 < steps <= warmup_steps:
+            self.shortened = f"model.warmup_steps is {steps // 10} in place of {warmup_steps}"
+            warmup_steps = steps // 10
+        if kind != "constant" and steps <= warmup_steps:
+            raise MiniGPTError(
+                f"model.lr_schedule {kind} has {steps} steps, with {warmup_steps} to warm up. Set model.decay_steps or "
+                "trainer.max_steps."
+            )
+        self.warmup_steps = warmup_steps
+        self.down = min(cooldown * steps, steps - warmup_steps)  # steps of wsd's way down, after the warm-up
 
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / (warmup_steps + 1)
-        if kind == "constant":
+    def factor(self, step: int) -> float:
+        """Return the factor after so many steps."""
+        if step < self.warmup_steps:
+            return (step + 1) / (self.warmup_steps + 1)
+        if self.kind == "constant":
             return 1.0
-        if kind == "cosine":
-            done = min(1.0, (step - warmup_steps) / (horizon - warmup_steps))
-            return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
-        left = max(0.0, (horizon - step) / down)
-        return floor + (1 - floor) * min(1.0, left)
-
-    return factor
+        if self.kind == "cosine":
+            done = min(1.0, (step - self.warmup_steps) / (self.steps - self.warmup_steps))
+            return self.end + (1 - self.end) * 0.5 * (1 + math.cos(math.pi * done))
+        left = max(0.0, (self.steps - step) / self.down)
+        return self.end + (1 - self.end) * min(1.0, left)

@@ -33,7 +33,7 @@ class Rehearsal(MiniGPTCLI):
         """Check what a run checks after that, in place of making its folder."""
         if self.trainer.world_size > 1:
             raise MiniGPTError("A trial trains in one process. Leave --trainer.devices at 1, and start several sweeps.")
-        self.model.set_schedule(self.trainer.max_steps)
+        self.model.schedule(self.trainer.max_steps)
 
 
 def read_space(path: str, recipe: MiniGPTCLI, args: list[str]) -> dict[str, BaseDistribution]:

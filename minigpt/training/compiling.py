@@ -1,0 +1,61 @@
+"""A callback that compiles the training step with `torch.compile`, where that gives the model's own gradients."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from minigpt.errors import note
+
+
+class Compiling(Callback):
+    """Compiles the module's `loss` before the first step, and trains without where that fails, with a note."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Drop the code of an earlier training, which may have had another network or precision."""
+        vars(pl_module).pop("loss", None)
+        self._done = False
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Compile for the first batch. It draws random numbers, so `Reseeding` has to come after it."""
+        if not self._done:
+            self._done = True
+            with trainer.precision_plugin.train_step_context():
+                pl_module.loss = _compiled(pl_module, *batch)
+
+
+def _compiled(module: LightningModule, x: torch.Tensor, y: torch.Tensor) -> Callable[..., torch.Tensor]:
+    """Return `module.loss` as compiled code, or as it is where that fails or gives other gradients."""
+    note("(compiling the training step, for up to a minute)")
+    torch.compiler.reset()  # it compiles a function for a few models only, and trainings before may have used them
+    compiled, began = torch.compile(module.loss), time.monotonic()
+    try:
+        right = _same_gradients(module, compiled, x, y)
+    except Exception:  # each stage of the compiler has its own
+        note("The step cannot be compiled here, for want of a C++ compiler perhaps; training goes on without.")
+        return module.loss
+    if not right:
+        note("The compiled step gives other gradients than the model here; training goes on without it.")
+        return module.loss
+    note(f"(compiled in {time.monotonic() - began:.0f} s)")
+    return compiled
+
+
+def _same_gradients(module: LightningModule, compiled: Callable, x: torch.Tensor, y: torch.Tensor) -> bool:
+    """Return whether compiled code gives the gradients of `loss`, up to rounding and to what dropout changes."""
+    # Unlike `backward` this leaves no gradients and wakes none of the hooks by which processes add theirs up.
+    weights = [p for p in module.network.parameters() if p.requires_grad]
+
+    def gradients(loss: Callable) -> list[torch.Tensor | None]:  # FSDP2 computes with copies of its own: None
+        return torch.autograd.grad(loss(x, y), weights, allow_unused=True)
+
+    found = zip(gradients(module.loss), gradients(module.loss), gradients(compiled), strict=True)
+    found = [each for each in found if each[0] is not None and each[0].isfinite().all()]
+    all_of_them = sum(one.norm() for one, _, _ in found)
+    return all(
+        (other - one).norm() <= 3 * (two - one).norm() + 0.1 * one.norm() + 1e-3 * all_of_them
+        for one, two, other in found
+    )
