@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import chain
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ import torch
 from minigpt.data.corpus import clean
 from minigpt.data.reading import whole
 from minigpt.errors import MiniGPTError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
 
 BYTES = [bytes([byte]) for byte in range(256)]
 MAX_VOCAB_SIZE = 4096  # of words and of byte pairs, unless said otherwise
@@ -328,7 +331,7 @@ class BPETokenizer(_Words):
         return cls(merges, **options)
 
     @cached_property
-    def backend(self):
+    def backend(self) -> "Backend":
         """The same tokenizer in the `tokenizers` library."""
         from tokenizers import Regex, decoders, models, pre_tokenizers
         from tokenizers import Tokenizer as Backend
