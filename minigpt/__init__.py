@@ -5,6 +5,7 @@ sample never waits for Lightning.
 """
 
 from importlib import import_module
+from typing import Any
 
 __version__ = "0.2.0"
 
@@ -27,7 +28,7 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'minigpt' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -62,10 +62,11 @@ def sync(path: Path) -> None:
 
 def can_sync(folder: Path) -> bool:
     """Return whether files in a folder can be flushed to disk; a note says so once where they cannot."""
+    synced = False
     with syncing(folder), TemporaryFile(dir=folder) as file:
         os.fsync(file.fileno())
-        return True
-    return False
+        synced = True
+    return synced
 
 
 def lock(path: Path, blocking: bool = True) -> ExitStack:
