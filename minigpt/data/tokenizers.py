@@ -46,13 +46,13 @@ class Tokenizer(ABC):
         self.nfc = nfc
 
     @classmethod
-    def from_text(cls, text: str, max_vocab_size: int | None = None, **options: bool) -> "Tokenizer":
+    def from_text(cls, text: str, max_vocab_size: int | None = None, **options: bool) -> Self:
         """The tokenizer of a text that is already clean; options as in `fit`."""
         return cls.fit([text], max_vocab_size, **options)
 
     @classmethod
     @abstractmethod
-    def fit(cls, pieces: Iterable[str], max_vocab_size: int | None = None, **options: bool) -> "Tokenizer":
+    def fit(cls, pieces: Iterable[str], max_vocab_size: int | None = None, **options: bool) -> Self:
         """The tokenizer of a clean text in pieces.
 
         Args:
@@ -158,7 +158,7 @@ class CharTokenizer(Tokenizer):
         self.stoi = {character: i for i, character in enumerate(self.characters)}
 
     @classmethod
-    def fit(cls, pieces: Iterable[str], max_vocab_size: int | None = None, **options: bool) -> "CharTokenizer":
+    def fit(cls, pieces: Iterable[str], max_vocab_size: int | None = None, **options: bool) -> Self:
         """The tokenizer of a clean text in pieces; options: lower, nfc and byte_fallback.
 
         Raises:
@@ -257,7 +257,7 @@ class WordTokenizer(_Words):
         self._ids = {chr(byte): byte for byte in range(128)} | {word: 256 + n for n, word in enumerate(words)}
 
     @classmethod
-    def fit(cls, pieces: Iterable[str], max_vocab_size: int | None = None, **options: bool) -> "WordTokenizer":
+    def fit(cls, pieces: Iterable[str], max_vocab_size: int | None = None, **options: bool) -> Self:
         """The tokenizer of a clean text in pieces; options: lower and nfc.
 
         Raises:
@@ -310,7 +310,7 @@ class BPETokenizer(_Words):
         self.merges = [list(pair) for pair in merges]
 
     @classmethod
-    def fit(cls, pieces: Iterable[str], max_vocab_size: int | None = None, **options: bool) -> "BPETokenizer":
+    def fit(cls, pieces: Iterable[str], max_vocab_size: int | None = None, **options: bool) -> Self:
         """The tokenizer of a clean text in pieces; options: lower and nfc.
 
         Raises:
