@@ -5,7 +5,22 @@ sample never waits for Lightning.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what type checkers see
+    from minigpt.data.dataset import CharDataset as CharDataset
+    from minigpt.data.tokenizers import BPETokenizer as BPETokenizer
+    from minigpt.data.tokenizers import CharTokenizer as CharTokenizer
+    from minigpt.data.tokenizers import WordTokenizer as WordTokenizer
+    from minigpt.errors import MiniGPTError as MiniGPTError
+    from minigpt.generation.text import LanguageModel as LanguageModel
+    from minigpt.generation.text import generate as generate
+    from minigpt.models.gpt import GPT as GPT
+    from minigpt.models.tinygpt import TinyGPT as TinyGPT
+    from minigpt.runs import load as load
+    from minigpt.training.api import train as train
+    from minigpt.training.datamodule import TextDataModule as TextDataModule
+    from minigpt.training.module import LitLanguageModel as LitLanguageModel
 
 __version__ = "0.2.0"
 
