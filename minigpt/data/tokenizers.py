@@ -104,7 +104,7 @@ class Tokenizer(ABC):
     def encode_array(self, text: str, unknown: str = "error") -> np.ndarray:
         """`(N,)` int32 ids, as `encode`'s, of a text of millions of characters."""
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[int] | torch.Tensor) -> str:
         """The text of `ids` (a list, or a one-dimensional tensor); a broken character becomes U+FFFD."""
         ids = ids.tolist() if isinstance(ids, torch.Tensor) else ids
         return b"".join(map(self.tokens.__getitem__, ids)).decode("utf-8", "replace")
