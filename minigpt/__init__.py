@@ -5,6 +5,22 @@ sample never waits for Lightning.
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what type checkers see
+    from minigpt.data.dataset import CharDataset as CharDataset
+    from minigpt.data.tokenizers import BPETokenizer as BPETokenizer
+    from minigpt.data.tokenizers import CharTokenizer as CharTokenizer
+    from minigpt.data.tokenizers import WordTokenizer as WordTokenizer
+    from minigpt.errors import MiniGPTError as MiniGPTError
+    from minigpt.generation.text import LanguageModel as LanguageModel
+    from minigpt.generation.text import generate as generate
+    from minigpt.models.gpt import GPT as GPT
+    from minigpt.models.tinygpt import TinyGPT as TinyGPT
+    from minigpt.runs import load as load
+    from minigpt.training.api import train as train
+    from minigpt.training.datamodule import TextDataModule as TextDataModule
+    from minigpt.training.module import LitLanguageModel as LitLanguageModel
 
 __version__ = "0.2.0"
 
@@ -27,7 +43,7 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'minigpt' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

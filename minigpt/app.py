@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from html import escape
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when it is imported
 
@@ -268,15 +269,17 @@ def build(shelf: Shelf) -> gr.Blocks:
 
     def two(files: list[str]) -> tuple[str | None, str | None]:
         """The first, and one of another run to compare it with, where there is one."""
-        first = next(iter(files), None)
+        if not files:
+            return None, None
+        first = files[0]
         return first, next((file for file in files if runs.run_of(Path(file)) != runs.run_of(Path(first))), first)
 
     def refresh(chosen: str | None, other: str | None, request: gr.Request) -> tuple[dict, dict, str]:
         found = choices()
         files = [file for _, file in found]
-        kept = [old if old in files else new for old, new in zip((chosen, other), two(files), strict=True)]
+        left, right = (old if old in files else new for old, new in zip((chosen, other), two(files), strict=True))
         notice = "" if found else "⚠ " + _say(request, "no_run", first_training())
-        return *(gr.update(choices=found, value=value) for value in kept), notice
+        return gr.update(choices=found, value=left), gr.update(choices=found, value=right), notice
 
     def generate(
         run: str, prompt: str, temperature: float, top_k: int, top_p: float, min_p: float, max_new_tokens: int,
@@ -300,16 +303,16 @@ def build(shelf: Shelf) -> gr.Blocks:
             yield first, second, " · ".join(dict.fromkeys((notice, further)))
 
     def look(run: str, text: str, layer: int, head: int, temperature: float, top_k: int, top_p: float, min_p: float,
-             request: gr.Request):  # fmt: skip
+             request: gr.Request) -> tuple[Any, ...]:  # fmt: skip
         try:
             lm = shelf.load(run)
             ids = ids_of(lm, text or "")
             if len(ids) < 2:
                 raise Problem("nothing")
-            is_gpt, place = isinstance(lm.model, GPT), len(ids) - 1
-            sizes = (lm.model.n_layer, lm.model.n_head) if is_gpt else (2, 2)
+            place = len(ids) - 1
+            sizes = (lm.model.n_layer, lm.model.n_head) if isinstance(lm.model, GPT) else (2, 2)
             sliders = [
-                gr.update(visible=is_gpt, maximum=max(2, size), value=min(value, size))
+                gr.update(visible=isinstance(lm.model, GPT), maximum=max(2, size), value=min(value, size))
                 for size, value in zip(sizes, (layer, head), strict=True)
             ]
             controls = _controls(temperature, top_k, top_p, min_p)
@@ -319,7 +322,7 @@ def build(shelf: Shelf) -> gr.Blocks:
             return "", "", "", gr.update(visible=False), gr.update(visible=False), 0, problem.message(request)
 
     def pick(run: str, text: str, layer: int, head: int, temperature: float, top_k: int, top_p: float, min_p: float,
-             event: gr.EventData, request: gr.Request):  # fmt: skip
+             event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:  # fmt: skip
         try:
             lm = shelf.load(run)
         except Problem as problem:
@@ -393,8 +396,8 @@ def build(shelf: Shelf) -> gr.Blocks:
                             left = gr.Textbox(label=I18N("first"), lines=16, elem_id="left")
                             right = gr.Textbox(label=I18N("second"), lines=16, elem_id="right")
         settings = [prompt, temperature, top_k, top_p, min_p, length, seed, stop_string, samples]
-        private = {"api_visibility": "private"}
-        crowd = {"concurrency_limit": AT_ONCE}
+        private: dict[str, Any] = {"api_visibility": "private"}
+        crowd: dict[str, Any] = {"concurrency_limit": AT_ONCE}
         gr.on([page.load, renew.click], refresh, [run, other], [run, other, notice], **private)
         written = gr.on(
             [go.click, prompt.submit], generate, [run, *settings], [text, notice], api_name="generate", **crowd

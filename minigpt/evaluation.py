@@ -27,8 +27,10 @@ class BitsPerCharacter(Metric):
 
     higher_is_better = False
     full_state_update = False
+    nats: torch.Tensor
+    characters: torch.Tensor
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.add_state("nats", torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state("characters", torch.tensor(0), dist_reduce_fx="sum")
@@ -52,6 +54,8 @@ class LossByPosition(Metric):
 
     higher_is_better = False
     full_state_update = False
+    nats: torch.Tensor
+    windows: torch.Tensor
 
     def __init__(self, block_size: int = 1):
         super().__init__()
@@ -87,7 +91,8 @@ class TextMetrics(nn.Module):
         self.accuracy = MeanMetric()
 
     def characters(self, targets: torch.Tensor) -> torch.Tensor:
-        """How many characters these tokens stand for."""
+        """How many characters these tokens stand for; `lengths` must be known."""
+        assert self.lengths is not None
         self.lengths = self.lengths.to(targets.device)
         return self.lengths[targets].sum()
 
@@ -115,7 +120,7 @@ class TextMetrics(nn.Module):
 
     def reset(self) -> None:
         """Forget what was gathered."""
-        for metric in self.children():
+        for metric in (self.loss, self.bits_per_char, self.by_position, self.accuracy):
             metric.reset()
 
 

@@ -166,7 +166,9 @@ def _colours(values: torch.Tensor) -> np.ndarray:
 
 
 @lru_cache(maxsize=16)
-def _frame(rows: tuple[str, ...], columns: tuple[str, ...], title: str, widest: int) -> tuple[np.ndarray, int, ...]:
+def _frame(
+    rows: tuple[str, ...], columns: tuple[str, ...], title: str, widest: int
+) -> tuple[np.ndarray, int, int, int, int]:
     """What stays the same from one step of a training to the next: the names. And where the cells come."""
     size = min(24, max(9, 720 // max(len(rows), len(columns))))
     width, height = max(size, widest + 4), max(size, 20) if widest else size
@@ -206,7 +208,7 @@ def _ink(text: str, light: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 @lru_cache(maxsize=1)
-def _font() -> ImageFont.FreeTypeFont:
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     for name in FONTS:
         try:
             return ImageFont.truetype(name, 13, layout_engine=ImageFont.Layout.BASIC)  # twice as fast

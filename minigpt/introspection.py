@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from minigpt.errors import MiniGPTError
 from minigpt.generation.checks import LONGEST, ROUNDED, block_size_of, differs, usable_paths
 from minigpt.generation.sampling import filter_logits
-from minigpt.models import device_of
+from minigpt.models import device_of, has_context
 from minigpt.models.gpt import GPT, Attention
 
 AT_ONCE = 1 << 14  # tokens in a batch of windows
@@ -19,9 +20,8 @@ AT_ONCE = 1 << 14  # tokens in a batch of windows
 
 def is_bigram(model: nn.Module) -> bool:
     """Whether the prediction of a model depends on the last id alone, as far as the model says so and a check shows."""
-    if getattr(model, "context_size", None) != 1:
-        return False
-    return "context" in usable_paths(model, block_size_of(model, LONGEST))
+    claimed = has_context(model) and model.context_size == 1
+    return claimed and "context" in usable_paths(model, block_size_of(model, LONGEST))
 
 
 @torch.no_grad()
@@ -33,7 +33,7 @@ def transitions(model: nn.Module) -> torch.Tensor:
 
 
 @torch.no_grad()
-def next_logits(model: nn.Module, ids: Sequence[int], first: int = 1) -> torch.Tensor:
+def next_logits(model: nn.Module, ids: Sequence[int] | torch.Tensor, first: int = 1) -> torch.Tensor:
     """The logits with which generation would go on after each of the beginnings of `ids`.
 
     Each is computed from the last `block_size` ids before it, as generation does, not from one long window.
@@ -46,11 +46,11 @@ def next_logits(model: nn.Module, ids: Sequence[int], first: int = 1) -> torch.T
     Returns:
         `(N - first + 1, V)` float32 logits; the last row's are what comes after all of `ids`.
     """
-    ids = torch.as_tensor(ids, device=device_of(model))
-    size = block_size_of(model, len(ids))
-    rows = [model(ids[None, :size])[0, first - 1 :]]
-    if len(ids) > size:
-        windows = ids.unfold(0, size, 1)[max(1, first - size) :]
+    row = torch.as_tensor(ids, device=device_of(model))
+    size = block_size_of(model, len(row))
+    rows = [model(row[None, :size])[0, first - 1 :]]
+    if len(row) > size:
+        windows = row.unfold(0, size, 1)[max(1, first - size) :]
         rows += [model(part)[:, -1] for part in windows.split(max(1, AT_ONCE // size))]
     return torch.cat(rows).float().cpu()
 
@@ -63,7 +63,7 @@ def surprisal(model: nn.Module, ids: Sequence[int], first: int = 1) -> torch.Ten
     return F.cross_entropy(logits, torch.as_tensor(ids[first:]), reduction="none") / math.log(2)
 
 
-def next_probabilities(model: nn.Module, ids: Sequence[int], **controls) -> tuple[torch.Tensor, torch.Tensor]:
+def next_probabilities(model: nn.Module, ids: Sequence[int], **controls: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """The probabilities `(V,)` of the id after `ids`: the model's own, and what the controls of `filter_logits` leave.
 
     Raises:
@@ -75,7 +75,7 @@ def next_probabilities(model: nn.Module, ids: Sequence[int], **controls) -> tupl
 
 
 @torch.no_grad()
-def attention(model: GPT, ids: Sequence[int]) -> torch.Tensor:
+def attention(model: GPT, ids: Sequence[int] | torch.Tensor) -> torch.Tensor:
     """Where each of the last `block_size` ids looks: `(n_layer, n_head, T, T)` weights, whose rows sum to 1.
 
     Raises:
@@ -91,7 +91,7 @@ def attention(model: GPT, ids: Sequence[int]) -> torch.Tensor:
     return torch.stack(maps).cpu()
 
 
-def _look(maps: list[torch.Tensor], attn: Attention, inputs: tuple, output: torch.Tensor) -> None:
+def _look(maps: list[torch.Tensor], attn: Attention, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     """Compute the weights that the attention kernel keeps to itself, and hold them to what it gave."""
     q, k, v = attn.project(*inputs[:2])
     k, v = (t.repeat_interleave(attn.groups, dim=1) for t in (k, v))

@@ -275,6 +275,28 @@ def test_copies_of_weights_are_given_up_when_the_weights_change(change):
         assert drawn == [plainly(copy.deepcopy(model), [1, 2, 3], 9, temperature=0.0)]
 
 
+class Wrapped(nn.Module):
+    """A network of another class, with a cache, and with an attribute `compiled` that means something else."""
+
+    block_size, compiled = BLOCK, True
+
+    def __init__(self):
+        super().__init__()
+        self.gpt = lively(block_size=BLOCK)
+
+    def forward(self, idx, cache=None):
+        return self.gpt(idx, cache)
+
+    def new_cache(self, batch_size):
+        return self.gpt.new_cache(batch_size)
+
+
+def test_only_a_gpt_has_a_compiled_step():
+    model = Wrapped().eval()
+    assert usable_paths(model, BLOCK) == {"cache"}
+    assert_plain_text(model)
+
+
 class Remembering(TinyGPT):
     """A bigram model that learned to look one id further back, and says that it did not."""
 

@@ -51,6 +51,13 @@ def test_every_public_name_is_there(name):
     assert getattr(minigpt, name).__name__ == name
 
 
+def test_type_checkers_see_every_public_name_at_its_home():
+    tree = ast.parse((ROOT / "minigpt" / "__init__.py").read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.asname: node.module for node in block.body for alias in node.names if alias.asname == alias.name}
+    assert seen == minigpt._HOMES
+
+
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="TinyGTP"):
         minigpt.TinyGTP  # noqa: B018

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -199,6 +200,17 @@ def test_ids_that_vanish_under_a_training_are_named(folder):
     shutil.rmtree("cache")
     with pytest.raises(MiniGPTError, match="are gone"):
         dataset[torch.arange(3)]
+
+
+def test_ids_that_vanish_as_soon_as_they_are_written_are_named(monkeypatch):
+    replace = Path.replace
+
+    def vanishing(self, target):
+        shutil.rmtree(replace(self, target))
+
+    monkeypatch.setattr(Path, "replace", vanishing)
+    with pytest.raises(MiniGPTError, match=r"were removed or altered as soon as they were written.*--data.cache_dir"):
+        in_file()
 
 
 def test_a_text_that_changes_while_it_is_read_is_refused(folder, monkeypatch):

@@ -161,7 +161,7 @@ class BatchOrder(SequentialSampler):
             position += length
         return torch.cat(pieces).view(count, self.batch_size)
 
-    def __iter__(self) -> Iterator[torch.Tensor]:
+    def __iter__(self) -> Iterator[torch.Tensor]:  # type: ignore[override]  # the base class yields single indices
         start = self.start() if callable(self.start) else self.start  # asked when the first batch is
         yield from islice(self._from(start), self.length)
 
@@ -228,6 +228,9 @@ class EvalWindows(Dataset):
 
     def __len__(self) -> int:
         return self.n_batches + self.tail
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return map(self.__getitem__, range(len(self)))
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         if not 0 <= index < len(self):

@@ -8,9 +8,9 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
 from backports import zstd
 
@@ -38,6 +38,12 @@ CONTAINERS = {
 # A line break or a space after something that is neither begins a new word for every tokenizer, and neither case nor
 # composed characters (NFC) look across it. So a text may be cut there, and be the same text in the same tokens.
 _UP_TO_A_CUT = re.compile(r".*\S(?=[ \n])", re.DOTALL)
+
+
+class ByteStream(Protocol):
+    """A file, or a member of an archive, that is read from one end to the other."""
+
+    def read(self, size: int, /) -> bytes: ...
 
 
 def cut(texts: Iterable[str]) -> Iterator[str]:
@@ -91,7 +97,7 @@ def packing(file: Path) -> list[str]:
     return [suffix for suffix in suffixes if suffix in (*PACKED, *JSON_LINES, ".json")]
 
 
-def _read_one(name: str, stream: BinaryIO, encoding: str | None, found: dict[str, str]) -> Iterator[str]:
+def _read_one(name: str, stream: ByteStream, encoding: str | None, found: dict[str, str]) -> Iterator[str]:
     with readable(name):
         text, ends = _decode(stream, name, encoding, found), packing(Path(name))
         if ".json" in ends:
@@ -120,11 +126,10 @@ def readable(name: str) -> Iterator[None]:
         ) from error
 
 
-def _unpack(file: Path) -> Iterator[tuple[str, BinaryIO]]:
+def _unpack(file: Path) -> Iterator[tuple[str, ByteStream]]:
     """The streams of bytes in a file, each with its name."""
     with readable(str(file)):
-        suffix = file.suffix.lower()
-        if suffix == ".zip":
+        if file.suffix.lower() == ".zip":
             with zipfile.ZipFile(file) as archive:
                 members = [m for m in archive.infolist() if m.filename.lower().endswith((*TEXTS, *JSON_LINES))]
                 members = [m for m in members if not is_hidden(Path(m.filename))]
@@ -137,8 +142,16 @@ def _unpack(file: Path) -> Iterator[tuple[str, BinaryIO]]:
                     with readable(f"{file}/{member.filename}"), archive.open(member) as stream:
                         yield f"{file}/{member.filename}", stream
         else:
-            with {".gz": gzip.open, ".zst": zstd.open}.get(suffix, open)(file, "rb") as stream:
+            with _open(file) as stream:
                 yield str(file), stream
+
+
+def _open(file: Path) -> AbstractContextManager[ByteStream]:
+    """Open a file that holds one text, packed or not."""
+    suffix = file.suffix.lower()
+    if suffix == ".gz":
+        return gzip.open(file, "rb")
+    return zstd.open(file, "rb") if suffix == ".zst" else file.open("rb")
 
 
 def is_hidden(file: Path) -> bool:
@@ -192,7 +205,7 @@ def whole(text: str) -> str:
     return text
 
 
-def _lines(texts: Iterator[str]) -> Iterator[str]:
+def _lines(texts: Iterable[str]) -> Iterator[str]:
     held = ""
     for text in texts:
         *lines, held = (held + text).split("\n")
@@ -200,7 +213,7 @@ def _lines(texts: Iterator[str]) -> Iterator[str]:
     yield held
 
 
-def _decode(stream: BinaryIO, name: str, encoding: str | None, found: dict[str, str]) -> Iterator[str]:
+def _decode(stream: ByteStream, name: str, encoding: str | None, found: dict[str, str]) -> Iterator[str]:
     """The text of a stream without its byte-order mark, its lines ended by newlines alone.
 
     It is UTF-8, unless it is said or looks otherwise. Where the first byte that is not ASCII is not UTF-8 either, the

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import chain
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ import torch
 from minigpt.data.corpus import clean
 from minigpt.data.reading import whole
 from minigpt.errors import MiniGPTError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
 
 BYTES = [bytes([byte]) for byte in range(256)]
 MAX_VOCAB_SIZE = 4096  # of words and of byte pairs, unless said otherwise
@@ -43,13 +46,13 @@ class Tokenizer(ABC):
         self.nfc = nfc
 
     @classmethod
-    def from_text(cls, text: str, max_vocab_size: int | None = None, **options: bool) -> "Tokenizer":
+    def from_text(cls, text: str, max_vocab_size: int | None = None, **options: bool) -> Self:
         """The tokenizer of a text that is already clean; options as in `fit`."""
         return cls.fit([text], max_vocab_size, **options)
 
     @classmethod
     @abstractmethod
-    def fit(cls, pieces: Iterable[str], max_vocab_size: int | None = None, **options: bool) -> "Tokenizer":
+    def fit(cls, pieces: Iterable[str], max_vocab_size: int | None = None, **options: bool) -> Self:
         """The tokenizer of a clean text in pieces.
 
         Args:
@@ -101,7 +104,7 @@ class Tokenizer(ABC):
     def encode_array(self, text: str, unknown: str = "error") -> np.ndarray:
         """`(N,)` int32 ids, as `encode`'s, of a text of millions of characters."""
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[int] | torch.Tensor) -> str:
         """The text of `ids` (a list, or a one-dimensional tensor); a broken character becomes U+FFFD."""
         ids = ids.tolist() if isinstance(ids, torch.Tensor) else ids
         return b"".join(map(self.tokens.__getitem__, ids)).decode("utf-8", "replace")
@@ -155,7 +158,7 @@ class CharTokenizer(Tokenizer):
         self.stoi = {character: i for i, character in enumerate(self.characters)}
 
     @classmethod
-    def fit(cls, pieces: Iterable[str], max_vocab_size: int | None = None, **options: bool) -> "CharTokenizer":
+    def fit(cls, pieces: Iterable[str], max_vocab_size: int | None = None, **options: bool) -> Self:
         """The tokenizer of a clean text in pieces; options: lower, nfc and byte_fallback.
 
         Raises:
@@ -254,7 +257,7 @@ class WordTokenizer(_Words):
         self._ids = {chr(byte): byte for byte in range(128)} | {word: 256 + n for n, word in enumerate(words)}
 
     @classmethod
-    def fit(cls, pieces: Iterable[str], max_vocab_size: int | None = None, **options: bool) -> "WordTokenizer":
+    def fit(cls, pieces: Iterable[str], max_vocab_size: int | None = None, **options: bool) -> Self:
         """The tokenizer of a clean text in pieces; options: lower and nfc.
 
         Raises:
@@ -307,7 +310,7 @@ class BPETokenizer(_Words):
         self.merges = [list(pair) for pair in merges]
 
     @classmethod
-    def fit(cls, pieces: Iterable[str], max_vocab_size: int | None = None, **options: bool) -> "BPETokenizer":
+    def fit(cls, pieces: Iterable[str], max_vocab_size: int | None = None, **options: bool) -> Self:
         """The tokenizer of a clean text in pieces; options: lower and nfc.
 
         Raises:
@@ -328,7 +331,7 @@ class BPETokenizer(_Words):
         return cls(merges, **options)
 
     @cached_property
-    def backend(self):
+    def backend(self) -> "Backend":
         """The same tokenizer in the `tokenizers` library."""
         from tokenizers import Regex, decoders, models, pre_tokenizers
         from tokenizers import Tokenizer as Backend

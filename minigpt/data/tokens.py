@@ -130,10 +130,12 @@ def _in_memory(corpus: Corpus, pieces: list[str], fit: Fit, val_fraction: float)
     about, text = survey(pieces), "".join(pieces)
     for boundary in _boundaries(len(text), val_fraction):
         tokenizer = fit(lambda: pieces, about, boundary)
-        parts = [torch.from_numpy(tokenizer.encode_array(part)).long() for part in (text[:boundary], text[boundary:])]
-        if min(map(len, parts)) > SHORTEST:
-            return Tokens(tokenizer, *parts, about.sha256, len(text), 1 - boundary / len(text))
-        if sum(map(len, parts)) < 2 * (SHORTEST + 1):
+        train, val = (
+            torch.from_numpy(tokenizer.encode_array(part)).long() for part in (text[:boundary], text[boundary:])
+        )
+        if min(len(train), len(val)) > SHORTEST:
+            return Tokens(tokenizer, train, val, about.sha256, len(text), 1 - boundary / len(text))
+        if len(train) + len(val) < 2 * (SHORTEST + 1):
             break
     raise _too_short(corpus, len(text))
 
@@ -182,8 +184,8 @@ def _known_sha256(corpus: Corpus, cache: Path) -> str:
     states = [FORMAT, *([str(file.absolute()), *_state(file)] for file in corpus.files)]
     known = cache / f"{sha256(json.dumps(states).encode()).hexdigest()[:32]}.sha256"
     with suppress(OSError):
-        if re.fullmatch(rb"[0-9a-f]{64}", found := known.read_bytes()):
-            return found.decode()
+        if re.fullmatch(rb"[0-9a-f]{64}", kept := known.read_bytes()):
+            return kept.decode()
     found = corpus.sha256_of_files()
     with suppress(OSError):  # it is only a shortcut
         known.parent.mkdir(parents=True, exist_ok=True)
@@ -255,9 +257,9 @@ def _build(corpus: Corpus, fit: Fit, val_fraction: float, folder: Path) -> Token
             "val_fraction": 1 - boundary / about.n_characters, "state": _state(partial / "ids.bin"),
             "crc32": _crc32(partial / "ids.bin"),
         }  # fmt: skip
-        with (partial / "tokens.json").open("w", encoding="utf-8") as file:
-            json.dump([found, _check(found)], file)
-            files.sync_file(file)
+        with (partial / "tokens.json").open("w", encoding="utf-8") as about_file:
+            json.dump([found, _check(found)], about_file)
+            files.sync_file(about_file)
         partial.replace(folder)
     except BaseException as error:
         _remove(partial)
@@ -271,7 +273,13 @@ def _build(corpus: Corpus, fit: Fit, val_fraction: float, folder: Path) -> Token
             f"need about {needed:,.0f} MB, and {folder.parent} has {free:,.0f} MB free. "
             f"{'Make room, or name' if full else 'Name'} another folder with --data.cache_dir."
         ) from error
-    return _open(folder)
+    made = _open(folder)
+    if made is None:
+        raise MiniGPTError(
+            f"The ids in '{folder}' were removed or altered as soon as they were written. Start again, or pass a "
+            "different folder with --data.cache_dir."
+        )
+    return made
 
 
 def _remove(path: Path) -> None:

@@ -25,15 +25,15 @@ def files(checkpoint: dict[str, Any], lm: LanguageModel) -> dict[str, bytes]:
     llama.cpp takes token 11 for the end of a text where no other is named, so the file has one token more than the
     model, whose logit is the mean of all others: it is never the likeliest.
     """
-    _check(lm.model, lm.tokenizer)
+    model, tokenizer = _checked(lm.model, lm.tokenizer)
     with needs("--format gguf needs", "gguf", "gguf"):
         import gguf
 
-    config, weights = llama(lm.model)
+    config, weights = llama(model)
     for name, end in (("model.embed_tokens", torch.zeros_like), ("lm_head", lambda row: row)):
         rows = weights[f"{name}.weight"]
         weights[f"{name}.weight"] = torch.cat((rows, end(rows.mean(0, keepdim=True))))
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, lm.model.n_layer)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.n_layer)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.gguf")
         writer = gguf.GGUFWriter(file, "llama")
@@ -48,11 +48,13 @@ def files(checkpoint: dict[str, Any], lm: LanguageModel) -> dict[str, bytes]:
         writer.add_rope_freq_base(config["rope_theta"])
         writer.add_rope_dimension_count(config["head_dim"])
         writer.add_vocab_size(config["vocab_size"] + 1)
-        _add_tokenizer(writer, lm.tokenizer)
+        _add_tokenizer(writer, tokenizer)
         for name, weight in weights.items():
             if name.endswith(("q_proj.weight", "k_proj.weight")):
                 weight = _in_pairs(weight, config["head_dim"])
-            writer.add_tensor(names.get_name(name, (".weight",)), weight.contiguous().numpy())
+            theirs = names.get_name(name, (".weight",))
+            assert theirs is not None, name  # the library knows all of Llama's names
+            writer.add_tensor(theirs, weight.contiguous().numpy())
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -60,8 +62,8 @@ def files(checkpoint: dict[str, Any], lm: LanguageModel) -> dict[str, bytes]:
         return {"model.gguf": file.read_bytes()}
 
 
-def _check(model: torch.nn.Module, tokenizer: Tokenizer) -> None:
-    """Refuse what llama.cpp cannot run.
+def _checked(model: torch.nn.Module, tokenizer: Tokenizer) -> tuple[GPT, CharTokenizer | BPETokenizer]:
+    """Return a model and a tokenizer that llama.cpp can run, and refuse others.
 
     Raises:
         MiniGPTError: A switch is not Llama's, or there is no such tokenizer.
@@ -89,6 +91,7 @@ def _check(model: torch.nn.Module, tokenizer: Tokenizer) -> None:
             "llama.cpp has no tokenizer of words that spells the rare ones. Take --format onnx, or train with "
             "--data.tokenizer bpe."
         )
+    return model, tokenizer
 
 
 def _add_tokenizer(writer: Any, tokenizer: CharTokenizer | BPETokenizer) -> None:

@@ -68,15 +68,15 @@ def to_hugging_face(model: torch.nn.Module) -> tuple[dict[str, Any], dict[str, t
     Raises:
         MiniGPTError: Hugging Face has no class for this model.
     """
-    settings = model.settings if isinstance(model, GPT) else None
-    if settings is not None and (part := unknown_part(model)):
-        raise MiniGPTError(
-            f"Hugging Face's classes do not have {part} of this model. Take --format safetensors or onnx."
-        )
-    if settings == PRESETS["gpt2"] and model.n_kv_head == model.n_head:
-        return _gpt2(model)
-    if settings is not None and settings | {"tie_weights": False} == PRESETS["llama"]:
-        return llama(model)
+    if isinstance(model, GPT):
+        if part := unknown_part(model):
+            raise MiniGPTError(
+                f"Hugging Face's classes do not have {part} of this model. Take --format safetensors or onnx."
+            )
+        if model.settings == PRESETS["gpt2"] and model.n_kv_head == model.n_head:
+            return _gpt2(model)
+        if model.settings | {"tie_weights": False} == PRESETS["llama"]:
+            return llama(model)
     name = type(model).__name__
     raise MiniGPTError(
         f"Hugging Face has no class for this {name}: only models with exactly the switches of preset gpt2 or "

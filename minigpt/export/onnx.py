@@ -24,19 +24,21 @@ def files(checkpoint: dict[str, Any], lm: LanguageModel) -> dict[str, bytes]:
         import onnxscript  # noqa: F401  (torch's exporter is built on both)
 
     model = lm.model
+    block_size: int = getattr(model, "block_size")  # noqa: B009  (a network that was loaded has one)
     size = {0: torch.export.Dim("batch")}
-    if model.block_size > 1:
-        size[1] = torch.export.Dim("length", max=model.block_size)
+    if block_size > 1:
+        size[1] = torch.export.Dim("length", max=block_size)
     # Two rows of two ids: a size of one would be taken for a constant.
-    ids = torch.zeros(2, min(2, model.block_size), dtype=torch.int64)
+    ids = torch.zeros(2, min(2, block_size), dtype=torch.int64)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, and says so
     with warnings.catch_warnings(action="ignore"):  # what torch deprecates of its own
         program = torch.onnx.export(
             model, (ids,), input_names=["ids"], output_names=["logits"], dynamic_shapes=(size,), dynamo=True,
             verbose=False,
         )  # fmt: skip
+    assert program is not None  # it is where no file to write to is named
     proto = program.model_proto
-    proto.metadata_props.add(key="block_size", value=str(model.block_size))
+    proto.metadata_props.add(key="block_size", value=str(block_size))
     for node in proto.graph.node:
         node.ClearField("metadata_props")  # the lines of code that it comes of, with their place on this machine
     if isinstance(lm.tokenizer, WordTokenizer):

@@ -15,14 +15,15 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
 from minigpt.errors import note
-from minigpt.models import device_of
+from minigpt.models import HasCache, HasContext, device_of, has_cache, has_context
+from minigpt.models.gpt import GPT
 from minigpt.models.layers import Int8Linear, forget_panels, quantize
 from minigpt.models.stock import hooked
 
@@ -32,6 +33,8 @@ ONE_BY_ONE = 4  # ids at the end that are computed one at a time
 LONGEST = 1024  # ids compared for a model that names no block_size
 NOISE = 0.05  # in place of parameters that are all zero
 NAMES = {"context": "table of transitions", "cache": "key-value cache", "compiled": "compiled step"}
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class Verdict(NamedTuple):
@@ -51,7 +54,7 @@ def usable_paths(model: nn.Module, length: int) -> set[str]:
 
     - `context`: the model has a `context_size`; a window of that many ids gives the logits of a longer one.
     - `cache`: the model has `new_cache(batch_size)`; see `GPT.new_cache`.
-    - `compiled`: the model has a `compiled` step, made of its present weights and checked by `compile_decoding`.
+    - `compiled`: a GPT has a `compiled` step, made of its present weights and checked by `compile_decoding`.
 
     A model is checked once for its present weights, modules and hooks, and again when one of them has changed.
 
@@ -59,12 +62,11 @@ def usable_paths(model: nn.Module, length: int) -> set[str]:
         model: `(B, T)` ids to `(B, T, V)` logits, in eval mode.
         length: The number of ids that the longest row will have; longer windows are not compared.
     """
-    claims = {path for path, name in (("context", "context_size"), ("cache", "new_cache")) if hasattr(model, name)}
-    compiled = getattr(model, "compiled", None)
+    claims = {path for path, has in (("context", has_context), ("cache", has_cache)) if has(model)}
     if not claims:
         return set()
     state, length = state_of(model), min(length, block_size_of(model, LONGEST))
-    if compiled is not None and compiled.state != state:
+    if isinstance(model, GPT) and model.compiled is not None and model.compiled.state != state:
         model.compiled = None
         _tell(model, "compiled", "the model has changed since it was compiled")
     known = _verdicts.get(model)
@@ -75,7 +77,8 @@ def usable_paths(model: nn.Module, length: int) -> set[str]:
         for path, reason in refused.items():
             _tell(model, path, reason)
     usable = claims - _verdicts[model].refused.keys()
-    return usable | {"compiled"} if "cache" in usable and getattr(model, "compiled", None) is not None else usable
+    compiled = isinstance(model, GPT) and model.compiled is not None
+    return usable | {"compiled"} if "cache" in usable and compiled else usable
 
 
 def block_size_of(model: nn.Module, default: int) -> int:
@@ -129,7 +132,7 @@ def _check(model: nn.Module, claims: set[str], length: int) -> dict[str, str]:
             return dict.fromkeys(claims, f"it cannot be checked ({one_line(error)})")
         if plain.isnan().any():
             return {}  # `draw` tells the person
-        checks = {"context": context_differs, "cache": cache_differs}
+        checks: dict[str, Callable[..., str | None]] = {"context": context_differs, "cache": cache_differs}
         reasons = {path: _reason(checks[path], exact, ids, plain) for path in claims}
     return {path: reason for path, reason in reasons.items() if reason}
 
@@ -158,7 +161,7 @@ def in_float32(model: nn.Module) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def exact_copy(model: nn.Module) -> nn.Module:
+def exact_copy(model: Network) -> Network:
     """Return a copy in float32 without kernels that round, and with noise in place of parameters that are all zero."""
     exact = copy.deepcopy(model).float().eval()
     generator = torch.Generator().manual_seed(0)
@@ -190,14 +193,14 @@ def differs(logits: torch.Tensor, plain: torch.Tensor, tolerance: float = TOLERA
     return f"its logits differ by {away:.2g}, of a spread of {spread:.3g}"
 
 
-def context_differs(model: nn.Module, ids: torch.Tensor, plain: torch.Tensor) -> str | None:
+def context_differs(model: HasContext, ids: torch.Tensor, plain: torch.Tensor) -> str | None:
     """Compare the logits after windows of `context_size` ids with those after all ids before."""
     size = model.context_size
     windows = ids.unfold(1, size, 1).flatten(0, 1) if ids.shape[1] >= size else ids
     return differs(model(windows)[:, -1], plain[:, windows.shape[1] - 1 :].flatten(0, 1))
 
 
-def cache_differs(model: nn.Module, ids: torch.Tensor, plain: torch.Tensor, tolerance: float = TOLERANCE) -> str | None:
+def cache_differs(model: HasCache, ids: torch.Tensor, plain: torch.Tensor, tolerance: float = TOLERANCE) -> str | None:
     """Compare the logits with a cache: all ids but the last few at once, then one by one, in rows of unequal length."""
     length = ids.shape[1]
     first = max(1, length - ONE_BY_ONE)

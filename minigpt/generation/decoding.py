@@ -13,7 +13,7 @@ from torch import nn
 
 from minigpt.errors import MiniGPTError
 from minigpt.generation.checks import ROUNDED, cache_differs, exact_copy, in_float32, random_ids, state_of
-from minigpt.models.gpt import GPT, NORM_EPS, KVCache
+from minigpt.models.gpt import GPT, NORM_EPS, Block, KVCache
 from minigpt.models.layers import Int8Linear
 from minigpt.models.stock import unknown_part
 
@@ -164,15 +164,15 @@ class CompiledDecoder:
             raise IndexError("an id is outside the vocabulary, or one more than the block holds")
         return logits
 
-    def _layer(self, block: nn.Module) -> _Layer:
-        linears = {"qkv": block.attn.qkv, "proj": block.attn.proj}
+    def _layer(self, block: Block) -> _Layer:
+        linears: dict[str, nn.Linear | None] = {"qkv": block.attn.qkv, "proj": block.attn.proj}
         linears |= {"gate": block.mlp.gate, "up": block.mlp.up, "down": block.mlp.down}
         return _Layer(
             self._norm(block.norm1), self._norm(block.norm2),
             **{name: self._linear(layer) for name, layer in linears.items() if layer is not None},
         )  # fmt: skip
 
-    def _norm(self, norm: nn.Module) -> _Norm:
+    def _norm(self, norm: nn.LayerNorm | nn.RMSNorm) -> _Norm:
         return _Norm(self._floats(norm.weight), self._floats(getattr(norm, "bias", None)))
 
     def _linear(self, layer: nn.Linear | Int8Linear) -> _Linear:

@@ -11,16 +11,18 @@ they give the same on the model at hand:
   even what lies under a relative position has looked at ids that are gone), so nothing cached is right.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import nn
 
 from minigpt.errors import MiniGPTError
-from minigpt.generation.checks import block_size_of, hooked, usable_paths
+from minigpt.generation.checks import block_size_of, usable_paths
 from minigpt.generation.sampling import check_numbers, draw, filter_logits
-from minigpt.models import device_of
+from minigpt.models import device_of, has_cache, has_context
 from minigpt.models.gpt import GPT
+from minigpt.models.stock import hooked
 
 RULE = "A network takes (B, T) ids and returns (B, T, V) logits, one score for each token of the vocabulary."
 LARGEST_TABLE = 2048  # ids of vocabulary, for the sake of memory
@@ -37,7 +39,7 @@ def generate_ids(
     min_p: float | None = None,
     repetition_penalty: float | None = None,
     generators: Sequence[torch.Generator] | None = None,
-) -> Iterator[torch.Tensor]:
+) -> Generator[torch.Tensor, None, None]:
     """Continue each of `prompts`, yielding the `(B,)` new ids of every step as they are drawn.
 
     Args:
@@ -55,15 +57,16 @@ def generate_ids(
 
     The model is in eval mode while ids are drawn, and back in its own mode afterwards, however the loop is left.
     """
-    controls = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    filtered = partial(filter_logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     was_training = model.training
     model.eval()
     try:
         length = max(map(len, prompts)) + max_new_tokens
         paths = usable_paths(model, length)
-        if "context" in paths and model.context_size == 1 and repetition_penalty is None:
+        is_bigram = "context" in paths and has_context(model) and model.context_size == 1
+        if is_bigram and repetition_penalty is None:
             # For fewer ids than rows, a table would not pay.
-            table = _table(model, min(max_new_tokens, LARGEST_TABLE), controls)
+            table = _table(model, min(max_new_tokens, LARGEST_TABLE), filtered)
             if table is not None:
                 yield from _walk(table, prompts, max_new_tokens, generators)
                 return
@@ -74,7 +77,7 @@ def generate_ids(
         for _ in range(max_new_tokens):
             with mode():
                 seen = rows.all() if repetition_penalty is not None else None
-                logits = filter_logits(read(), **controls, repetition_penalty=repetition_penalty, generated=seen)
+                logits = filtered(read(), repetition_penalty=repetition_penalty, generated=seen)
                 drawn = draw(logits.softmax(dim=-1), generators)[:, 0]
                 rows.append(drawn)
             yield drawn.clone()  # a tensor like any other, which could be trained on
@@ -140,14 +143,14 @@ def _mode(model: nn.Module) -> type[torch.no_grad] | type[torch.inference_mode]:
     return torch.inference_mode if type(model) is GPT and not hooked(model) else torch.no_grad
 
 
-def _table(model: nn.Module, largest: int, controls: dict) -> torch.Tensor | None:
+def _table(model: nn.Module, largest: int, filtered: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor | None:
     """The `(V, V)` probabilities of the next id after each id; None where V is above `largest`."""
     device = device_of(model)
     vocab_size = model(torch.zeros(1, 1, dtype=torch.int64, device=device)).shape[-1]
     if vocab_size > largest:
         return None
     logits = model(torch.arange(vocab_size, device=device)[:, None])[:, -1]
-    return filter_logits(logits, **controls).softmax(dim=-1)
+    return filtered(logits).softmax(dim=-1)
 
 
 def _walk(
@@ -165,12 +168,12 @@ def _walk(
         for _ in range(max_new_tokens):
             drawn = (after[last] / race.exponential_(generator=generator)).argmax(dim=-1, keepdim=True)
             yield drawn
-            last = drawn.item()
+            last = int(drawn)
     else:
-        last = torch.tensor([row[-1] for row in prompts], device=table.device)
+        drawn = torch.tensor([row[-1] for row in prompts], device=table.device)
         for _ in range(max_new_tokens):
-            last = draw(table[last], generators)[:, 0]
-            yield last
+            drawn = draw(table[drawn], generators)[:, 0]
+            yield drawn
 
 
 class _Rows:
@@ -221,8 +224,8 @@ class _Logits:
 
     def __init__(self, model: nn.Module, rows: _Rows, paths: set[str], block_size: int):
         self.model, self.rows = model, rows
-        self.size = model.context_size if "context" in paths else block_size
-        self.cache = model.new_cache(len(rows.lengths)) if "cache" in paths else None
+        self.size = model.context_size if "context" in paths and has_context(model) else block_size
+        self.cache = model.new_cache(len(rows.lengths)) if "cache" in paths and has_cache(model) else None
 
     def __call__(self) -> torch.Tensor:
         rows, cache = self.rows, self.cache

@@ -1,7 +1,8 @@
 """From a prompt to text: a model and its tokenizer together."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -44,7 +45,7 @@ class LanguageModel:
         """
         return self.tokenizer.decode(self.tokenizer.encode(self.tokenizer.clean(prompt), unknown))
 
-    def stream(self, prompt: str, max_new_tokens: int = 100, sample: int = 0, **controls) -> Iterator[str]:
+    def stream(self, prompt: str, max_new_tokens: int = 100, sample: int = 0, **controls: Any) -> Iterator[str]:
         """Continue `prompt`, yielding the new text piece by piece as it is drawn; arguments as in `stream_batch`.
 
         Args:
@@ -107,7 +108,7 @@ class LanguageModel:
         drawn = generate_ids(self.model, ids, max_new_tokens, *controls, generators)
         return self._pieces(drawn, [Until(stop, Decoder(self.tokenizer.tokens)) for _ in prompts])
 
-    def _pieces(self, drawn: Iterator[torch.Tensor], texts: list["Until"]) -> Iterator[list[str]]:
+    def _pieces(self, drawn: Generator[torch.Tensor, None, None], texts: list["Until"]) -> Iterator[list[str]]:
         for ids in drawn:
             yield [text.add(i) for text, i in zip(texts, ids.tolist(), strict=True)]
             if all(text.ended for text in texts):
@@ -122,7 +123,7 @@ class LanguageModel:
         """What stands before an empty prompt: a line break, or the first id of a text that has none."""
         return (self.tokenizer.encode("\n", unknown="skip") or [0])[0]
 
-    def generate(self, prompt: str, max_new_tokens: int = 100, unknown: str = "error", **controls) -> str:
+    def generate(self, prompt: str, max_new_tokens: int = 100, unknown: str = "error", **controls: Any) -> str:
         """The prompt, cleaned as the training text was, and its continuation; arguments as in `stream`.
 
         Raises:
@@ -132,7 +133,7 @@ class LanguageModel:
         return self.prepare(prompt, unknown) + "".join(new)
 
     def generate_batch(
-        self, prompts: Sequence[str], max_new_tokens: int = 100, unknown: str = "error", **controls
+        self, prompts: Sequence[str], max_new_tokens: int = 100, unknown: str = "error", **controls: Any
     ) -> list[str]:
         """Each prompt, cleaned, and its continuation, all at once; arguments as in `stream_batch`.
 
@@ -182,7 +183,7 @@ def generate(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    **controls,
+    **controls: Any,
 ) -> str:
     """The article's function: continue `prompt` with any network and its tokenizer.
 

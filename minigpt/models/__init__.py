@@ -15,7 +15,7 @@ import sys
 import traceback
 from collections.abc import Collection
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import nn
@@ -23,6 +23,30 @@ from torch import nn
 from minigpt.errors import MiniGPTError
 from minigpt.models.gpt import GPT
 from minigpt.models.tinygpt import TinyGPT
+
+
+class HasContext(Protocol):
+    """A network whose prediction depends on the last `context_size` ids alone."""
+
+    context_size: int
+
+    def __call__(self, idx: torch.Tensor) -> torch.Tensor: ...
+
+
+class Cache(Protocol):
+    """The cache of a network, as far as generation knows it; see `GPT.new_cache`."""
+
+    columns: int
+    length: torch.Tensor
+
+
+class HasCache(Protocol):
+    """A network that computes each id once in generation."""
+
+    def new_cache(self, batch_size: int) -> Cache: ...
+
+    def __call__(self, idx: torch.Tensor, cache: Any = None) -> torch.Tensor: ...
+
 
 NETWORKS: dict[str, type[nn.Module]] = {"minigpt.GPT": GPT, "minigpt.TinyGPT": TinyGPT}
 _INIT_ARGS = "_minigpt_init_args"
@@ -109,6 +133,16 @@ def look_in_working_folder() -> None:
     """Have imports look in the working folder too, after all other places, as for a script that lies there."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
+
+
+def has_context(network: nn.Module) -> TypeGuard[HasContext]:
+    """Return whether a network has a `context_size`; `checks.usable_paths` finds out whether that is true."""
+    return hasattr(network, "context_size")
+
+
+def has_cache(network: nn.Module) -> TypeGuard[HasCache]:
+    """Return whether a network has `new_cache`; `checks.usable_paths` finds out whether that can be used."""
+    return hasattr(network, "new_cache")
 
 
 def device_of(model: nn.Module) -> torch.device:

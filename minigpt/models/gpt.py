@@ -4,8 +4,8 @@ Shapes: `B` batch, `T` tokens, `C` width (n_embd), `H` heads, `D` head size (C /
 """
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -92,7 +92,12 @@ class GPT(nn.Module):
         MiniGPTError: A size does not divide another, or a switch has a value that it does not know.
     """
 
-    compiled = None  # `forward` for one id a row behind a cache, where `compile_decoding` has compiled it
+    # `nn.ModuleList` does not say of which class its modules are.
+    blocks: Sequence["Block"]
+    ngrams: Sequence[Embedding]
+    cos: torch.Tensor | None  # RoPE's tables
+    sin: torch.Tensor | None
+    compiled: "CompiledStep | None" = None  # see `compile_decoding`
     # Keep between blocks only what goes from one to the next, and compute the rest again on the way back: less memory
     # for a third more work (Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016).
     activation_checkpointing = False
@@ -143,12 +148,17 @@ class GPT(nn.Module):
         self.softcap = settings["softcap"]
 
         self.embed = Embedding(vocab_size, n_embd)
-        self.ngrams = nn.ModuleList(Embedding(settings["ngrams"], n_embd) for _ in range(2 * (settings["ngrams"] > 0)))
+        n_tables = 2 if settings["ngrams"] else 0  # for pairs and for triples
+        self.ngrams = nn.ModuleList(  # type: ignore[assignment]  # a list, as annotated above
+            Embedding(settings["ngrams"], n_embd) for _ in range(n_tables)
+        )
         position = settings["position"]
         self.position = nn.Embedding(block_size, n_embd) if position == "learned" else None
         self.cos, self.sin = rope_tables(block_size, n_embd // n_head) if position == "rope" else (None, None)
         self.dropout = dropout
-        self.blocks = nn.ModuleList(Block(n, n_embd, n_head, n_kv_head, dropout, settings) for n in range(n_layer))
+        self.blocks = nn.ModuleList(  # type: ignore[assignment]  # a list, as annotated above
+            Block(n, n_embd, n_head, n_kv_head, dropout, settings) for n in range(n_layer)
+        )
         self.norm = make_norm(n_embd, settings)
         self.lm_head = Linear(n_embd, vocab_size, bias=False)
         self._initialise()
@@ -157,7 +167,7 @@ class GPT(nn.Module):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "GPT":
         # The tables go where the weights go, but are no buffers: weight averaging would average those, and round.
-        if self.cos is not None:
+        if self.cos is not None and self.sin is not None:
             self.cos, self.sin = fn(self.cos), fn(self.sin)
         self.compiled = None  # it is for the weights as they were
         return super()._apply(fn, recurse)
@@ -195,7 +205,7 @@ class GPT(nn.Module):
         if self.ngrams:
             x = x + self._ngrams(idx, cache)
         rope = None
-        if self.cos is not None:
+        if self.cos is not None and self.sin is not None:
             rope = self.cos[positions].unsqueeze(-3), self.sin[positions].unsqueeze(-3)  # (1, T, D) or (B, 1, T, D)
         if self.position is not None:
             x = x + self.position.weight[positions]
@@ -224,11 +234,18 @@ class GPT(nn.Module):
         """The embeddings `(B, T, C)` of the pair and the triple that end at each id; before the first stands id 0."""
         before = idx.new_zeros(idx.shape[0], 2) if cache is None else cache.before
         ids = torch.cat((before, idx), dim=1)
-        hashed, total = idx, 0
-        for n, table in enumerate(self.ngrams, 1):
-            hashed = hashed * HASH + ids[:, 2 - n : ids.shape[1] - n]
-            total = total + table(hashed % table.num_embeddings)
-        return total
+        pair, triple = self.ngrams
+        hash_of_two = idx * HASH + ids[:, 1:-1]
+        hash_of_three = hash_of_two * HASH + ids[:, :-2]
+        return pair(hash_of_two % pair.num_embeddings) + triple(hash_of_three % triple.num_embeddings)
+
+
+class CompiledStep(Protocol):
+    """`GPT.forward` for one id a row behind a cache, in compiled code."""
+
+    state: tuple | None  # what `checks.state_of` gave for the model when it was compiled
+
+    def __call__(self, idx: torch.Tensor, cache: "KVCache") -> torch.Tensor: ...
 
 
 class KVCache:
@@ -276,11 +293,10 @@ class KVCache:
 
     def store(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Add `(B, H, n, D)` keys and values of the new ids; those of all ids, `(B, H, S, D)`."""
-        stored = []
-        for kept, new in ((self.keys[layer], k), (self.values[layer], v)):
-            kept.scatter_(2, self.places, new)
-            stored.append(kept.narrow(2, 0, self.columns))
-        return tuple(stored)
+        keys, values = self.keys[layer], self.values[layer]
+        keys.scatter_(2, self.places, k)
+        values.scatter_(2, self.places, v)
+        return keys.narrow(2, 0, self.columns), values.narrow(2, 0, self.columns)
 
 
 class Block(nn.Module):
@@ -369,7 +385,7 @@ class MLP(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         up = self.up(x)
-        x = F.silu(self.gate(x)) * up if self.kind == "swiglu" else ACTIVATIONS[self.kind](up)
+        x = ACTIVATIONS[self.kind](up) if self.gate is None else F.silu(self.gate(x)) * up
         x = self.down(x)
         return dropped(x, self.dropout) if self.training else x
 
@@ -379,7 +395,7 @@ def mlp_width(n_embd: int, kind: str) -> int:
     return math.ceil(n_embd / 3) * 8 if kind == "swiglu" else 4 * n_embd
 
 
-def make_norm(size: int, settings: dict[str, Any]) -> nn.Module:
+def make_norm(size: int, settings: dict[str, Any]) -> nn.LayerNorm | nn.RMSNorm:
     eps = NORM_EPS[settings["norm"]]
     return nn.RMSNorm(size, eps) if settings["norm"] == "rmsnorm" else nn.LayerNorm(size, eps, bias=settings["bias"])
 

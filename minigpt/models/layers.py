@@ -36,13 +36,15 @@ class Linear(nn.Linear):
 
     def _panels(self) -> torch.Tensor | None:
         """The weights as `(out_features / width, in_features, width)`; None where they are not PyTorch's plain ones."""
-        kept, weight = self.kept, self._parameters.get("weight")
-        plain = type(weight) is nn.Parameter  # not where parametrized, in shards, or inside a transform of torch.func
-        if plain and kept is not None:
-            panels, source, version = kept
+        weight = self._parameters.get("weight")
+        if type(weight) is not nn.Parameter:  # where parametrized, in shards, or inside a transform of torch.func
+            self.kept = None
+            return None
+        if self.kept is not None:
+            panels, source, version = self.kept
             if source.data_ptr() == weight.data_ptr() and version == weight._version:
                 return panels
-        if not plain or weight.is_inference() or weight.dtype != torch.float32 or not weight.is_cpu:
+        if weight.is_inference() or weight.dtype != torch.float32 or not weight.is_cpu:
             self.kept = None
             return None
         panels = weight.detach().view(-1, self.width, self.in_features).mT.contiguous()
@@ -114,7 +116,9 @@ def quantize(model: nn.Module) -> None:
     tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
     for module in list(model.modules()):
         for name, layer in module.named_children():
-            if type(layer) in (nn.Linear, Linear) and not any(layer.weight is table for table in tables):
+            if not isinstance(layer, nn.Linear) or type(layer) not in (nn.Linear, Linear):
+                continue
+            if not any(layer.weight is table for table in tables):
                 setattr(module, name, Int8Linear(layer))
 
 
@@ -185,7 +189,7 @@ def dropped(x: torch.Tensor, share: float) -> torch.Tensor:
 # A function of its seed: compilers leave out what is computed twice, and checkpointing computes it again.
 @library.custom_op("minigpt::words", mutates_args=())
 def _words(seed: torch.Tensor, n: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed.item())
+    generator = torch.Generator().manual_seed(int(seed.item()))
     draws = torch.empty(math.ceil(n / 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
     return draws.view(torch.int16)[:n]
 

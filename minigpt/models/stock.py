@@ -28,7 +28,8 @@ def unknown_part(model: nn.Module) -> str | None:
     if type(model) is not GPT:
         return f"the class {type(model).__name__}"
     for switch, value in model.settings.items():
-        if switch not in SWITCHES or (SWITCHES[switch] is not None and value not in SWITCHES[switch]):
+        known_values = SWITCHES.get(switch, ())
+        if known_values is not None and value not in known_values:
             return f"{switch} {value}"
     if name := hooked(model):
         return f"the forward hook of {name}"

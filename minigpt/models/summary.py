@@ -27,7 +27,7 @@ def parts(model: nn.Module, tokens: str = "tokens") -> list[Part]:
         model: The model; of a class of one's own, its modules are named by their classes.
         tokens: What its tokens are: `characters` or `tokens`.
     """
-    if type(model) not in (GPT, TinyGPT):
+    if not isinstance(model, GPT | TinyGPT) or type(model) not in (GPT, TinyGPT):
         return _modules(model)
     vocab_size, n_embd = model.embed.weight.shape
     tokens = message(tokens)
@@ -47,7 +47,7 @@ def _modules(model: nn.Module) -> list[Part]:
     named = list(model.named_children())
     rows = [Part(name, type(module).__name__, _n(module)) for name, module in named]
     own = [Part(name, "parameter", p.numel()) for name, p in model.named_parameters(recurse=False)]
-    total, shared = sum(p.numel() for p in model.parameters()), sum(row.n for row in (*rows, *own))
+    total, shared = sum(p.numel() for p in model.parameters()), sum(row.n or 0 for row in (*rows, *own))
     return [
         *own,
         *rows,
@@ -89,7 +89,7 @@ def _inside(model: GPT) -> list[Part]:
         heads = message("head_role", size)
     ngrams = []
     if model.ngrams:
-        ngrams = [Part(message("n_grams"), message("n_grams_role", model.settings["ngrams"]), _n(model.ngrams))]
+        ngrams = [Part(message("n_grams"), message("n_grams_role", model.settings["ngrams"]), _n(*model.ngrams))]
     return [
         *ngrams,
         positions,
@@ -100,7 +100,7 @@ def _inside(model: GPT) -> list[Part]:
         ),
         Part("  " + message("attention_part"), heads, _n(block.attn), copies),
         Part("  MLP", _mlp(block.mlp), _n(block.mlp), copies),
-        Part("  " + message("norms"), message("norms_role", norm), _n(block.norm1) + _n(block.norm2), copies),
+        Part("  " + message("norms"), message("norms_role", norm), _n(block.norm1, block.norm2), copies),
         Part(message("last_norm"), message("last_norm_role", norm), _n(model.norm)),
     ]
 
@@ -113,5 +113,5 @@ def _mlp(mlp: MLP) -> str:
     return message("mlp_role", narrow, wide, activations.get(mlp.kind, mlp.kind))
 
 
-def _n(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+def _n(*modules: nn.Module) -> int:
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
