@@ -133,12 +133,10 @@ def test_the_noise_of_bfloat16_would_hide_a_running_mean(monkeypatch):
     model = changed(MeanBlock, monkeypatch).bfloat16()
     ids = checks.random_ids(model, BLOCK)
     with torch.no_grad():
-        stock, plain = lively(block_size=BLOCK).bfloat16(), model(ids)
-        noise = checks.cache_differs(stock, ids, stock(ids), 0.0)
-        assert checks.cache_differs(model, ids, plain, checks.ROUNDED) is None
-    assert noise is not None
+        # Within what bfloat16 may differ by (on some processors by nothing at all), the mean is not seen.
+        assert checks.cache_differs(model, ids, model(ids), checks.ROUNDED) is None
     assert usable_paths(model, BLOCK) == set()
-    assert usable_paths(stock, BLOCK) == {"cache"}
+    assert usable_paths(lively(block_size=BLOCK).bfloat16(), BLOCK) == {"cache"}
 
 
 @pytest.mark.parametrize("precision", ["32", "bf16", "int8"])
