@@ -457,7 +457,7 @@ def train(args: list[str]) -> int:
         if stop.code == 1:  # so Lightning leaves on a Ctrl-C that comes before our handler is there, or after
             raise KeyboardInterrupt from None
         if stop.code > 128:
-            note(f"{message('interrupted', cli.trainer.global_step)} {_again(cli, args, cli.run_dir)}")
+            note(f"{message('interrupted', cli.trainer.global_step)} {resume_command(cli, args, cli.run_dir)}")
         gc.freeze()
         raise
     except RuntimeError as error:
@@ -466,7 +466,7 @@ def train(args: list[str]) -> int:
         run_dir = cli.run_dir if cli.trainer.is_global_zero else Path("last")  # the first process alone knows it
         raise MiniGPTError(
             "Another process of this training is gone, so it cannot go on. What it said last may tell why. "
-            + _again(cli, args, run_dir)
+            + resume_command(cli, args, run_dir)
         ) from error
     if cli.trainer.fast_dev_run:
         note(f"fast_dev_run: {cli.trainer.global_step} steps and a validation went through; nothing was written.")
@@ -595,7 +595,7 @@ def _ranking(rows: list[dict]) -> None:
     )
 
 
-def _again(cli, args: list[str], run_dir: Path) -> str:
+def resume_command(cli, args: list[str], run_dir: Path) -> str:
     """How to go on with a run: by what it was started with, and where it and a pipe's copy are."""
     pairs = pairwise(["", *args])
     kept = [arg for before, arg in pairs if before != "--ckpt_path" and not arg.startswith("--ckpt_path")]

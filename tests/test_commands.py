@@ -181,7 +181,7 @@ def test_the_command_that_goes_on_names_the_copy_of_a_pipe():
     corpus, data = SimpleNamespace(path="cache/kept.txt"), SimpleNamespace(path="/dev/fd/63")
     cli = SimpleNamespace(datamodule=SimpleNamespace(corpus=corpus), config=SimpleNamespace(data=data))
     given = ["--data.path", "/dev/fd/63", "--ckpt_path=a", "--ckpt_path", "b", "--model.network.n_embd", "8"]
-    again = commands._again(cli, given, Path("run"))
+    again = commands.resume_command(cli, given, Path("run"))
     assert again.endswith(
         "train.py --data.path /dev/fd/63 --model.network.n_embd 8 --data.path cache/kept.txt --ckpt_path run"
     )

@@ -73,7 +73,8 @@ RATES = (
     "warmup_steps", "min_lr", "decay_steps", "cooldown",
 )  # fmt: skip
 STRATEGIES = "minigpt trains on one device, or on several with --trainer.strategy ddp or fsdp2. Set one of them."
-RECITES = 20  # parameters a character of text; a quarter as many, with dropout, still learn (configs/shakespeare.yaml)
+# Above it a model recites its text. A quarter as many, with dropout, still learn (configs/shakespeare.yaml).
+PARAMS_PER_CHARACTER_LIMIT = 20
 
 
 def config_name(path: str | Path) -> str:
@@ -395,8 +396,8 @@ class MiniGPTCLI(LightningCLI):
     def _tell_of_reciting(self) -> None:
         """Say so if the model could hold its text by heart many times over, and what would suit the text."""
         network, tokens = self.model.network, self.datamodule.tokens
-        most = RECITES * round(tokens.n_characters * (1 - tokens.val_fraction))
-        size = n_parameters(network)
+        n_characters = round(tokens.n_characters * (1 - tokens.val_fraction))
+        most, size = PARAMS_PER_CHARACTER_LIMIT * n_characters, n_parameters(network)
         if size <= most:
             return
         advice, settings = [], self.model.architecture["init_args"] or {}
@@ -409,7 +410,7 @@ class MiniGPTCLI(LightningCLI):
         if settings.get("dropout", 1) < 0.2:  # TinyGPT has none
             advice.append("--model.network.dropout 0.2")
         note(
-            f"The model has {size:,} parameters for {most // RECITES:,} characters: it will recite the text rather "
+            f"The model has {size:,} parameters for {n_characters:,} characters: it will recite the text rather "
             f"than learn from it. {' and '.join(advice) or 'A longer text'} would suit."
         )
 
@@ -441,8 +442,10 @@ class MiniGPTCLI(LightningCLI):
             MiniGPTError: The architecture, the tokenizer or the corpus differs; both values are shown.
         """
         about, data = checkpoint["minigpt"], self.datamodule
-        then = _fixed(about["data"], about["model"], checkpoint["hyper_parameters"], about["accumulate_grad_batches"])
-        now = _fixed(
+        then = resume_invariants(
+            about["data"], about["model"], checkpoint["hyper_parameters"], about["accumulate_grad_batches"]
+        )
+        now = resume_invariants(
             data.describe("."), self.model.architecture, self.model.hparams, self.trainer.accumulate_grad_batches
         )
         then["optimizer"], now["optimizer"] = about.get("optimizer"), self.model.optimizer_class
@@ -477,7 +480,7 @@ class MiniGPTCLI(LightningCLI):
         return run.absolute()
 
 
-def _fixed(data: dict, network: dict, settings: dict, accumulate_grad_batches: int) -> dict[str, Any]:
+def resume_invariants(data: dict, network: dict, settings: dict, accumulate_grad_batches: int) -> dict[str, Any]:
     """What a resume cannot change, by the names that a person knows."""
     cleaning = ("max_vocab_size", "byte_fallback", "val_fraction", "lower", "strip", "nfc")
     return {

@@ -19,7 +19,7 @@ from minigpt.training.parser import NETWORK_FLAGS, TrainParser
 EXAMPLE = "sweeps/nano"
 
 
-class Rehearsal(MiniGPTCLI):
+class DryRun(MiniGPTCLI):
     """All that a trial settles before it trains, but for the run folder."""
 
     def before_instantiate_classes(self) -> None:
@@ -61,11 +61,11 @@ def read_space(path: str, recipe: MiniGPTCLI, args: list[str]) -> dict[str, Base
     first = {key: choices[0] for key, choices in values.items()}
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # the recipe's notes have been read
-            config = Rehearsal([*args, *as_flags(first)]).config
+            config = DryRun([*args, *as_flags(first)]).config
             typed = {key: [_typed(config, key)] for key in values}
             for key, choices in values.items():
                 for value in choices[1:]:
-                    typed[key].append(_typed(Rehearsal([*args, *as_flags(first | {key: value})]).config, key))
+                    typed[key].append(_typed(DryRun([*args, *as_flags(first | {key: value})]).config, key))
     except MiniGPTError as error:
         raise MiniGPTError(f"{path}: {error}") from error
     return {key: _distribution(path, key, given[key], typed[key]) for key in values}

@@ -32,7 +32,7 @@ from minigpt.seeds import derive_seed
 from minigpt.training import recipes
 from minigpt.training.cli import MiniGPTCLI
 from minigpt.training.parser import flatten
-from minigpt.training.space import Rehearsal, as_flags, as_text, in_words, read_space
+from minigpt.training.space import DryRun, as_flags, as_text, in_words, read_space
 
 OBJECTIVE = "val/bits_per_char"  # of the last validation: it compares across tokenizers
 # What may differ between two machines that share a study. The text is compared by its checksum, wherever it is.
@@ -83,7 +83,7 @@ class Sweep:
     def __init__(self, args: list[str], space: str, study: str | None, storage: str | None, seed: int):
         if any(re.match("--ckpt_path(=|$)", arg) for arg in args):
             raise MiniGPTError("A sweep makes new runs, so --ckpt_path has no use here. To go on, repeat the command.")
-        recipe = Rehearsal(args)
+        recipe = DryRun(args)
         self.args, self.seed = args, seed
         self.space = read_space(space, recipe, args)
         self.name = re.sub(r"[^\w.-]+", "_", f"{recipe.name}-{Path(space).stem}") if study is None else study
