@@ -30,7 +30,8 @@ def test_a_recipe_is_short_complete_and_says_what_to_expect(recipe):
     text = recipe.read_text(encoding="utf-8")
     header = text.split("\n\n")[0]
     assert len(text.splitlines()) < 60
-    assert f"python scripts/train.py --config {recipe.relative_to(ROOT).as_posix()}" in header
+    name = recipe.relative_to(ROOT / "configs").with_suffix("").as_posix()
+    assert re.search(rf"minigpt train --config {name}$", header, re.MULTILINE)
     for word in ("Machine, minutes:", "Expected val loss:"):
         assert re.search(rf"{word} [^\n]*\d", header), word
     settings = yaml.safe_load(text)
