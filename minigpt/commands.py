@@ -27,7 +27,7 @@ from minigpt.command_line import (
     tool,
     unexpected_argument,
 )
-from minigpt.errors import MiniGPTError, did_you_mean, needs, note, writing
+from minigpt.errors import MiniGPTError, check_number, did_you_mean, needs, note, writing
 from minigpt.words import message
 
 PROMPT = "un matin,"
@@ -227,8 +227,7 @@ def generate(args: list[str]) -> int:
     lm = runs.language_model(runs.read_checkpoint(file), _device(asked.device), asked.precision, asked.allow_code)
     prompt = (sys.stdin.read() if sys.stdin else "") if asked.prompt == "-" else asked.prompt
     shown = lm.prepare(prompt, asked.unknown)
-    if asked.num_samples < 1:
-        raise MiniGPTError(f"num_samples is {asked.num_samples}. Give a whole number of 1 or more.")
+    check_number("num_samples", asked.num_samples, at_least=1, whole=True)
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop", "unknown")
     controls = {name: getattr(asked, name) for name in names}
     lm.stream_batch([prompt], asked.max_new_tokens, **controls)  # a mistake is found before anything is written
@@ -279,8 +278,7 @@ def evaluate(args: list[str]) -> int:
     _add_precision(parser)
     _add_unknown(parser)
     asked = parser.parse_args(args)
-    if asked.memorisation is not None and asked.memorisation < 1:
-        raise MiniGPTError(f"memorisation is {asked.memorisation}. Give the number of texts to draw, 1 or more.")
+    check_number("memorisation", asked.memorisation, at_least=1, whole=True, optional=True)
     if asked.encoding and asked.path is None:
         raise MiniGPTError("--data.encoding is for a text that --data.path names. Name one, or leave it out.")
     if asked.figures:
@@ -553,8 +551,7 @@ def sweep(args: list[str]) -> int:
             and flag not in ("--ckpt_path", "--seed_everything", "--allow_code")
         ):
             parser.refuse(flag)
-    if asked.trials < 1:
-        raise MiniGPTError(f"trials is {asked.trials}. Give a whole number of 1 or more.")
+    check_number("trials", asked.trials, at_least=1, whole=True)
     announce("torch", "lightning")
     with needs("A sweep needs", "sweep", "optuna", "matplotlib"):
         from minigpt.training.sweep import Sweep

@@ -4,13 +4,16 @@ An error's message is what the person reads: one or two plain sentences that nam
 `commands.py` is the only place that catches it, prints it and exits with status 2.
 """
 
+import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.util import find_spec
+from numbers import Integral, Real
 from pathlib import Path
 from traceback import walk_tb
+from typing import Any
 
 from minigpt import processes
 
@@ -73,15 +76,66 @@ def writing(folder: Path, flag: str) -> Iterator[None]:
         ) from error
 
 
-def check_sizes(sizes: Mapping[str, int]) -> None:
-    """Refuse a size that is not a whole number of 1 or more.
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    whole: bool = False,
+    optional: bool = False,
+    hint: str = "",
+) -> None:
+    """Refuse a value that is not a number in a range, whatever its type: it may come from Python, without a parser.
+
+    Args:
+        name: The setting, as the person knows it.
+        value: Its value. Neither NaN nor a boolean is a number, and an infinity only if `at_most` is one.
+        at_least: The least value.
+        above: A bound below which, and at which, no value is allowed.
+        at_most: The largest value.
+        below: A bound at and above which no value is allowed.
+        whole: Allow whole numbers only.
+        optional: Allow None.
+        hint: What to add to the sentence about the range, such as `or null for no limit`.
 
     Raises:
-        MiniGPTError: It names the size.
+        MiniGPTError: It names the setting, the value and the range.
     """
-    for name, size in sizes.items():
-        if size < 1:
-            raise MiniGPTError(f"{name} is {size}. Give it a whole number of 1 or more.")
+    if value is None and optional:
+        return
+    # Comparing the type itself is faster than isinstance with an abstract class, and each token drawn is checked.
+    number = type(value) is int or (not whole and type(value) is float)
+    if number or (isinstance(value, Integral if whole else Real) and not isinstance(value, bool)):
+        low = value >= at_least if at_least is not None else value > (-math.inf if above is None else above)
+        if low and (value <= at_most if at_most is not None else value < (math.inf if below is None else below)):
+            return
+    kind = "a whole number" if whole else "a number"
+    low = f" of {at_least} or more" if at_least is not None else f" above {above}" if above is not None else ""
+    high = f" below {below}" if below is not None else f" up to {at_most}" if at_most not in (None, math.inf) else ""
+    between = f" from {at_least} to {at_most}" if low.startswith(" of") and high.startswith(" up") else ""
+    raise MiniGPTError(
+        f"{name} is {value!r}. Give it {kind}{between or ' and'.join(filter(None, (low, high)))}{hint and ', '}{hint}."
+    )
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Refuse a value that is none of several words, whatever its type.
+
+    Args:
+        name: The setting, as the person knows it.
+        value: Its value.
+        choices: The words that it may be.
+
+    Raises:
+        MiniGPTError: It names the setting, the value, the choices and the nearest of them.
+    """
+    *others, last = choices
+    if not isinstance(value, str) or value not in [*others, last]:
+        takes = f"{', '.join(others)} or {last}" if others else last
+        raise MiniGPTError(f"{name} is {str(value)!r}. It takes {takes}.{did_you_mean(str(value), [*others, last])}")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

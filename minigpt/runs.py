@@ -19,7 +19,7 @@ from minigpt.command_line import command, first_training
 from minigpt.data import tokenizers
 from minigpt.data.corpus import NAMES, Corpus
 from minigpt.data.tokens import Tokens, tokenize
-from minigpt.errors import MiniGPTError, needs
+from minigpt.errors import MiniGPTError, check_choice, needs
 from minigpt.generation.checks import quantize_checked
 from minigpt.generation.text import LanguageModel
 from minigpt.models import NETWORKS, build_network
@@ -149,8 +149,7 @@ def language_model(
     network: nn.Module | None = None,
 ) -> LanguageModel:
     """The model and the tokenizer of a checkpoint, in eval mode on `device`; arguments as in `load`."""
-    if precision not in PRECISIONS:
-        raise MiniGPTError(f"precision is '{precision}'. It takes {' or '.join(PRECISIONS)}.")
+    check_choice("precision", precision, PRECISIONS)
     allow_code = [allow_code] if isinstance(allow_code, str) else allow_code
     try:
         description, data = checkpoint["minigpt"]["model"], checkpoint["minigpt"]["data"]

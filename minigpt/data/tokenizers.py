@@ -19,7 +19,7 @@ import torch
 
 from minigpt.data.corpus import clean
 from minigpt.data.reading import whole
-from minigpt.errors import MiniGPTError
+from minigpt.errors import MiniGPTError, check_choice
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -96,8 +96,7 @@ class Tokenizer(ABC):
         Raises:
             MiniGPTError: There is such a character (ten at most are named), or `unknown` is something else.
         """
-        if unknown not in ("error", "skip"):
-            raise MiniGPTError(f"unknown is '{unknown}'. It takes error or skip.")
+        check_choice("unknown", unknown, ("error", "skip"))
         return self.encode_array(text, unknown).tolist()
 
     @abstractmethod

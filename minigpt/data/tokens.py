@@ -21,7 +21,7 @@ from minigpt import files
 from minigpt.data.corpus import Corpus, cache_folder
 from minigpt.data.dataset import SHORTEST, Ids, MappedIds, split_at
 from minigpt.data.tokenizers import KINDS, CharTokenizer, Tokenizer, from_dict
-from minigpt.errors import MiniGPTError, did_you_mean, note, writing
+from minigpt.errors import MiniGPTError, check_choice, note, writing
 from minigpt.terminal import Bar
 from minigpt.words import message
 
@@ -67,11 +67,7 @@ def tokenize(
     Raises:
         MiniGPTError: The text cannot be read or is too short, or a setting does not fit.
     """
-    if kind not in KINDS:
-        raise MiniGPTError(
-            f"data.tokenizer is '{kind}', and there is no such tokenizer."
-            f"{did_you_mean(kind, KINDS) or ' Take char, word or bpe.'}"
-        )
+    check_choice("data.tokenizer", kind, KINDS)
     if byte_fallback and kind != "char":
         raise MiniGPTError(f"data.byte_fallback is for data.tokenizer char: {kind} always has one. Leave it false.")
 

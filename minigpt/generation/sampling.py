@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from minigpt.errors import MiniGPTError
+from minigpt.errors import MiniGPTError, check_number
 
 GREEDY_BELOW = 1e-5
 
@@ -22,16 +22,12 @@ def check_controls(
     Raises:
         MiniGPTError: A control is outside its range; the sentence names it and the range.
     """
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise MiniGPTError(f"temperature is {temperature}. Give 0 (always the likeliest token) or a positive number.")
-    if top_k is not None and top_k < 1:
-        raise MiniGPTError(f"top_k is {top_k}. Give a whole number of 1 or more, or 'none' to keep every token.")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise MiniGPTError(f"top_p is {top_p}. Give a number above 0 and up to 1, or 'none' to keep every token.")
-    if min_p is not None and not 0 <= min_p <= 1:
-        raise MiniGPTError(f"min_p is {min_p}. Give a number from 0 to 1, or 'none' to keep every token.")
-    if repetition_penalty is not None and not (math.isfinite(repetition_penalty) and repetition_penalty > 0):
-        raise MiniGPTError(f"repetition_penalty is {repetition_penalty}. Give a number above 0; 1 changes nothing.")
+    all_tokens = {"optional": True, "hint": "or 'none' to keep every token"}
+    check_number("temperature", temperature, at_least=0, hint="where 0 always takes the likeliest token")
+    check_number("top_k", top_k, at_least=1, whole=True, **all_tokens)
+    check_number("top_p", top_p, above=0, at_most=1, **all_tokens)
+    check_number("min_p", min_p, at_least=0, at_most=1, **all_tokens)
+    check_number("repetition_penalty", repetition_penalty, above=0, optional=True, hint="where 1 changes nothing")
 
 
 def filter_logits(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from minigpt.data.tokenizers import Decoder, Tokenizer
-from minigpt.errors import MiniGPTError
+from minigpt.errors import MiniGPTError, check_number
 from minigpt.generation.engine import generate_ids
 from minigpt.generation.sampling import check_controls
 from minigpt.models import device_of
@@ -97,8 +97,7 @@ class LanguageModel:
         """
         controls = (temperature, top_k, top_p, min_p, repetition_penalty)
         check_controls(*controls)
-        if max_new_tokens < 0:
-            raise MiniGPTError(f"max_new_tokens is {max_new_tokens}. Give a whole number of 0 or more.")
+        check_number("max_new_tokens", max_new_tokens, at_least=0, whole=True)
         if stop == "":
             raise MiniGPTError("The stop string is empty. Give it some text, or leave it out.")
         stop = stop and self.tokenizer.clean(stop)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from minigpt.errors import MiniGPTError, check_sizes, did_you_mean
+from minigpt.errors import MiniGPTError, check_choice, check_number
 from minigpt.models.layers import Embedding, Linear, dropped, gelu
 
 # Three named settings of the switches. A switch that is given explicitly wins over its preset.
@@ -47,16 +47,12 @@ def resolve(preset: str, **switches: Any) -> dict[str, Any]:
     Raises:
         MiniGPTError: There is no such preset, or a switch has a value that it does not know.
     """
-    if preset not in PRESETS:
-        raise MiniGPTError(f"preset is '{preset}'. It takes {', '.join(PRESETS)}.{did_you_mean(str(preset), PRESETS)}")
+    check_choice("preset", preset, PRESETS)
     settings = PRESETS[preset] | {name: value for name, value in switches.items() if value is not None}
     for name, known in CHOICES.items():
-        if settings[name] not in known:
-            raise MiniGPTError(f"{name} is '{settings[name]}'. It takes {' or '.join(known)}.")
-    if settings["softcap"] < 0:
-        raise MiniGPTError(f"softcap is {settings['softcap']}. Give it a positive number, or 0 for none.")
-    if settings["ngrams"] < 0:
-        raise MiniGPTError(f"ngrams is {settings['ngrams']}. Give it a number of rows, or 0 for none.")
+        check_choice(name, settings[name], known)
+    check_number("softcap", settings["softcap"], at_least=0, hint="where 0 means no cap")
+    check_number("ngrams", settings["ngrams"], at_least=0, whole=True, hint="where 0 means no table")
     return settings
 
 
@@ -132,15 +128,15 @@ class GPT(nn.Module):
             "vocab_size": vocab_size, "block_size": block_size, "n_layer": n_layer, "n_head": n_head,
             "n_kv_head": n_kv_head, "n_embd": n_embd,
         }  # fmt: skip
-        check_sizes(sizes)
+        for name, size in sizes.items():
+            check_number(name, size, at_least=1, whole=True)
+        check_number("dropout", dropout, at_least=0, below=1)
         if n_embd % n_head:
             raise MiniGPTError(f"n_embd is {n_embd}, which n_head {n_head} does not divide. Change one.")
         if n_head % n_kv_head:
             raise MiniGPTError(f"n_kv_head is {n_kv_head}, which does not divide n_head {n_head}.")
         if settings["position"] == "rope" and (n_embd // n_head) % 2:
             raise MiniGPTError(f"position rope needs an even head size, but n_embd / n_head is {n_embd // n_head}.")
-        if not 0 <= dropout < 1:
-            raise MiniGPTError(f"dropout is {dropout}. Give it a share from 0 up to, but not, 1.")
         self.block_size = block_size
         self.n_layer, self.n_head, self.n_kv_head, self.n_embd = n_layer, n_head, n_kv_head, n_embd
         self.settings = settings

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from minigpt.errors import check_sizes
+from minigpt.errors import check_number
 from minigpt.models.layers import Embedding
 
 
@@ -24,7 +24,8 @@ class TinyGPT(nn.Module):
     def __init__(self, vocab_size: int, n_embd: int = 64, block_size: int = 64):
         super().__init__()
         self.config = {"vocab_size": vocab_size, "block_size": block_size, "n_embd": n_embd}
-        check_sizes(self.config)
+        for name, size in self.config.items():
+            check_number(name, size, at_least=1, whole=True)
         self.block_size = block_size
         self.embed = Embedding(vocab_size, n_embd)
         self.lm_head = nn.Linear(n_embd, vocab_size)

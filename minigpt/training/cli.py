@@ -31,7 +31,7 @@ from minigpt.command_line import command, example_recipe
 from minigpt.data.corpus import locate
 from minigpt.data.tokenizers import difference
 from minigpt.data.tokenizers import from_dict as tokenizer_from_dict
-from minigpt.errors import MiniGPTError, note, writing
+from minigpt.errors import MiniGPTError, check_number, note, writing
 from minigpt.models import NETWORKS, build_network, instantiate, n_parameters
 from minigpt.training import recipes, trust
 from minigpt.training.callbacks import Figures, Progress, Samples
@@ -183,8 +183,7 @@ class MiniGPTCLI(LightningCLI):
             raise MiniGPTError(network_sentence(str(error))) from error
         if not self.config.config:
             raise MiniGPTError(f"Name a recipe with --config, such as --config {shlex.quote(example_recipe())}.")
-        if not 0 <= self.config.seed_everything < 2**32:
-            raise MiniGPTError(f"seed_everything is {self.config.seed_everything}. Give it 0 or more, below 2 ** 32.")
+        check_number("seed_everything", self.config.seed_everything, at_least=0, below=2**32, whole=True)
         self.name = config_name(str(self.config.config[0]))
         trainer = self.config.trainer
         alone = trainer.devices in (1, "1") and trainer.num_nodes == 1 and not trainer.plugins
@@ -243,13 +242,10 @@ class MiniGPTCLI(LightningCLI):
                 "trainer.max_time."
             )
         every_n_steps = self.config_init.validation.every_n_steps
-        if every_n_steps < 0:
-            raise MiniGPTError(
-                f"validation.every_n_steps is {every_n_steps}. Give it 1 or more, or 0 for the end only."
-            )
+        end_only = "where 0 means at the end only"
+        check_number("validation.every_n_steps", every_n_steps, at_least=0, whole=True, hint=end_only)
         for key, least in {"accumulate_grad_batches": 1, "log_every_n_steps": 0}.items():
-            if trainer[key] is not None and trainer[key] < least:
-                raise MiniGPTError(f"trainer.{key} is {trainer[key]}. Give it a whole number of {least} or more.")
+            check_number(f"trainer.{key}", trainer[key], at_least=least, whole=True, optional=True)
         show = trainer.enable_progress_bar is not False
         left_out = ["progress"] * (not show) + ["checkpoint"] * (trainer.enable_checkpointing is False)
         if trainer.fast_dev_run:

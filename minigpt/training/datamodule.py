@@ -1,5 +1,6 @@
 """TextDataModule: a corpus in, loaders of windows out."""
 
+import math
 from functools import cached_property
 
 from lightning.pytorch import LightningDataModule
@@ -10,7 +11,7 @@ from minigpt.data.corpus import Corpus
 from minigpt.data.dataset import SHORTEST, BatchOrder, CharDataset, Ids, MappedIds
 from minigpt.data.tokenizers import Tokenizer
 from minigpt.data.tokens import Tokens, tokenize
-from minigpt.errors import MiniGPTError, note
+from minigpt.errors import MiniGPTError, check_number, note
 from minigpt.evaluation import eval_windows, floors
 
 MAPPED_VAL_TOKENS = 1 << 20  # scored at most at a validation, where the text is too large for memory
@@ -68,15 +69,11 @@ class TextDataModule(LightningDataModule):
     ):
         super().__init__()
         for key, value in {"block_size": block_size, "batch_size": batch_size}.items():
-            if value < 1:
-                raise MiniGPTError(f"data.{key} is {value}. Give it a whole number of 1 or more.")
+            check_number(f"data.{key}", value, at_least=1, whole=True)
         for key, limit in {"max_val_tokens": max_val_tokens, "overfit_batches": overfit_batches}.items():
-            if limit is not None and limit < 1:
-                raise MiniGPTError(f"data.{key} is {limit}. Give it 1 or more, or null for no limit.")
-        if not 0 < val_fraction < 1:
-            raise MiniGPTError(f"data.val_fraction is {val_fraction}. Give it a share between 0 and 1, such as 0.1.")
-        if not in_memory_mb >= 0:
-            raise MiniGPTError(f"data.in_memory_mb is {in_memory_mb}. Give it a number of 0 or more.")
+            check_number(f"data.{key}", limit, at_least=1, whole=True, optional=True, hint="or null for no limit")
+        check_number("data.val_fraction", val_fraction, above=0, below=1, hint="such as 0.1")
+        check_number("data.in_memory_mb", in_memory_mb, at_least=0, at_most=math.inf)
         self.batch_size = batch_size
         self.val_fraction = val_fraction
         self.overfit_batches = overfit_batches

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from minigpt.errors import MiniGPTError
+from minigpt.errors import MiniGPTError, check_choice, check_number
 
 SCHEDULES = ("constant", "cosine", "wsd")
 
@@ -35,8 +35,7 @@ def parameter_groups(
     Raises:
         MiniGPTError: There is no such optimizer, or the model has no matrices for Muon.
     """
-    if optimizer not in OPTIMIZERS:
-        raise MiniGPTError(f"model.optimizer is '{optimizer}'. It takes {' or '.join(OPTIMIZERS)}.")
+    check_choice("model.optimizer", optimizer, OPTIMIZERS)
     hidden, matrices, vectors = [], [], []
     for name, parameter in model.named_parameters():
         if optimizer == "muon" and parameter.dim() == 2 and "blocks." in name:
@@ -197,12 +196,9 @@ class Schedule:
     """
 
     def __init__(self, kind: str, warmup_steps: int, steps: int, end: float, cooldown: float):
-        if kind not in SCHEDULES:
-            raise MiniGPTError(f"model.lr_schedule is '{kind}'. It takes {', '.join(SCHEDULES)}.")
-        if warmup_steps < 0:
-            raise MiniGPTError(f"model.warmup_steps is {warmup_steps}. Give it a number of steps, or 0 for none.")
-        if not 0 < cooldown <= 1:
-            raise MiniGPTError(f"model.cooldown is {cooldown}. Give it a share of the steps, above 0 and up to 1.")
+        check_choice("model.lr_schedule", kind, SCHEDULES)
+        check_number("model.warmup_steps", warmup_steps, at_least=0, whole=True)
+        check_number("model.cooldown", cooldown, above=0, at_most=1)
         self.kind, self.steps, self.end = kind, steps, end
         self.constant = kind == "constant" and warmup_steps == 0
         self.shortened = ""  # how the warm-up was shortened
