@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from minigpt.training import recipes
 from minigpt.training.cli import MiniGPTCLI, config_name
-from minigpt.training.parser import configs_first, flatten
+from minigpt.training.parser import CommandLine, flatten
 
 
 @pytest.fixture(scope="module")
@@ -154,9 +154,9 @@ def test_a_flag_before_the_file_holds_in_a_run_and_in_its_resume(call, folder):
 
 def test_the_order_of_everything_else_is_kept():
     args = ["--a", "-c", "x", "--samples.prompts", "-chat", "--b=-cy", "--config=z", "w"]
-    assert configs_first(args) == ["--config=x", "--config=z", "--a", "--samples.prompts", "-chat", "--b=-cy", "w"]
+    assert CommandLine(args).args == ["--config=x", "--config=z", "--a", "--samples.prompts", "-chat", "--b=-cy", "w"]
     for args in (["--a", "1", "--config"], ["--config", "--a", "1"]):
-        assert configs_first(args) == args
+        assert CommandLine(args).args == args
 
 
 DUPLICATES = [
@@ -245,7 +245,7 @@ def test_a_config_takes_a_text_as_its_flag_does(parser, folder, text):
     flags = ["--model.network=TinyGPT", *(f"--{key}={text}" for key in keys), f"--samples.prompts={texts}"]
     config = parser.parse_args(flags)
     (folder / "written.yaml").write_text(parser.dump(config, skip_link_targets=True), encoding="utf-8")
-    again = parser.parse_args(["--config", "written.yaml"])
+    again = parser.parse_line(CommandLine(["--config", "written.yaml"]))
     assert again["data.path"] == text
     assert again["samples.prompts"] == [text, "b"]
     assert [again[key] for key in keys] == [config[key] for key in keys]

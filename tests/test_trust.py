@@ -245,14 +245,14 @@ def test_a_checkpoint_that_holds_other_things_is_an_error_of_ours(files, key, va
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(damage=DAMAGE)
 def test_a_damaged_config_is_an_error_of_ours_or_a_recipe(folder, damage):
-    from minigpt.training.parser import TrainParser
+    from minigpt.training import recipes
     from minigpt.training.trust import check_names
 
     with open(TINY, "rb") as file:
         whole = file.read()
     (folder / "a.yaml").write_bytes(damaged(whole, damage))
     try:
-        recipe = TrainParser.read_recipe("a.yaml")
+        recipe = recipes.read("a.yaml").settings
         check_names(recipe, "a.yaml")
     except MiniGPTError:
         return

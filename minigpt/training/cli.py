@@ -1,6 +1,5 @@
 """MiniGPTCLI: LightningCLI with the project's links, defaults and rules of resume."""
 
-import argparse
 import ctypes
 import logging
 import os
@@ -39,7 +38,7 @@ from minigpt.training.checkpointing import Checkpoints, WholeFileCheckpointIO, c
 from minigpt.training.datamodule import TextDataModule
 from minigpt.training.distributed import FSDP2Strategy, check_mesh
 from minigpt.training.module import LitLanguageModel
-from minigpt.training.parser import TrainParser, configs_first, flatten, inner_reason, network_sentence
+from minigpt.training.parser import CommandLine, TrainParser, flatten, inner_reason
 from minigpt.training.resume import environment, stopped_early
 
 # Options of Lightning's Trainer that have another default here.
@@ -100,13 +99,13 @@ class MiniGPTCLI(LightningCLI):
     def __init__(self, args: list[str]):
         _quiet()
         self.checkpoint: Path | None = None
-        self._typed, args = args, configs_first(args)
-        trust.allow_imports(args)
+        self._line = CommandLine(args)
+        trust.allow_imports(self._line.settings)
         try:
             super().__init__(
                 LitLanguageModel,
                 TextDataModule,
-                args=args,
+                args=self._line.args,
                 run=False,
                 parser_class=TrainParser,
                 save_config_callback=None,
@@ -168,19 +167,10 @@ class MiniGPTCLI(LightningCLI):
 
     def parse_arguments(self, parser: TrainParser, args: list[str]) -> None:
         """Parse, after the mistakes in names have been answered; a resume without --config uses its run's."""
-        parser.given = self._typed
-        parser.check_names(args)
-        early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-        early.add_argument("-c", "--config", action="append", nargs="?")
-        early.add_argument("--ckpt_path", nargs="?")
-        asked, _ = early.parse_known_args(args)
-        if not asked.config and asked.ckpt_path is not None:
-            args = [*self._own_settings(asked.ckpt_path), *args]
-            parser.check_names(args)
-        try:
-            self.config = parser.parse_args(args)
-        except MiniGPTError as error:
-            raise MiniGPTError(network_sentence(str(error))) from error
+        ckpt_path = next(reversed(self._line.values("--ckpt_path")), None)
+        if not self._line.files and ckpt_path is not None:
+            self._take_own_settings(self._line, ckpt_path)
+        self.config = parser.parse_line(self._line)
         if not self.config.config:
             raise MiniGPTError(f"Name a recipe with --config, such as --config {shlex.quote(example_recipe())}.")
         check_number("seed_everything", self.config.seed_everything, at_least=0, below=2**32, whole=True)
@@ -190,22 +180,21 @@ class MiniGPTCLI(LightningCLI):
         if ignored := processes.forget_leftovers(alone):
             note(f"Ignoring {' and '.join(ignored)} in the environment: this training has one process.")
 
-    def _own_settings(self, ckpt_path: str) -> list[str]:
-        """The flags that stand for the settings that a run began with, its corpus found from where the run is now."""
+    @staticmethod
+    def _take_own_settings(line: CommandLine, ckpt_path: str) -> None:
+        """Put the settings that a run began with before the flags, its corpus found from where the run is now."""
         file = runs.find_checkpoint(ckpt_path, prefer=("last",))
         run = runs.run_of(file)
         if not (run and (run / "config.yaml").is_file()):
-            return []
+            return
         logs = run.absolute().parent.parent
         place = logs.parent if logs.name == runs.ROOT else Path.cwd()  # never where a stranger's settings say
-        own = ["--config", str(run / "config.yaml"), "--trainer.default_root_dir", str(place)]
-        own += ["--data.cache_dir", "null"]
+        own = ["--trainer.default_root_dir", str(place), "--data.cache_dir", "null"]
         corpus = runs.corpus_of(file, runs.read_checkpoint(file)["minigpt"]["data"])
-        try:
+        with suppress(MiniGPTError):  # not where it was from the run; it may be where the settings say
             locate(corpus)
-        except MiniGPTError:  # not where it was from the run; it may be where the settings say
-            return own
-        return [*own, "--data.path", corpus]
+            own += ["--data.path", corpus]
+        line.files, line.flags = [str(run / "config.yaml")], [*own, *line.flags]
 
     @staticmethod
     def configure_optimizers(
@@ -468,7 +457,7 @@ class MiniGPTCLI(LightningCLI):
                 f"{self.checkpoint} is older than its run's last.ckpt: training goes on from step {step} in a new run."
             )
             return None
-        first = flatten(self.parser.read_recipe(str(run / "config.yaml")))
+        first = flatten(self.parser.recipe(str(run / "config.yaml")).settings)
         now = flatten(recipes.load(self._recipe()))
         for key in sorted(first.keys() | now.keys()):
             if first.get(key) != now.get(key) and key != "trainer.default_root_dir":

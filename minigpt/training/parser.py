@@ -1,16 +1,16 @@
 """The parser of `minigpt train`: names are checked before anything is parsed, and mistakes become sentences."""
 
 import inspect
-import json
-import os
 import re
 import shlex
 import types
-from collections.abc import Collection
-from pathlib import Path
+from collections import deque
+from collections.abc import Collection, Sequence
+from itertools import pairwise
 from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from minigpt.command_line import (
@@ -19,7 +19,6 @@ from minigpt.command_line import (
     example_recipe,
     find_config,
     missing_value,
-    no_config,
     unexpected_argument,
 )
 from minigpt.errors import MiniGPTError, did_you_mean
@@ -36,38 +35,56 @@ _PLAIN_TYPES = {
 NETWORK_FLAGS = [f"--model.network.{name}" for kind in NETWORKS.values() for name in inspect.signature(kind).parameters]
 
 
-def configs_first(args: list[str]) -> list[str]:
-    """Return a command line with its config files in front, in their order, and their paths in place of recipe names.
+class CommandLine:
+    """The command line of a training, gone through once.
 
-    The parser applies files and flags in the order in which they stand. So flags win over files wherever they stand,
-    and a later file wins over an earlier one.
+    The parser applies files and flags in the order in which they stand. In `args` the config files come first, in
+    their order, so that flags win over files wherever they stand, and a later file wins over an earlier one. Then comes
+    the network's class, since its arguments would be held to another class, and then everything else.
+
+    Args:
+        given: The command line as it was typed.
+
+    Attributes:
+        files: The config files, with paths in place of recipe names.
+        flags: Everything else, in order.
+        settings: The options that have a value, each with its value.
     """
-    files, flags, arguments, before = [], [], iter(args), ""
-    for arg in arguments:
-        is_value = before.startswith("--") and "=" not in before  # such as -chat in `--samples.prompts -chat`
-        attached = None if is_value else re.fullmatch(r"(?:--config=|-c=?)(.+)", arg, re.DOTALL)
-        if arg in ("-c", "--config"):
-            file = next(arguments, "-")
-            if file.startswith("-"):  # the name of the file is missing, which the parser will report
-                flags += [arg] if file == "-" else [arg, file]
+
+    def __init__(self, given: Sequence[str] = ()):
+        self.given, self.files, self.settings = list(given), [], []
+        classes, flags, rest = [], [], deque(given)
+        while rest:
+            words = [rest.popleft()]
+            flag, value = self._split(words[0])
+            is_config = flag in ("-c", "--config")
+            if value is None and rest and (is_config or flag.startswith("--")):
+                # A text may begin with a dash, such as -chat in `--samples.prompts -chat`. The name of a file may not.
+                is_value = not rest[0].startswith("-" if is_config else "--") and rest[0] != "-c"
+                words += [value := rest.popleft()] if is_value else []
+            if value is not None:
+                self.settings.append((flag, value))
+            if is_config and value is not None:
+                self.files.append(find_config(value))
             else:
-                files.append(file)
-            before = ""
-        else:
-            (files if attached else flags).append(attached[1] if attached else arg)
-            before = arg
-    return [*(f"--config={find_config(file)}" for file in files), *_class_first(flags)]
+                (classes if flag == "--model.network" else flags).extend(words)
+        self.flags = [*classes, *flags]
 
+    @staticmethod
+    def _split(arg: str) -> tuple[str, str | None]:
+        """Return the option that an argument begins with, and the value that is attached to it."""
+        if match := re.fullmatch(r"(-c)=?(.+)|(--[^=]+)=(.*)", arg, re.DOTALL):
+            return match[1] or match[3], match[2] if match[1] else match[4]
+        return arg, None
 
-def _class_first(flags: list[str]) -> list[str]:
-    """Return flags with the network's class before its arguments, which would be held to another class."""
-    first, rest, arguments = [], [], iter(flags)
-    for arg in arguments:
-        if arg == "--model.network":
-            first += [arg, *[value for value in [next(arguments, None)] if value is not None]]
-        else:
-            (first if arg.startswith("--model.network=") else rest).append(arg)
-    return [*first, *rest]
+    @property
+    def args(self) -> list[str]:
+        """The arguments in the order that the parser needs."""
+        return [*(f"--config={file}" for file in self.files), *self.flags]
+
+    def values(self, flag: str) -> list[str]:
+        """Return the values that an option was given, the last of which counts."""
+        return [value for option, value in self.settings if option == flag]
 
 
 def network_sentence(message: str) -> str:
@@ -97,7 +114,33 @@ class TrainParser(LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **{"parser_mode": recipes.MODE, "prog": command("train")} | kwargs)
-        self.given: list[str] = []  # the command line as it was typed, for messages
+        self.line = CommandLine()
+        self._recipes: dict[str, recipes.Recipe] = {}
+
+    def parse_line(self, line: CommandLine) -> Namespace:
+        """Parse a command line, after the names in it and in its files have been checked.
+
+        Raises:
+            MiniGPTError: An option, a file, a key, a class or a value is wrong; the nearest right name is told.
+        """
+        self.line, self._recipes = line, {}
+        for file in line.files:
+            self._check_recipe(file)
+        self._check_flags()
+        try:
+            return self.parse_args(line.args)
+        except MiniGPTError as error:
+            raise MiniGPTError(network_sentence(str(error))) from error
+
+    def recipe(self, path: str) -> recipes.Recipe:
+        """Return a config file, which is read only the first time, since a pipe can be read once."""
+        if path not in self._recipes:
+            self._recipes[path] = recipes.read(path)
+        return self._recipes[path]
+
+    def parse_path(self, path: str, *args: Any, **kwargs: Any) -> Namespace:
+        """Parse a config file as it was read: jsonargparse calls this for each `--config`."""
+        return self.parse_string(self.recipe(str(path)), *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> None:
         """Turn the parser's complaint into a sentence.
@@ -107,73 +150,27 @@ class TrainParser(LightningArgumentParser):
         """
         raise MiniGPTError(self._sentence(message)) from ex
 
-    def check_names(self, args: list[str]) -> None:
-        """Refuse a flag, a config file or a key in it that does not exist, before anything is parsed.
-
-        Raises:
-            MiniGPTError: It names the thing, and the nearest right one.
-        """
-        trusted = trust.trusted_modules(args)
-        for position, arg in enumerate(args):
+    def _check_flags(self) -> None:
+        for before, arg in pairwise(["", *self.line.given]):
             if not re.match(r"--\w|-[a-z]$", arg):  # a value; it may be a negative number or begin with a dash
                 continue
-            flag, equals, value = arg.partition("=")
+            flag = arg.partition("=")[0]
             if match := re.match(r"--model\.network\.(?:init_args\.)?(\w+)$", flag):
                 refuse_linked([match[1]], "")
             if not self._is_option(flag):
-                before = args[position - 1] if position else ""
                 as_value = f" If it is the value of {before}, write {before}={arg}." if self._is_option(before) else ""
                 known = [*NETWORK_FLAGS, *self._option_string_actions]
                 hint = did_you_mean(flag, known) if flag.startswith("--") else ""
                 if flag == "--model.name":  # of 0.1
                     hint = " The network is chosen with --model.network GPT or TinyGPT."
                 raise MiniGPTError(f"There is no option '{flag}'.{hint}{as_value}")
-            if flag in ("-c", "--config") and (equals or args[position + 1 :]):
-                self._check_file(value if equals else args[position + 1], trusted)
 
-    @staticmethod
-    def read_recipe(path: str, example: str = "tiny") -> dict:
-        """The settings in a config file, as plain values.
-
-        Args:
-            path: The file.
-            example: The name of a good one in `configs/`, for messages.
-
-        Raises:
-            MiniGPTError: It cannot be read, is no YAML, or holds no settings.
-        """
-        try:
-            text = Path(os.path.expanduser(path)).read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise MiniGPTError(
-                f"The config file '{path}' cannot be read: it is not UTF-8 text. Save it as UTF-8."
-            ) from error
-        except OSError as error:
-            folder = os.path.dirname(example)
-            if not os.path.exists(os.path.expanduser(path)) or os.path.isdir(os.path.expanduser(path)):
-                raise MiniGPTError(no_config(path, folder)) from error
-            raise MiniGPTError(f"The config file '{path}' cannot be read: {error.strerror}.") from error
-        try:
-            recipe = recipes.load(text)
-            json.dumps(recipe, default=str)  # an anchor inside itself is a ValueError
-        except recipes.DuplicateKeyError as error:
-            raise MiniGPTError(f"The config file '{path}' {error}") from error
-        except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-            mark = getattr(error, "problem_mark", None)
-            where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-            raise MiniGPTError(f"The config file '{path}' is broken YAML{where}. Mend it there.") from error
-        if not isinstance(recipe, dict):
-            raise MiniGPTError(
-                f"The config file '{path}' holds no settings. Start from a copy of {example_config(example)}."
-            )
-        return recipe
-
-    def _check_file(self, path: str, trusted: list[str]) -> None:
-        recipe = self.read_recipe(path)
+    def _check_recipe(self, path: str) -> None:
+        recipe = self.recipe(path).settings
         for key in ("allow_code", "config"):
             if recipe.get(key) is not None:
                 raise MiniGPTError(f"The config file '{path}' sets {key}, which only the command line can. Drop it.")
-        trust.check_names(recipe, path, trusted)
+        trust.check_names(recipe, path, self.line.values("--allow_code"))
         if isinstance(model := recipe.get("model"), dict) and "name" in model and "network" not in model:
             raise MiniGPTError(
                 f"The config file '{path}' is for minigpt 0.1. Since 0.2 the network is model.network, with class_path "
@@ -203,11 +200,11 @@ class TrainParser(LightningArgumentParser):
 
     def _sentence(self, message: str) -> str:
         if match := re.match(r"unrecognized arguments: (\S+)", message):
-            return unexpected_argument(match[1], self.given)
+            return unexpected_argument(match[1], self.line.given)
         if match := re.match(r"argument (\S+): expected", message):
             flags = match[1].split("/")
-            typed = [arg for arg in self.given if any(arg == flag or arg.startswith(f"{flag}.") for flag in flags)]
-            return missing_value(typed[-1:] or flags, self.given, self._option_string_actions)
+            typed = [arg for arg in self.line.given if any(arg == flag or arg.startswith(f"{flag}.") for flag in flags)]
+            return missing_value(typed[-1:] or flags, self.line.given, self._option_string_actions)
         if message.startswith("the following arguments are required: model.network"):
             return f"Name a recipe with --config, such as --config {shlex.quote(example_recipe())}."
         if match := re.match(r'Linked "(.+?)" must be given via "(.+?)"', message):
@@ -220,7 +217,7 @@ class TrainParser(LightningArgumentParser):
 
     def _misfit(self, key: str, message: str) -> str:
         """Return the reason why a value was refused, the innermost one where the value has settings of its own."""
-        for flag, value in trust.settings(self.given):
+        for flag, value in self.line.settings:
             if flag.removeprefix("--").rstrip("+") == key:
                 try:
                     recipes.load(value)
@@ -229,22 +226,21 @@ class TrainParser(LightningArgumentParser):
                 except (yaml.YAMLError, RecursionError):
                     pass
         if key == "model.network":
-            typed = [value for flag, value in trust.settings(self.given) if flag == "--model.network"]
-            name = typed[-1] if typed else "not given"
+            name = next(reversed(self.line.values("--model.network")), "not given")
             return (
                 f"model.network is '{name}', which is not a network. It takes minigpt.GPT, minigpt.TinyGPT or a class "
                 f"of yours that derives from torch.nn.Module.{did_you_mean(name, ['GPT', 'TinyGPT'])}"
             )
         nested = re.search(r"Given value: NestedArg\(key='(.+?)'", message)  # --trainer.callbacks.KEY
         if match := re.search(r"Option '(.+?)' is not accepted", message):
-            known = trust.settings_of(f"{self.given} {message}")
+            known = trust.settings_of(f"{self.line.given} {message}")
             return f"{key} has no setting '{match[1]}'.{did_you_mean(match[1], known)}"
         if match := re.search(r"- (?:\S+\.)?(\S+ is '.*', which does not fit\. It takes .*\.)$", message, re.MULTILINE):
             return f"{key}.{match[1]}"
         if match := re.search(r"the following arguments are required: (\S+)", message):
             return f"{key} lacks the setting '{match[1]}'. Add --{key}.{match[1]} with a value."
         if match := re.search(r"Importing '(.+?)' is not allowed", message):
-            if any(match[1].rpartition(".")[2] in arg for arg in self.given):
+            if any(match[1].rpartition(".")[2] in arg for arg in self.line.given):
                 return trust.not_allowed(match[1], "A setting")
             if nested:
                 return f"{key}.{nested[1]} belongs to no class. Name one before it, such as --{key}+ EarlyStopping."

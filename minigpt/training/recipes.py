@@ -1,15 +1,22 @@
 """Reading and writing recipes: what is written reads back equal, and a setting that is given twice is refused.
 
-The parser of the command line uses the same two functions (its mode is `MODE`), so that a check of a file sees what the
-parser will take from it.
+The parser of the command line loads and dumps with the same functions (its mode is `MODE`). Of a file that was read it
+gets the settings themselves (`Recipe`), so that each file is opened once and checked as it will be used.
 """
 
+import json
+import os
+from copy import deepcopy
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import set_dumper, set_loader
 from jsonargparse._loaders_dumpers import get_yaml_default_loader
+
+from minigpt.command_line import example_config, no_config
+from minigpt.errors import MiniGPTError
 
 MODE = "recipe"
 
@@ -55,13 +62,56 @@ _Dumper.add_representer(str, _Dumper.represent_str)
 _Dumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
 
 
+class Recipe(str):
+    """The text of a config file, with its `settings` as plain values, which `load` gives without parsing again."""
+
+    settings: dict[str, Any]
+
+
 def load(text: str) -> Any:
     """Return the value of a YAML text.
 
     Raises:
         yaml.YAMLError: The text is not YAML, or (`DuplicateKeyError`) gives a setting twice.
     """
-    return yaml.load(text, Loader=_Loader)
+    return deepcopy(text.settings) if isinstance(text, Recipe) else yaml.load(text, Loader=_Loader)
+
+
+def read(path: str, example: str = "tiny") -> Recipe:
+    """Read a config file, which may be a pipe.
+
+    Args:
+        path: The file.
+        example: The name of a good one in `configs/`, for messages.
+
+    Raises:
+        MiniGPTError: It cannot be read, is not YAML, or holds no settings.
+    """
+    file = Path(os.path.expanduser(path))
+    try:
+        text = file.read_text(encoding="utf-8")
+        recipe = Recipe(text)
+        recipe.settings = load(text)
+        json.dumps(recipe.settings, default=str)  # an anchor inside itself is a ValueError
+    except UnicodeDecodeError as error:
+        raise MiniGPTError(
+            f"The config file '{path}' cannot be read: it is not UTF-8 text. Save it as UTF-8."
+        ) from error
+    except OSError as error:
+        if not file.exists() or file.is_dir():
+            raise MiniGPTError(no_config(path, os.path.dirname(example))) from error
+        raise MiniGPTError(f"The config file '{path}' cannot be read: {error.strerror}.") from error
+    except DuplicateKeyError as error:
+        raise MiniGPTError(f"The config file '{path}' {error}") from error
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise MiniGPTError(f"The config file '{path}' is broken YAML{where}. Fix it there.") from error
+    if not isinstance(recipe.settings, dict):
+        raise MiniGPTError(
+            f"The config file '{path}' holds no settings. Start from a copy of {example_config(example)}."
+        )
+    return recipe
 
 
 def dump(value: Any) -> str:

@@ -12,9 +12,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from minigpt.command_line import example_config
 from minigpt.data.corpus import is_pipe
 from minigpt.errors import MiniGPTError, did_you_mean
-from minigpt.training import trust
+from minigpt.training import recipes, trust
 from minigpt.training.cli import MiniGPTCLI
-from minigpt.training.parser import NETWORK_FLAGS, TrainParser
+from minigpt.training.parser import NETWORK_FLAGS, CommandLine
 
 EXAMPLE = "sweeps/nano"
 
@@ -44,10 +44,10 @@ def read_space(path: str, recipe: MiniGPTCLI, args: list[str]) -> dict[str, Base
     Raises:
         MiniGPTError: It names the file, the setting, and what is wrong.
     """
-    given = TrainParser.read_recipe(path, EXAMPLE)
+    given = recipes.read(path, EXAMPLE).settings
     if not given:
         raise MiniGPTError(f"{path} holds nothing to search. Start from a copy of {example_config(EXAMPLE)}.")
-    trust.check_names(given, path, trust.trusted_modules(args))
+    trust.check_names(given, path, CommandLine(args).values("--allow_code"))
     dests = [action.dest for action in recipe.parser._actions if "." in action.dest]
     known = [dest for dest in dests if not dest.startswith("help")] + ["seed_everything"]
     networks = [flag.removeprefix("--") for flag in NETWORK_FLAGS]

@@ -7,8 +7,7 @@ look at the files misses, such as a setting that names another file. What a pers
 
 import inspect
 import re
-from collections.abc import Collection, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -53,23 +52,20 @@ SHORT = {name.rpartition(".")[2] for name in ALLOWED}
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 
-def trusted_modules(args: Sequence[str]) -> list[str]:
-    """The modules that `--allow_code` names on a command line."""
-    return [value for flag, value in settings(args) if flag == "--allow_code"]
-
-
-def allow_imports(args: Sequence[str]) -> None:
+def allow_imports(settings: Iterable[tuple[str, str]]) -> None:
     """Let the parser import `ALLOWED`, what `--allow_code` names and what is typed as a trainer's setting, only.
 
-    The parser's settings are the whole process's, so what one command line allows stays allowed in it.
+    The parser's settings are the whole process's, so what one command line allows stays allowed until the next.
+
+    Args:
+        settings: The flags and values of a command line.
     """
-    typed = [
-        value
-        for flag, value in settings(args)
-        if flag.startswith(("--trainer.", "--model.network", "--optimizer", "--lr_scheduler"))
-    ]
-    names = {match[0] for value in typed for match in _DOTTED.finditer(value)}
-    names |= {name for name in trusted_modules(args) if all(map(str.isidentifier, name.split(".")))}
+    names = set()
+    for flag, value in settings:
+        if flag == "--allow_code" and all(map(str.isidentifier, value.split("."))):
+            names.add(value)
+        elif flag.startswith(("--trainer.", "--model.network", "--optimizer", "--lr_scheduler")):
+            names |= {match[0] for match in _DOTTED.finditer(value)}
     if any(name.split(".")[0] not in ("minigpt", "lightning") for name in names):
         look_in_working_folder()
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=sorted(ALLOWED | names))
@@ -104,10 +100,6 @@ def settings_of(text: str) -> list[str]:
     """Return the names of the settings of all classes of `ALLOWED` that a text mentions."""
     kinds = (*_CLASSES, *NETWORKS.values())
     return [name for kind in kinds if kind.__name__ in text for name in inspect.signature(kind).parameters]
-
-
-def settings(args: Sequence[str]) -> list[tuple[str, ...]]:
-    return [*pairwise(args), *(tuple(arg.split("=", 1)) for arg in args if "=" in arg)]
 
 
 def _names(tree: Any, within_trainer: bool) -> Iterator[str]:
