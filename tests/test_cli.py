@@ -1,9 +1,14 @@
+import os
+import threading
+from pathlib import Path
+
 import pytest
 import yaml
 from conftest import QUICK, TINY
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from minigpt import runs
 from minigpt.training import recipes
 from minigpt.training.cli import MiniGPTCLI, config_name
 from minigpt.training.parser import CommandLine, flatten
@@ -260,3 +265,79 @@ def test_a_run_on_a_text_whose_name_is_a_number_goes_on(call, folder):
     (folder / "elsewhere").rename(folder / "1e5")
     resumed = call("train", "--ckpt_path", "last", "--trainer.max_steps", "4")
     assert resumed.status == 0, resumed.err
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The names of the files that were opened for reading, as often as they were."""
+    names, real = [], open
+
+    def counted(file, mode="r", *args, **kwargs):
+        if mode in ("r", "rb"):
+            names.append(os.path.basename(str(file)))
+        return real(file, mode, *args, **kwargs)
+
+    monkeypatch.setattr("builtins.open", counted)
+    monkeypatch.setattr("io.open", counted)  # pathlib's
+    return names
+
+
+def test_each_config_file_is_opened_once(call, folder, opened):
+    (folder / "more.yaml").write_text("trainer: {max_steps: 2}", encoding="utf-8")
+    first = call("train", "--config", TINY, *QUICK, "--config", "more.yaml")
+    assert first.status == 0, first.err
+    assert (opened.count("tiny.yaml"), opened.count("more.yaml")) == (1, 1)
+    for flags in ([], ["--config", TINY, *QUICK]):
+        opened.clear()
+        resumed = call("train", "--ckpt_path", "last", "--trainer.max_steps", "4", *flags)
+        assert resumed.status == 0, resumed.err
+        assert (opened.count("config.yaml"), opened.count("tiny.yaml")) == (1, len(flags) > 0)
+
+
+def test_a_recipe_may_be_a_pipe_and_its_mistakes_are_answered(call, folder):
+    def through_a_pipe(text: str):
+        read_end, write_end = os.pipe()  # as `<(...)` of a shell
+        os.write(write_end, text.encode())
+        os.close(write_end)
+        try:
+            return call("train", "--config", f"/dev/fd/{read_end}", *QUICK, "--trainer.max_steps", "2")
+        finally:
+            os.close(read_end)
+
+    text = Path(TINY).read_text(encoding="utf-8").replace("n_embd: 64", "n_embd: 16")
+    result = through_a_pipe(text)
+    assert result.status == 0, result.err
+    (kept,) = folder.glob("lightning_logs/*/version_0/config.yaml")
+    assert recipes.load(kept.read_text(encoding="utf-8"))["model"]["network"]["init_args"]["n_embd"] == 16
+    assert call("train", "--ckpt_path", str(kept.parent), "--trainer.max_steps", "3").status == 0
+    assert "Did you mean 'model.network.n_embd'?" in through_a_pipe("model: {n_emb: 3}").err
+    assert "'os.system', which is code" in through_a_pipe("trainer: {callbacks: os.system}").err
+
+    os.mkfifo(folder / "named.yaml")
+    writer = threading.Thread(target=(folder / "named.yaml").write_text, args=(text,), daemon=True)
+    writer.start()
+    result = call("train", "--config", "named.yaml", *QUICK, "--trainer.max_steps", "2")
+    assert result.status == 0, result.err
+    assert (folder / "lightning_logs" / "named" / "version_0" / "checkpoints" / "last.ckpt").exists()
+
+
+def test_what_the_parser_does_to_settings_leaves_the_recipe_as_it_was_read(folder):
+    text = "trainer: {callbacks: [{class_path: EarlyStopping, init_args: {monitor: val/loss}}]}\n"
+    (folder / "a.yaml").write_text(text, encoding="utf-8")
+    flags = ["--config", TINY, *QUICK, "--config", "a.yaml", "--trainer.callbacks.patience=7"]
+    parser = MiniGPTCLI(flags).parser
+    assert parser.recipe("a.yaml").settings == recipes.load(text)
+    assert parser.recipe(TINY).settings == yaml.safe_load(Path(TINY).read_text(encoding="utf-8"))
+
+
+def test_a_checkpoint_is_looked_at_once(call, train, monkeypatch):
+    read, files = runs.read_checkpoint, []
+
+    def counted(file, *args, **kwargs):
+        files.append(Path(file).name)
+        return read(file, *args, **kwargs)
+
+    assert train("--trainer.max_steps", "2").status == 0
+    monkeypatch.setattr(runs, "read_checkpoint", counted)
+    assert call("train", "--ckpt_path", "last", "--trainer.max_steps", "3").status == 0
+    assert files == ["last.ckpt"]

@@ -99,6 +99,7 @@ class MiniGPTCLI(LightningCLI):
     def __init__(self, args: list[str]):
         _quiet()
         self.checkpoint: Path | None = None
+        self._checkpoints: dict[Path, dict[str, Any]] = {}
         self._line = CommandLine(args)
         trust.allow_imports(self._line.settings)
         try:
@@ -169,7 +170,7 @@ class MiniGPTCLI(LightningCLI):
         """Parse, after the mistakes in names have been answered; a resume without --config uses its run's."""
         ckpt_path = next(reversed(self._line.values("--ckpt_path")), None)
         if not self._line.files and ckpt_path is not None:
-            self._take_own_settings(self._line, ckpt_path)
+            self._take_own_settings(ckpt_path)
         self.config = parser.parse_line(self._line)
         if not self.config.config:
             raise MiniGPTError(f"Name a recipe with --config, such as --config {shlex.quote(example_recipe())}.")
@@ -180,8 +181,7 @@ class MiniGPTCLI(LightningCLI):
         if ignored := processes.forget_leftovers(alone):
             note(f"Ignoring {' and '.join(ignored)} in the environment: this training has one process.")
 
-    @staticmethod
-    def _take_own_settings(line: CommandLine, ckpt_path: str) -> None:
+    def _take_own_settings(self, ckpt_path: str) -> None:
         """Put the settings that a run began with before the flags, its corpus found from where the run is now."""
         file = runs.find_checkpoint(ckpt_path, prefer=("last",))
         run = runs.run_of(file)
@@ -189,12 +189,20 @@ class MiniGPTCLI(LightningCLI):
             return
         logs = run.absolute().parent.parent
         place = logs.parent if logs.name == runs.ROOT else Path.cwd()  # never where a stranger's settings say
-        own = ["--trainer.default_root_dir", str(place), "--data.cache_dir", "null"]
-        corpus = runs.corpus_of(file, runs.read_checkpoint(file)["minigpt"]["data"])
+        own = [f"--trainer.default_root_dir={place}", "--data.cache_dir=null"]
+        corpus = runs.corpus_of(file, self._about(file)["minigpt"]["data"])
         with suppress(MiniGPTError):  # not where it was from the run; it may be where the settings say
             locate(corpus)
-            own += ["--data.path", corpus]
-        line.files, line.flags = [str(run / "config.yaml")], [*own, *line.flags]
+            own.append(f"--data.path={corpus}")
+        self._line.files = [str(run / "config.yaml")]
+        self._line.flags = [*own, *self._line.flags, f"--ckpt_path={file}"]
+
+    def _about(self, file: Path) -> dict[str, Any]:
+        """Return a checkpoint without its weights and moments; each is read once."""
+        if file not in self._checkpoints:
+            whole = runs.read_checkpoint(file).items()
+            self._checkpoints[file] = {key: v for key, v in whole if key not in ("state_dict", "optimizer_states")}
+        return self._checkpoints[file]
 
     @staticmethod
     def configure_optimizers(
@@ -312,7 +320,7 @@ class MiniGPTCLI(LightningCLI):
         if self.config.ckpt_path is not None:
             self.checkpoint = self._find_checkpoint(root)
         if self.checkpoint:
-            checkpoint = runs.read_checkpoint(self.checkpoint)
+            checkpoint = self._about(self.checkpoint)
             if "loops" not in checkpoint:
                 raise MiniGPTError(
                     f"'{self.checkpoint}' is an export, which cannot be trained on. Name its run instead."
@@ -452,7 +460,7 @@ class MiniGPTCLI(LightningCLI):
         if not (run and (run / "config.yaml").is_file() and last.exists()):
             note(f"{self.checkpoint} lies outside a run folder: training goes on from its step {step} in a new one.")
             return None
-        if self.checkpoint.resolve() != last.resolve() and runs.read_checkpoint(last)["global_step"] > step:
+        if self.checkpoint.resolve() != last.resolve() and self._about(last)["global_step"] > step:
             note(
                 f"{self.checkpoint} is older than its run's last.ckpt: training goes on from step {step} in a new run."
             )

@@ -1,6 +1,7 @@
 """The parser of `minigpt train`: names are checked before anything is parsed, and mistakes become sentences."""
 
 import inspect
+import os
 import re
 import shlex
 import types
@@ -134,9 +135,10 @@ class TrainParser(LightningArgumentParser):
 
     def recipe(self, path: str) -> recipes.Recipe:
         """Return a config file, which is read only the first time, since a pipe can be read once."""
-        if path not in self._recipes:
-            self._recipes[path] = recipes.read(path)
-        return self._recipes[path]
+        file = os.path.realpath(os.path.expanduser(path))
+        if file not in self._recipes:
+            self._recipes[file] = recipes.read(path)
+        return self._recipes[file]
 
     def parse_path(self, path: str, *args: Any, **kwargs: Any) -> Namespace:
         """Parse a config file as it was read: jsonargparse calls this for each `--config`."""
