@@ -1,16 +1,17 @@
-"""What the commands share: commands to paste, and answers to mistakes in the words of a command line."""
+"""What the commands share: their parser, commands to paste, and answers to mistakes in the words of a command line."""
 
+import argparse
 import os
 import re
 import shlex
 import shutil
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 
-from minigpt.errors import note
+from minigpt.errors import MiniGPTError, did_you_mean, note
 
 PACKAGE = Path(__file__).resolve().parent
 CLONE = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").is_file() else None  # or an editable install's folder
@@ -168,3 +169,81 @@ def unexpected_argument(stray: str, args: Sequence[str]) -> str:
         pattern = os.path.join(os.path.dirname(stray), f"*{Path(stray).suffix}")
         return f"{after} Quote a pattern: {flag} {shlex.quote(pattern)}."
     return f"{after} Quote a text with blanks: {flag} {shlex.quote(' '.join([*values, stray]))}."
+
+
+class Parser(argparse.ArgumentParser):
+    """The parser of a command, which answers a mistake with a sentence in place of a page of usage.
+
+    Args:
+        name: The command.
+        description: What it does.
+        shared: Which of `SHARED` it takes.
+    """
+
+    def __init__(self, name: str, description: str, *shared: str):
+        super().__init__(
+            prog=command(name),
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        for option in shared:
+            self.add_argument(f"--{option}", **SHARED[option])
+
+    def parse_args(self, args: list[str]) -> argparse.Namespace:
+        """Parse; an unknown option is answered with the nearest one."""
+        options, unknown = self.parse_known_args(args)
+        if unknown and not unknown[0].startswith("-"):
+            raise MiniGPTError(unexpected_argument(unknown[0], args))
+        if unknown:
+            self.refuse(unknown[0].partition("=")[0])
+        return options
+
+    def parse_known_args(self, args: list[str]) -> tuple[argparse.Namespace, list[str]]:
+        """Parse what is known, and keep the command line for a message."""
+        self._given = args
+        return super().parse_known_args(args)
+
+    def refuse(self, flag: str) -> None:
+        """Answer an unknown option with the nearest one."""
+        raise MiniGPTError(f"There is no option '{flag}'.{did_you_mean(flag, self._option_string_actions)}")
+
+    def error(self, message: str) -> None:
+        """Turn argparse's complaint into a sentence."""
+        if match := re.match(r"argument (\S+): expected", message):
+            raise MiniGPTError(missing_value(match[1].split("/"), self._given, self._option_string_actions))
+        raise MiniGPTError(message[0].upper() + message[1:] + ". See --help.")
+
+
+# The options that several commands have.
+SHARED = {
+    "ckpt_path": {"default": "last", "help": "`last` (the newest run), a run folder or a checkpoint"},
+    "allow_code": {
+        "action": "append", "default": [], "metavar": "MODULE",
+        "help": "let the run's network be a class of this module; give it again for another",
+    },
+    "device": {"default": "auto", "help": "`auto` (a GPU where there is one), `cpu`, `cuda`, `mps`, ..."},
+    "precision": {
+        "choices": ["32", "bf16", "int8"], "default": "32",
+        "help": "round the weights: bf16 to two or three digits, in half the memory; int8 those of linear layers to "
+        "255 steps for each output, in a quarter. Probabilities, and with them texts, differ a little",
+    },
+    "unknown": {
+        "choices": ["error", "skip"], "default": "error", "help": "what to do with characters never seen",
+    },
+}  # fmt: skip
+
+
+def or_none(kind: type) -> Callable[[str], int | float | None]:
+    """Return the type of an option whose value is a number or `none`."""
+
+    def parse(text: str) -> int | float | None:
+        return None if text == "none" else kind(text)
+
+    parse.__name__ = f"{kind.__name__} or none"
+    return parse
+
+
+def path(text: str) -> Path:
+    """Return a path of an option: a shell leaves the `~` of `--out=~/e` as it is."""
+    return Path(os.path.expanduser(text))

@@ -1,6 +1,5 @@
 """The commands of `minigpt` and `scripts/`: parse, call, and the one place where an error becomes a message."""
 
-import argparse
 import errno
 import gc
 import json
@@ -9,20 +8,24 @@ import re
 import sys
 import threading
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import minigpt
 from minigpt import processes
 from minigpt.command_line import (
+    Parser,
     command,
     find_config,
     first_stray,
     first_training,
-    missing_value,
+    or_none,
+    path,
     short,
     tool,
     unexpected_argument,
@@ -30,11 +33,12 @@ from minigpt.command_line import (
 from minigpt.errors import MiniGPTError, check_number, did_you_mean, needs, note, writing
 from minigpt.words import message
 
+if TYPE_CHECKING:
+    from minigpt.generation.text import LanguageModel
+
 PROMPT = "un matin,"
 CONTROLS = {"temperature": 0.8, "top_k": 30, "top_p": 0.9}  # the article's example
-UNITS = {"loss": "  nats per token", "floors": " (bits per char)"}  # where a score's name does not tell
 LARGEST_BATCH = 16  # how many samples are drawn at once
-SEARCHED = 1 << 24  # tokens of a training text, for what a model recites
 
 
 def main() -> int:
@@ -97,50 +101,6 @@ def run(command: Callable[[list[str]], int], args: list[str] | None = None) -> i
         return 2
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse, with one sentence in place of a page of usage."""
-
-    def __init__(self, name: str, description: str, of_a_model: bool = True):
-        super().__init__(
-            prog=command(name),
-            description=description,
-            allow_abbrev=False,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        )
-        if of_a_model:
-            self.add_argument(
-                "--ckpt_path", default="last", help="`last` (the newest run), a run folder or a checkpoint"
-            )
-            self.add_argument(
-                "--allow_code", action="append", default=[], metavar="MODULE",
-                help="let the run's network be a class of this module; give it again for another",
-            )  # fmt: skip
-
-    def parse_args(self, args: list[str]) -> argparse.Namespace:
-        """Parse; an unknown option is answered with the nearest one."""
-        found, unknown = self.parse_known_args(args)
-        if unknown and not unknown[0].startswith("-"):
-            raise MiniGPTError(unexpected_argument(unknown[0], args))
-        if unknown:
-            self.refuse(unknown[0].partition("=")[0])
-        return found
-
-    def parse_known_args(self, args: list[str]) -> tuple[argparse.Namespace, list[str]]:
-        """Parse what is known, and keep the command line for a message."""
-        self._given = args
-        return super().parse_known_args(args)
-
-    def refuse(self, flag: str) -> None:
-        """Answer an unknown option with the nearest one."""
-        raise MiniGPTError(f"There is no option '{flag}'.{did_you_mean(flag, self._option_string_actions)}")
-
-    def error(self, message: str) -> None:
-        """Turn argparse's complaint into a sentence."""
-        if match := re.match(r"argument (\S+): expected", message):
-            raise MiniGPTError(missing_value(match[1].split("/"), self._given, self._option_string_actions))
-        raise MiniGPTError(message[0].upper() + message[1:] + ". See --help.")
-
-
 def announce(*packages: str) -> None:
     """Say which packages are about to be loaded, since that takes seconds; those that are loaded are left out.
 
@@ -150,36 +110,6 @@ def announce(*packages: str) -> None:
     titles = {"gradio": "Gradio", "lightning": "Lightning", "optuna": "Optuna", "torch": "PyTorch"}
     if missing := [titles[package] for package in packages if package not in sys.modules]:
         note(message("loading", message("and").join(missing)))
-
-
-def _path(text: str) -> Path:
-    return Path(os.path.expanduser(text))  # a shell leaves the `~` of `--out=~/e` as it is
-
-
-def _or_none(kind: type) -> Callable[[str], int | float | None]:
-    def parse(text: str) -> int | float | None:
-        return None if text == "none" else kind(text)
-
-    parse.__name__ = f"{kind.__name__} or none"
-    return parse
-
-
-def _add_device(parser: _Parser) -> None:
-    parser.add_argument("--device", default="auto", help="`auto` (a GPU where there is one), `cpu`, `cuda`, `mps`, ...")
-
-
-def _add_precision(parser: _Parser) -> None:
-    parser.add_argument(
-        "--precision", choices=["32", "bf16", "int8"], default="32",
-        help="round the weights: bf16 to two or three digits, in half the memory; int8 those of linear layers to 255 "
-        "steps for each output, in a quarter. Probabilities, and with them texts, differ a little",
-    )  # fmt: skip
-
-
-def _add_unknown(parser: _Parser) -> None:
-    parser.add_argument(
-        "--unknown", choices=["error", "skip"], default="error", help="what to do with characters never seen"
-    )
 
 
 def _device(name: str) -> str:
@@ -194,37 +124,52 @@ def _device(name: str) -> str:
     return name
 
 
+class Opened(NamedTuple):
+    """What a command works with: a checkpoint's file, what the file holds, and the model in it."""
+
+    file: Path
+    checkpoint: dict[str, Any]
+    lm: "LanguageModel"
+
+
+def _open(asked: Namespace) -> Opened:
+    """Open the model that the options name, where and in the precision that they name."""
+    from minigpt import runs
+
+    file = runs.find_checkpoint(asked.ckpt_path)
+    checkpoint = runs.read_checkpoint(file)
+    device, precision = getattr(asked, "device", "cpu"), getattr(asked, "precision", "32")
+    return Opened(file, checkpoint, runs.language_model(checkpoint, _device(device), precision, asked.allow_code))
+
+
 def generate(args: list[str]) -> int:
     """Continue a prompt with a trained model."""
-    parser = _Parser(
-        "generate", "Continue a prompt with a trained model. The text goes to stdout, everything else to stderr."
-    )
-    _add_device(parser)
+    parser = Parser(
+        "generate",
+        "Continue a prompt with a trained model. The text goes to stdout, everything else to stderr.",
+        "ckpt_path", "allow_code", "device", "precision", "unknown",
+    )  # fmt: skip
     parser.add_argument("--prompt", default=PROMPT, help="the text to continue; `-` reads it from standard input")
     parser.add_argument("--max_new_tokens", type=int, default=200, help="how many tokens to draw")
     parser.add_argument("--temperature", type=float, default=CONTROLS["temperature"], help="0 is greedy")
-    parser.add_argument("--top_k", type=_or_none(int), default=CONTROLS["top_k"], help="the k likeliest, or none")
-    parser.add_argument("--top_p", type=_or_none(float), default=CONTROLS["top_p"], help="their mass, or none")
-    parser.add_argument("--min_p", type=_or_none(float), default=None, help="the least share of the likeliest, or none")
+    parser.add_argument("--top_k", type=or_none(int), default=CONTROLS["top_k"], help="the k likeliest, or none")
+    parser.add_argument("--top_p", type=or_none(float), default=CONTROLS["top_p"], help="their mass, or none")
+    parser.add_argument("--min_p", type=or_none(float), default=None, help="the least share of the likeliest, or none")
     parser.add_argument(
-        "--repetition_penalty", type=_or_none(float), default=None,
+        "--repetition_penalty", type=or_none(float), default=None,
         help="above 1, tokens that the text already holds become less likely; none for no change",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=None, help="the same seed gives the same texts")
     parser.add_argument("--num_samples", type=int, default=1, help="how many texts, with a line `---` between them")
     parser.add_argument("--stop", default=None, help="end a text before this would be complete")
-    _add_precision(parser)
     parser.add_argument("--compile", action="store_true", help="spend some seconds on faster code first, for a CPU")
-    _add_unknown(parser)
     asked = parser.parse_args(args)
 
     announce("torch")
 
-    from minigpt import runs
     from minigpt.generation.decoding import compile_decoding
 
-    file = runs.find_checkpoint(asked.ckpt_path)
-    lm = runs.language_model(runs.read_checkpoint(file), _device(asked.device), asked.precision, asked.allow_code)
+    file, _, lm = _open(asked)
     prompt = (sys.stdin.read() if sys.stdin else "") if asked.prompt == "-" else asked.prompt
     shown = lm.prepare(prompt, asked.unknown)
     check_number("num_samples", asked.num_samples, at_least=1, whole=True)
@@ -258,13 +203,13 @@ def generate(args: list[str]) -> int:
 
 def evaluate(args: list[str]) -> int:
     """Score a trained model on its validation text or on another text."""
-    parser = _Parser(
+    parser = Parser(
         "evaluate",
         "Score a trained model on the validation text of its run, or on a whole text of yours: a table on a terminal, "
         "JSON through a pipe or into a file.",
-    )
+        "ckpt_path", "allow_code", "device", "precision", "unknown",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON on a terminal too")
-    _add_device(parser)
     parser.add_argument("--data.path", dest="path", default=None, help="a text to score whole, in place of the run's")
     parser.add_argument("--data.encoding", dest="encoding", default=None, help="its encoding, if that is not found")
     parser.add_argument(
@@ -274,9 +219,7 @@ def evaluate(args: list[str]) -> int:
         "--memorisation", nargs="?", type=int, const=16, metavar="N",
         help="also draw N texts (16), and report how much of them stands word for word in the training text",
     )  # fmt: skip
-    parser.add_argument("--figures", type=_path, metavar="DIR", help="also draw what the model does, into this folder")
-    _add_precision(parser)
-    _add_unknown(parser)
+    parser.add_argument("--figures", type=path, metavar="DIR", help="also draw what the model does, into this folder")
     asked = parser.parse_args(args)
     check_number("memorisation", asked.memorisation, at_least=1, whole=True, optional=True)
     if asked.encoding and asked.path is None:
@@ -291,13 +234,10 @@ def evaluate(args: list[str]) -> int:
 
     from minigpt import runs
     from minigpt.data.corpus import Corpus
-    from minigpt.evaluation import copied, floors, measure
+    from minigpt.evaluation import as_table, floors, measure, memorisation
 
-    file = runs.find_checkpoint(asked.ckpt_path)
-    checkpoint = runs.read_checkpoint(file)
-    about = checkpoint["minigpt"]["data"]
-    lm = runs.language_model(checkpoint, _device(asked.device), asked.precision, asked.allow_code)
-    own = None
+    file, checkpoint, lm = _open(asked)
+    about, own = checkpoint["minigpt"]["data"], None
     try:
         own = runs.tokens_of(file, about, asked.cache_dir)
     except MiniGPTError as error:
@@ -316,16 +256,7 @@ def evaluate(args: list[str]) -> int:
     if own:
         scores["floors"] = {name: round(bits, 6) for name, bits in floors(own.train, val, lm.tokenizer).items()}
     if asked.memorisation:
-        drawn = lm.generate_batch([""] * asked.memorisation, 500, seed=0, **CONTROLS)
-        known, length = lm.tokenizer.decode(own.train[:SEARCHED]), max(map(len, drawn))
-        if len(own.train) > SEARCHED:
-            note(f"Only the first {SEARCHED:,} tokens of the training text are searched.")
-        text = lm.tokenizer.decode(val[:SEARCHED])
-        fresh = [text[n : n + length] for n in range(0, length * asked.memorisation, length)]
-        scores["memorisation"] = {
-            "samples": copied(drawn, known),
-            "text": copied(fresh, known),
-        }
+        scores["memorisation"] = memorisation(lm, own.train, val, asked.memorisation, **CONTROLS)
     note(f"({file})")
     if asked.figures:
         from minigpt.figures import figures
@@ -336,44 +267,30 @@ def evaluate(args: list[str]) -> int:
                 drawing = asked.figures / f"{name}.png"
                 image.save(drawing)
                 note(str(drawing))
-    as_table = sys.stdout.isatty() and not asked.json
-    print("\n".join(_table(scores)) if as_table else json.dumps(scores, indent=2))
+    on_a_terminal = sys.stdout.isatty() and not asked.json
+    print("\n".join(as_table(scores)) if on_a_terminal else json.dumps(scores, indent=2))
     return 0
-
-
-def _table(scores: dict, indent: str = "") -> list[str]:
-    """Return the lines of a table of scores, those in a group below its name."""
-    lines = []
-    for name, value in scores.items():
-        label = f"{indent}{name.replace('_', ' ')}"
-        if isinstance(value, dict):
-            lines += [f"{label}{UNITS.get(name, '')}", *_table(value, f"{indent}  ")]
-        elif value is not None:
-            text = repr(value) if isinstance(value, str) else format(value, ",.4f" if isinstance(value, float) else ",")
-            lines.append(f"{label:<18}{text:>12}{UNITS.get(name, '')}")
-    return lines
 
 
 def export(args: list[str]) -> int:
     """Write a trained model in a format that other programs load."""
     from minigpt.export import FORMATS
 
-    parser = _Parser("export", "Write a trained model into a folder, in a format that others load.")
+    description = "Write a trained model into a folder, in a format that others load."
+    parser = Parser("export", description, "ckpt_path", "allow_code")
     kinds = ", ".join(f"{name}: {form.help}" for name, form in FORMATS.items())
     parser.add_argument("--format", choices=FORMATS, required=True, help=kinds)
     parser.add_argument(
-        "--out", required=True, type=os.path.expanduser, help="the folder to write; it must not exist yet, or be empty"
+        "--out", required=True, type=path, help="the folder to write; it must not exist yet, or be empty"
     )
     asked = parser.parse_args(args)
 
     announce("torch")
 
-    from minigpt import runs
     from minigpt.export import export as write
 
-    file = runs.find_checkpoint(asked.ckpt_path)
-    checkpoint = runs.read_checkpoint(file)
-    write(checkpoint, runs.language_model(checkpoint, allow_code=asked.allow_code), asked.out, asked.format)
+    file, checkpoint, lm = _open(asked)
+    write(checkpoint, lm, asked.out, asked.format)
     note(f"({file})")
     print(asked.out)
     return 0
@@ -381,10 +298,8 @@ def export(args: list[str]) -> int:
 
 def app(args: list[str]) -> int:
     """Open a page in the browser to play with trained models."""
-    parser = _Parser(
-        "app", "Open a page to play with trained models, on this machine alone unless --host says otherwise."
-    )
-    _add_device(parser)
+    description = "Open a page to play with trained models, on this machine alone unless --host says otherwise."
+    parser = Parser("app", description, "ckpt_path", "allow_code", "device")
     parser.add_argument("--host", default="127.0.0.1", help="the address to serve on; 0.0.0.0 for the whole network")
     parser.add_argument("--port", type=int, default=7860, help="the port to serve on")
     parser.add_argument("--auth", metavar="NAME:PASSWORD", default=None, help="let in only who knows these")
@@ -520,18 +435,13 @@ def _allowing(network: dict) -> list[str]:
 
 def sweep(args: list[str]) -> int:
     """Train a recipe many times to find better settings."""
-    parser = _Parser(
+    parser = Parser(
         "sweep",
         "Train a recipe many times, in search of the settings with the fewest bits per character. All flags of "
         "train hold for every trial. The same command goes on with a study, and takes part in it while others do.",
-        of_a_model=False,
     )
     parser.add_argument(
-        "-c",
-        "--config",
-        action="append",
-        required=True,
-        help="the recipe: a file, or a name; a later one wins",
+        "-c", "--config", action="append", required=True, help="the recipe: a file, or a name; a later one wins"
     )
     parser.add_argument("--space", required=True, help="what to search: a file, or a name such as nano")
     parser.add_argument("--trials", type=int, default=20, help="how many the study has in the end, of all processes")
@@ -545,11 +455,8 @@ def sweep(args: list[str]) -> int:
     if (stray := first_stray(args)) is not None:
         raise MiniGPTError(unexpected_argument(stray, args))
     for flag in (arg.partition("=")[0] for arg in others):
-        if (
-            flag.startswith("--")
-            and "." not in flag
-            and flag not in ("--ckpt_path", "--seed_everything", "--allow_code")
-        ):
+        of_train = "." in flag or flag in ("--ckpt_path", "--seed_everything", "--allow_code")
+        if flag.startswith("--") and not of_train:
             parser.refuse(flag)
     check_number("trials", asked.trials, at_least=1, whole=True)
     announce("torch", "lightning")
@@ -565,31 +472,17 @@ def sweep(args: list[str]) -> int:
         raise
     for file in study.write():
         note(short(file))
-    _ranking(study.rows())
+    print("\n".join(study.table()))
+    best = study.rows()[0]
+    if best["state"] == "complete":
+        run = short(best["run"])
+        longer = ["--config", f"{run}/config.yaml", "--trainer.max_steps", str(4 * best["steps"])]
+        print(f"\nThe best, for longer:  {command('train', *longer)}")
+        print(f"Text of the best:      {command('generate', '--ckpt_path', run)}")
+    else:
+        note("No trial is complete.")
     gc.freeze()  # as after a training
     return 0
-
-
-def _ranking(rows: list[dict]) -> None:
-    """Print the trials of a sweep as a table, and what to type next."""
-    rows = [row | {"run": short(row["run"]) if row["run"] else None} for row in rows]
-    cells = [[key.rpartition(".")[2] for key in rows[0]]]
-    for row in rows:
-        cells.append(
-            ["-" if value is None else f"{value:.4g}" if type(value) is float else str(value) for value in row.values()]
-        )
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for line in cells:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    best = rows[0]
-    if best["state"] != "complete":
-        note("No trial is complete.")
-        return
-    longer = ["--config", f"{best['run']}/config.yaml", "--trainer.max_steps", str(4 * best["steps"])]
-    print(
-        f"\nThe best, for longer:  {command('train', *longer)}\n"
-        f"Text of the best:      {command('generate', '--ckpt_path', best['run'])}"
-    )
 
 
 def resume_command(cli, args: list[str], run_dir: Path) -> str:

@@ -15,11 +15,14 @@ from torchmetrics import MeanMetric, Metric
 
 from minigpt.data.dataset import EvalWindows, Ids
 from minigpt.data.tokenizers import Tokenizer
-from minigpt.errors import MiniGPTError
+from minigpt.errors import MiniGPTError, note
+from minigpt.generation.text import LanguageModel
 from minigpt.models import device_of
 
 LOGITS = 1 << 24  # of them at once, 64 MB in float32
 PIECE = 20  # characters; as long as two or three words, so that few are common by chance
+SEARCHED = 1 << 24  # tokens of a training text, for what a model recites
+UNITS = {"loss": "  nats per token", "floors": " (bits per char)"}  # where a score's name does not tell
 
 
 class BitsPerCharacter(Metric):
@@ -236,3 +239,38 @@ def copied(texts: Sequence[str], source: str) -> dict[str, float | str]:
                 pieces += 1
                 found += length >= PIECE
     return {"longest": len(run), "share": round(found / max(1, pieces), 6), "run": run}
+
+
+def memorisation(lm: LanguageModel, train: Ids, val: Ids, samples: int, **controls: float) -> dict[str, dict]:
+    """How much of what a model writes stands word for word in its training text, and how much of a fresh text does.
+
+    Args:
+        lm: The model.
+        train: `(N,)` ids that it was trained on.
+        val: `(M,)` ids that it was not trained on.
+        samples: How many texts to draw.
+        **controls: How to draw them.
+
+    Returns:
+        `samples` and `text`, each as `copied` has it.
+    """
+    drawn = lm.generate_batch([""] * samples, 500, seed=0, **controls)
+    known, text = (lm.tokenizer.decode(ids[:SEARCHED]) for ids in (train, val))
+    if len(train) > SEARCHED:
+        note(f"Only the first {SEARCHED:,} tokens of the training text are searched.")
+    length = max(map(len, drawn))
+    fresh = [text[n : n + length] for n in range(0, length * samples, length)]
+    return {"samples": copied(drawn, known), "text": copied(fresh, known)}
+
+
+def as_table(scores: dict, indent: str = "") -> list[str]:
+    """Return the lines of a table of scores, those in a group below its name."""
+    lines = []
+    for name, value in scores.items():
+        label = f"{indent}{name.replace('_', ' ')}"
+        if isinstance(value, dict):
+            lines += [f"{label}{UNITS.get(name, '')}", *as_table(value, f"{indent}  ")]
+        elif value is not None:
+            text = repr(value) if isinstance(value, str) else format(value, ",.4f" if isinstance(value, float) else ",")
+            lines.append(f"{label:<18}{text:>12}{UNITS.get(name, '')}")
+    return lines

@@ -27,6 +27,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from minigpt import files, runs
+from minigpt.command_line import short
 from minigpt.errors import MiniGPTError, note, writing
 from minigpt.seeds import derive_seed
 from minigpt.training import recipes
@@ -209,6 +210,16 @@ class Sweep:
             values = {key: trial.params.get(key) for key in self.space}
             rows.append({"bits_per_char": value, "state": state, **values, "steps": steps, "run": self.run_of(trial)})
         return sorted(rows, key=lambda row: (row["state"] != "complete", row["bits_per_char"] or math.inf))
+
+    def table(self) -> list[str]:
+        """Return the lines of a table of the trials, best first."""
+        rows = [row | {"run": row["run"] and short(row["run"])} for row in self.rows()]
+        cells = [[key.rpartition(".")[2] for key in rows[0]]]
+        for row in rows:
+            texts = (f"{value:.4g}" if type(value) is float else str(value) for value in row.values())
+            cells.append(["-" if text == "None" else text for text in texts])
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
 
     def write(self) -> list[Path]:
         """Write the table as CSV and the plots as PNG beside the storage; the files."""
