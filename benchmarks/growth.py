@@ -44,7 +44,7 @@ def step(width: int, context: int, steps: int) -> dict[str, float]:
     import torch
 
     from minigpt import GPT, LitLanguageModel
-    from minigpt.training.cli import keep_memory
+    from minigpt.processes import keep_memory
 
     keep_memory()
     before = held()

@@ -71,7 +71,7 @@ def steps(rank: int, world: int, port: int, results: SimpleQueue, way: str, widt
     from torch.nn.parallel import DistributedDataParallel
 
     from minigpt import GPT, LitLanguageModel
-    from minigpt.training.cli import keep_memory
+    from minigpt.processes import keep_memory
     from minigpt.training.distributed import share_out
 
     strategy, checkpointing = WAYS[way]

@@ -84,7 +84,7 @@ def nanogpt_loop(sizes: dict, device: str, compiled: bool) -> Loop:
 def minigpt_loop(sizes: dict, device: str, compiled: bool) -> Loop:
     """The loss of `(x, y)`, the model and the optimizer of scripts/train.py."""
     from minigpt import GPT, LitLanguageModel
-    from minigpt.training.cli import keep_memory
+    from minigpt.processes import keep_memory
 
     keep_memory()
     network = GPT(VOCAB, preset="gpt2", bias=False, **sizes)

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import sys
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
@@ -169,6 +170,58 @@ def unexpected_argument(stray: str, args: Sequence[str]) -> str:
         pattern = os.path.join(os.path.dirname(stray), f"*{Path(stray).suffix}")
         return f"{after} Quote a pattern: {flag} {shlex.quote(pattern)}."
     return f"{after} Quote a text with blanks: {flag} {shlex.quote(' '.join([*values, stray]))}."
+
+
+class CommandLine:
+    """The command line of a training, gone through once.
+
+    The parser applies files and flags in the order in which they stand. In `args` the config files come first, in
+    their order, so that flags win over files wherever they stand, and a later file wins over an earlier one. Then comes
+    the network's class, since its arguments would be held to another class, and then everything else.
+
+    Args:
+        given: The command line as it was typed.
+
+    Attributes:
+        files: The config files, with paths in place of recipe names.
+        flags: Everything else, in order.
+        settings: The options that have a value, each with its value.
+    """
+
+    def __init__(self, given: Sequence[str] = ()):
+        self.given, self.files, self.settings = list(given), [], []
+        classes, flags, rest = [], [], deque(given)
+        while rest:
+            words = [rest.popleft()]
+            flag, value = self._split(words[0])
+            is_config = flag in ("-c", "--config")
+            if value is None and rest and (is_config or flag.startswith("--")):
+                # A text may begin with a dash, such as -chat in `--samples.prompts -chat`. The name of a file may not.
+                is_value = not rest[0].startswith("-" if is_config else "--") and rest[0] != "-c"
+                words += [value := rest.popleft()] if is_value else []
+            if value is not None:
+                self.settings.append((flag, value))
+            if is_config and value is not None:
+                self.files.append(find_config(value))
+            else:
+                (classes if flag == "--model.network" else flags).extend(words)
+        self.flags = [*classes, *flags]
+
+    @staticmethod
+    def _split(arg: str) -> tuple[str, str | None]:
+        """Return the option that an argument begins with, and the value that is attached to it."""
+        if match := re.fullmatch(r"(-c)=?(.+)|(--[^=]+)=(.*)", arg, re.DOTALL):
+            return match[1] or match[3], match[2] if match[1] else match[4]
+        return arg, None
+
+    @property
+    def args(self) -> list[str]:
+        """The arguments in the order that the parser needs."""
+        return [*(f"--config={file}" for file in self.files), *self.flags]
+
+    def values(self, flag: str) -> list[str]:
+        """Return the values that an option was given, the last of which counts."""
+        return [value for option, value in self.settings if option == flag]
 
 
 class Parser(argparse.ArgumentParser):

@@ -6,8 +6,11 @@ A run is a folder such as `lightning_logs/tiny/version_0`, with `checkpoints/las
 import glob
 import json
 import os
+import re
 import zipfile
 from collections.abc import Collection
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -19,7 +22,7 @@ from minigpt.command_line import command, first_training
 from minigpt.data import tokenizers
 from minigpt.data.corpus import NAMES, Corpus
 from minigpt.data.tokens import Tokens, tokenize
-from minigpt.errors import MiniGPTError, check_choice, needs
+from minigpt.errors import MiniGPTError, check_choice, needs, writing
 from minigpt.generation.checks import quantize_checked
 from minigpt.generation.text import LanguageModel
 from minigpt.models import NETWORKS, build_network
@@ -30,6 +33,24 @@ EXPORTED = "minigpt.json"  # beside model.safetensors, in a folder that `minigpt
 LARGEST_BLOCK = 1 << 20  # positions that a checkpoint is believed to have, where its weights do not say
 # What a model is in; for int8, what all of it but the weights of linear layers is in.
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
+
+
+def config_name(path: str | Path) -> str:
+    """The name of a recipe and of its runs: the file's name, or the recipe's for a config.yaml in a run folder."""
+    path = Path(path).absolute()
+    in_run = path.name == "config.yaml" and path.parent.name.startswith("version_")
+    return path.parent.parent.name if in_run else path.stem
+
+
+def new_run(parent: Path) -> Path:
+    """Make a fresh `version_N` folder; an exclusive mkdir, so that two runs started at once take two folders."""
+    with writing(parent, "--trainer.default_root_dir"):
+        taken = [int(match[1]) for match in (re.fullmatch(r"version_(\d+)", p.name) for p in parent.iterdir()) if match]
+        for version in count(max(taken, default=-1) + 1):
+            folder = parent / f"version_{version}"
+            with suppress(FileExistsError):
+                folder.mkdir()
+                return folder.absolute()
 
 
 def newest_run(name: str | None = None, root: str | Path = ROOT) -> Path | None:

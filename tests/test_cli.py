@@ -9,9 +9,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from minigpt import runs
+from minigpt.command_line import CommandLine
 from minigpt.training import recipes
-from minigpt.training.cli import MiniGPTCLI, config_name
-from minigpt.training.parser import CommandLine, flatten
+from minigpt.training.cli import MiniGPTCLI
+from minigpt.training.parser import flatten
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ def test_lightnings_seconds_limit_a_run_and_it_can_go_on(call, folder):
     ],
 )
 def test_a_run_is_named_after_its_recipe(path, name):
-    assert config_name(path) == name
+    assert runs.config_name(path) == name
 
 
 def test_settings_are_flattened_but_class_paths_stay_whole():

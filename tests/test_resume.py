@@ -273,10 +273,10 @@ def test_a_stop_at_the_end_of_a_pass_over_the_text_leaves_no_trace(folder, undis
 
 
 def test_runs_that_start_at_the_same_time_take_folders_of_their_own(folder):
-    from minigpt.training.cli import _new_run
+    from minigpt.runs import new_run
 
     with ThreadPoolExecutor(8) as threads:
-        made = list(threads.map(lambda _: _new_run(folder / "tiny"), range(40)))
+        made = list(threads.map(lambda _: new_run(folder / "tiny"), range(40)))
     assert sorted(int(path.name.removeprefix("version_")) for path in made) == list(range(40))
 
 

@@ -1,14 +1,18 @@
 """What each part of a model does, in a learner's words, and how many parameters it has."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
+from minigpt.models import NETWORKS, build_network, n_parameters
 from minigpt.models.gpt import GPT, MLP
 from minigpt.models.tinygpt import TinyGPT
 from minigpt.words import COLUMNS, message
 
 NORMS = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}
+# Above it a model recites its text. A quarter as many, with dropout, still learn (configs/shakespeare.yaml).
+PARAMS_PER_CHARACTER_LIMIT = 20
 
 
 class Part(NamedTuple):
@@ -40,6 +44,36 @@ def parts(model: nn.Module, tokens: str = "tokens") -> list[Part]:
         *(_inside(model) if isinstance(model, GPT) else []),
         Part(message("output"), output, 0 if tied else _n(model.lm_head)),
     ]
+
+
+def reciting(network: nn.Module, description: dict[str, Any], n_characters: int) -> str | None:
+    """Return a note about a model that could hold its text by heart many times over, with what would suit the text.
+
+    Args:
+        network: The model.
+        description: Its `class_path` and `init_args`.
+        n_characters: The length of the text that it is trained on.
+    """
+    most, size, settings = PARAMS_PER_CHARACTER_LIMIT * n_characters, n_parameters(network), description["init_args"]
+    if size <= most:
+        return None
+
+    def size_of(width: int) -> int:
+        return n_parameters(build_network(description | {"init_args": settings | {"n_embd": width}}))
+
+    advice = []
+    if description["class_path"] in NETWORKS:
+        width, heads = settings["n_embd"], settings.get("n_head", 1)
+        with torch.device("meta"):
+            while width % (4 * heads) == 0 and width > 8 and size_of(width) > most / 4:
+                width //= 2
+        advice += [f"--model.network.n_embd {width}"] if width < settings["n_embd"] else []
+    if (settings or {}).get("dropout", 1) < 0.2:  # TinyGPT has none
+        advice.append("--model.network.dropout 0.2")
+    return (
+        f"The model has {size:,} parameters for {n_characters:,} characters: it will recite the text rather than "
+        f"learn from it. {' and '.join(advice) or 'A longer text'} would suit."
+    )
 
 
 def _modules(model: nn.Module) -> list[Part]:

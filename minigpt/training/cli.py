@@ -1,6 +1,5 @@
 """MiniGPTCLI: LightningCLI with the project's links, defaults and rules of resume."""
 
-import ctypes
 import logging
 import os
 import re
@@ -10,7 +9,6 @@ import warnings
 from contextlib import suppress
 from importlib.util import find_spec
 from inspect import signature
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +24,19 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from minigpt import processes, runs
-from minigpt.command_line import command, example_recipe
+from minigpt.command_line import CommandLine, command, example_recipe
 from minigpt.data.corpus import locate
 from minigpt.data.tokenizers import difference
 from minigpt.data.tokenizers import from_dict as tokenizer_from_dict
 from minigpt.errors import MiniGPTError, check_number, note, writing
-from minigpt.models import NETWORKS, build_network, instantiate, n_parameters
+from minigpt.models import instantiate, summary
 from minigpt.training import recipes, trust
 from minigpt.training.callbacks import Figures, Progress, Samples
 from minigpt.training.checkpointing import Checkpoints, WholeFileCheckpointIO, check_writable
 from minigpt.training.datamodule import TextDataModule
 from minigpt.training.distributed import FSDP2Strategy, check_mesh
 from minigpt.training.module import LitLanguageModel
-from minigpt.training.parser import CommandLine, TrainParser, flatten, inner_reason
+from minigpt.training.parser import TrainParser, flatten, inner_reason
 from minigpt.training.resume import environment, stopped_early
 
 # Options of Lightning's Trainer that have another default here.
@@ -72,15 +70,6 @@ RATES = (
     "warmup_steps", "min_lr", "decay_steps", "cooldown",
 )  # fmt: skip
 STRATEGIES = "minigpt trains on one device, or on several with --trainer.strategy ddp or fsdp2. Set one of them."
-# Above it a model recites its text. A quarter as many, with dropout, still learn (configs/shakespeare.yaml).
-PARAMS_PER_CHARACTER_LIMIT = 20
-
-
-def config_name(path: str | Path) -> str:
-    """The name of a recipe and of its runs: the file's name, or the recipe's for a config.yaml in a run folder."""
-    path = Path(path).absolute()
-    in_run = path.name == "config.yaml" and path.parent.name.startswith("version_")
-    return path.parent.parent.name if in_run else path.stem
 
 
 class MiniGPTCLI(LightningCLI):
@@ -175,7 +164,7 @@ class MiniGPTCLI(LightningCLI):
         if not self.config.config:
             raise MiniGPTError(f"Name a recipe with --config, such as --config {shlex.quote(example_recipe())}.")
         check_number("seed_everything", self.config.seed_everything, at_least=0, below=2**32, whole=True)
-        self.name = config_name(str(self.config.config[0]))
+        self.name = runs.config_name(str(self.config.config[0]))
         trainer = self.config.trainer
         alone = trainer.devices in (1, "1") and trainer.num_nodes == 1 and not trainer.plugins
         if ignored := processes.forget_leftovers(alone):
@@ -281,7 +270,7 @@ class MiniGPTCLI(LightningCLI):
         _check_strategy(trainer)
         _settle_rank(trainer)
         if not isinstance(trainer.strategy, FSDP2Strategy):
-            keep_memory()
+            processes.keep_memory()
         return trainer
 
     def _lengths(self, trainer: Any, every_n_steps: int) -> tuple[int, int | float | None, Any]:
@@ -342,12 +331,15 @@ class MiniGPTCLI(LightningCLI):
             self.run_dir = None
             return
         if self.run_dir is None and not self.finished:
-            self.run_dir = _new_run(root / self.name)
+            self.run_dir = runs.new_run(root / self.name)
             with writing(self.run_dir, "--trainer.default_root_dir"):
                 (self.run_dir / "config.yaml").write_text(self._recipe(), encoding="utf-8")
         if self.run_dir and not self.finished:
             check_writable(self.run_dir)
-            self._tell_of_reciting()
+            tokens, network = self.datamodule.tokens, self.model.network
+            n_characters = round(tokens.n_characters * (1 - tokens.val_fraction))
+            if recites := summary.reciting(network, self.model.architecture, n_characters):
+                note(recites)
             most, n = self.datamodule.max_val_tokens, len(self.datamodule.val_ids) - 1
             if most and most < n:
                 note(f"Validation scores {most:,} of {n:,} tokens; `{command('evaluate')}` scores them all.")
@@ -385,32 +377,6 @@ class MiniGPTCLI(LightningCLI):
             raise MiniGPTError(
                 f"EarlyStopping monitors '{absent[1]}'. Pass one that is measured: {measured}."
             ) from error
-
-    def _tell_of_reciting(self) -> None:
-        """Say so if the model could hold its text by heart many times over, and what would suit the text."""
-        network, tokens = self.model.network, self.datamodule.tokens
-        n_characters = round(tokens.n_characters * (1 - tokens.val_fraction))
-        most, size = PARAMS_PER_CHARACTER_LIMIT * n_characters, n_parameters(network)
-        if size <= most:
-            return
-        advice, settings = [], self.model.architecture["init_args"] or {}
-        if self.model.architecture["class_path"] in NETWORKS:
-            width, heads = settings["n_embd"], settings.get("n_head", 1)
-            with torch.device("meta"):
-                while width % (4 * heads) == 0 and width > 8 and self._size(width) > most / 4:
-                    width //= 2
-            advice = [f"--model.network.n_embd {width}"] if width < settings["n_embd"] else []
-        if settings.get("dropout", 1) < 0.2:  # TinyGPT has none
-            advice.append("--model.network.dropout 0.2")
-        note(
-            f"The model has {size:,} parameters for {n_characters:,} characters: it will recite the text rather "
-            f"than learn from it. {' and '.join(advice) or 'A longer text'} would suit."
-        )
-
-    def _size(self, width: int) -> int:
-        """How many parameters the network would have in another width."""
-        description = self.model.architecture
-        return n_parameters(build_network(description | {"init_args": description["init_args"] | {"n_embd": width}}))
 
     def _recipe(self) -> str:
         """The settings as YAML: all but where they came from and what this start continues."""
@@ -511,17 +477,6 @@ def _check_strategy(trainer: Trainer) -> None:
         )
 
 
-def _new_run(parent: Path) -> Path:
-    """A fresh `version_N` folder; an exclusive mkdir, so that two runs started at once take two folders."""
-    with writing(parent, "--trainer.default_root_dir"):
-        taken = [int(match[1]) for match in (re.fullmatch(r"version_(\d+)", p.name) for p in parent.iterdir()) if match]
-        for version in count(max(taken, default=-1) + 1):
-            folder = parent / f"version_{version}"
-            with suppress(FileExistsError):
-                folder.mkdir()
-                return folder.absolute()
-
-
 class _Logger(TensorBoardLogger):
     """TensorBoard's logger, for which a `$` in the name of a folder is no variable."""
 
@@ -563,15 +518,3 @@ def _quiet() -> None:
         logger.setLevel(logging.INFO)
     warnings.filterwarnings("ignore", module="lightning")
     rich.reconfigure(stderr=True)  # for RichModelSummary: results alone go to stdout
-
-
-def keep_memory() -> None:
-    """Let the process keep what a step frees, for the next step to use, where the C library is glibc.
-
-    It would give activations back to the system and ask for them anew, page by page: 2,000 page faults a step for
-    0.8 million parameters, and up to a sixth of the step's time (docs/LOG.md). With FSDP2, which gathers and gives
-    back whole blocks and is there to save memory, what is kept lies in pieces and grows from step to step.
-    """
-    if mallopt := getattr(ctypes.CDLL(None) if sys.platform == "linux" else None, "mallopt", None):
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: never shrink the heap
-        mallopt(-3, 2**30) or mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: what comes from the heap; older ones take 32 MB

@@ -9,12 +9,12 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from minigpt.command_line import example_config
+from minigpt.command_line import CommandLine, example_config
 from minigpt.data.corpus import is_pipe
 from minigpt.errors import MiniGPTError, did_you_mean
 from minigpt.training import recipes, trust
 from minigpt.training.cli import MiniGPTCLI
-from minigpt.training.parser import NETWORK_FLAGS, CommandLine
+from minigpt.training.parser import NETWORK_FLAGS
 
 EXAMPLE = "sweeps/nano"
 
