@@ -6,7 +6,6 @@ import re
 import shlex
 import sys
 import warnings
-from contextlib import suppress
 from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
@@ -25,19 +24,17 @@ from torch import nn
 
 from minigpt import processes, runs
 from minigpt.command_line import CommandLine, command, example_recipe
-from minigpt.data.corpus import locate
-from minigpt.data.tokenizers import difference
-from minigpt.data.tokenizers import from_dict as tokenizer_from_dict
 from minigpt.errors import MiniGPTError, check_number, note, writing
 from minigpt.models import instantiate, summary
 from minigpt.training import recipes, trust
 from minigpt.training.callbacks import Figures, Progress, Samples
 from minigpt.training.checkpointing import Checkpoints, WholeFileCheckpointIO, check_writable
-from minigpt.training.datamodule import TextDataModule
+from minigpt.training.continuation import Continuation, note_changes
+from minigpt.training.datamodule import TextDataModule, n_of
 from minigpt.training.distributed import FSDP2Strategy, check_mesh
 from minigpt.training.module import LitLanguageModel
-from minigpt.training.parser import TrainParser, flatten, inner_reason
-from minigpt.training.resume import environment, stopped_early
+from minigpt.training.parser import TrainParser, inner_reason
+from minigpt.training.resume import stopped_early
 
 # Options of Lightning's Trainer that have another default here.
 DEFAULTS = {
@@ -88,7 +85,7 @@ class MiniGPTCLI(LightningCLI):
     def __init__(self, args: list[str]):
         _quiet()
         self.checkpoint: Path | None = None
-        self._checkpoints: dict[Path, dict[str, Any]] = {}
+        self._continued: Continuation | None = None
         self._line = CommandLine(args)
         trust.allow_imports(self._line.settings)
         try:
@@ -159,7 +156,10 @@ class MiniGPTCLI(LightningCLI):
         """Parse, after the mistakes in names have been answered; a resume without --config uses its run's."""
         ckpt_path = next(reversed(self._line.values("--ckpt_path")), None)
         if not self._line.files and ckpt_path is not None:
-            self._take_own_settings(ckpt_path)
+            self._continued = Continuation(runs.find_checkpoint(ckpt_path, prefer=("last",)))
+            if self._continued.run:
+                self._line.files = [str(self._continued.run / "config.yaml")]
+                self._line.flags[:0] = self._continued.own_flags()
         self.config = parser.parse_line(self._line)
         if not self.config.config:
             raise MiniGPTError(f"Name a recipe with --config, such as --config {shlex.quote(example_recipe())}.")
@@ -169,29 +169,6 @@ class MiniGPTCLI(LightningCLI):
         alone = trainer.devices in (1, "1") and trainer.num_nodes == 1 and not trainer.plugins
         if ignored := processes.forget_leftovers(alone):
             note(f"Ignoring {' and '.join(ignored)} in the environment: this training has one process.")
-
-    def _take_own_settings(self, ckpt_path: str) -> None:
-        """Put the settings that a run began with before the flags, its corpus found from where the run is now."""
-        file = runs.find_checkpoint(ckpt_path, prefer=("last",))
-        run = runs.run_of(file)
-        if not (run and (run / "config.yaml").is_file()):
-            return
-        logs = run.absolute().parent.parent
-        place = logs.parent if logs.name == runs.ROOT else Path.cwd()  # never where a stranger's settings say
-        own = [f"--trainer.default_root_dir={place}", "--data.cache_dir=null"]
-        corpus = runs.corpus_of(file, self._about(file)["minigpt"]["data"])
-        with suppress(MiniGPTError):  # not where it was from the run; it may be where the settings say
-            locate(corpus)
-            own.append(f"--data.path={corpus}")
-        self._line.files = [str(run / "config.yaml")]
-        self._line.flags = [*own, *self._line.flags, f"--ckpt_path={file}"]
-
-    def _about(self, file: Path) -> dict[str, Any]:
-        """Return a checkpoint without its weights and moments; each is read once."""
-        if file not in self._checkpoints:
-            whole = runs.read_checkpoint(file).items()
-            self._checkpoints[file] = {key: v for key, v in whole if key not in ("state_dict", "optimizer_states")}
-        return self._checkpoints[file]
 
     @staticmethod
     def configure_optimizers(
@@ -239,9 +216,7 @@ class MiniGPTCLI(LightningCLI):
         for key in left_out:
             self.parser.callback_keys.remove(key)
         if trainer.overfit_batches:  # as data.overfit_batches, which a resume keeps
-            n = self.datamodule.n_batches(1)
-            share = isinstance(trainer.overfit_batches, float)
-            self.datamodule.overfit_batches = max(1, int(trainer.overfit_batches * (n if share else 1)))
+            self.datamodule.overfit_batches = max(1, n_of(trainer.overfit_batches, self.datamodule.n_batches(1)))
         steps, limit, interval = self._lengths(trainer, every_n_steps)
         self._loggers = trainer.logger
         if trainer.profiler == "xla" and not find_spec("torch_xla"):  # Lightning would raise while it tidies up, too
@@ -281,8 +256,7 @@ class MiniGPTCLI(LightningCLI):
         accumulate = trainer.accumulate_grad_batches or 1
         n, limit = self.datamodule.n_batches(accumulate), trainer.limit_train_batches
         if limit is not None:
-            asked = limit if isinstance(limit, int) and not isinstance(limit, bool) else int(limit * n)
-            limit = n = max(accumulate, min(asked, n) // accumulate * accumulate)
+            limit = n = max(accumulate, min(n_of(limit, n), n) // accumulate * accumulate)
         steps = trainer.max_steps
         if (trainer.max_epochs or 0) > 0:
             steps = min(filter(lambda count: count > 0, (steps, trainer.max_epochs * n // accumulate)))
@@ -290,7 +264,7 @@ class MiniGPTCLI(LightningCLI):
         if interval is None and trainer.check_val_every_n_epoch:
             interval, trainer.check_val_every_n_epoch = trainer.check_val_every_n_epoch * n, None
         elif isinstance(interval, float):
-            interval = max(1, int(interval * n))
+            interval = max(1, n_of(interval, n))
         elif interval is None:
             interval = every_n_steps * accumulate or sys.maxsize
         if isinstance(interval, int):
@@ -306,23 +280,19 @@ class MiniGPTCLI(LightningCLI):
         self.finished = False
         self.stopped: str | None = None  # early, and why
         self.start_step, kept = 0, 0  # where it goes on from
-        if self.config.ckpt_path is not None:
-            self.checkpoint = self._find_checkpoint(root)
-        if self.checkpoint:
-            checkpoint = self._about(self.checkpoint)
-            if "loops" not in checkpoint:
-                raise MiniGPTError(
-                    f"'{self.checkpoint}' is an export, which cannot be trained on. Name its run instead."
-                )
-            self._check_same(checkpoint)
-            then, now = checkpoint["minigpt"].get("environment", {}), environment(self.trainer)
-            if others := [f"{key} {now[key]} in place of {then[key]}" for key in then if then[key] != now.get(key)]:
-                note(f"The last bits will not be those of an undisturbed run: {', '.join(others)}.")
+        if self._continued is None and self.config.ckpt_path is not None and (file := self._find_checkpoint(root)):
+            self._continued = Continuation(file)
+        if self._continued:
+            self._continued.check(self.datamodule, self.model, self.trainer)
+            self.checkpoint, checkpoint = self._continued.file, self._continued.content
             self.start_step, kept = checkpoint["global_step"], checkpoint["minigpt"]["schedule_steps"]
             self.finished = 0 < self.trainer.max_steps <= self.start_step
-            if not self.finished and (why := stopped_early(self.trainer, checkpoint)) is not None:
-                self.finished, self.stopped = True, why
-            self.run_dir = self._run_to_continue(self.start_step)
+            self.stopped = None if self.finished else stopped_early(self.trainer, checkpoint)
+            self.finished |= self.stopped is not None
+            self.run_dir = self._continued.run_to_continue()
+            if self.run_dir:
+                began = self.parser.recipe(str(self.run_dir / "config.yaml")).settings
+                note_changes(began, recipes.load(self._recipe()))
         self.model.schedule(max(kept, self.trainer.max_steps))  # a mistake is answered before there is a folder
         if not self.trainer.is_global_zero:
             self.run_dir = self.run_dir or root  # the first process makes the folder; Lightning tells the others
@@ -393,66 +363,6 @@ class MiniGPTCLI(LightningCLI):
         if run is None:
             note(f"There is no run of '{self.name}' to continue yet: this is the first.")
         return run and run / "checkpoints" / "last.ckpt"
-
-    def _check_same(self, checkpoint: dict) -> None:
-        """Hold this start to the checkpoint's.
-
-        Raises:
-            MiniGPTError: The architecture, the tokenizer or the corpus differs; both values are shown.
-        """
-        about, data = checkpoint["minigpt"], self.datamodule
-        then = resume_invariants(
-            about["data"], about["model"], checkpoint["hyper_parameters"], about["accumulate_grad_batches"]
-        )
-        now = resume_invariants(
-            data.describe("."), self.model.architecture, self.model.hparams, self.trainer.accumulate_grad_batches
-        )
-        then["optimizer"], now["optimizer"] = about.get("optimizer"), self.model.optimizer_class
-        for key in then | now:
-            if then.get(key) != now.get(key):
-                raise MiniGPTError(
-                    f"{key} is {now.get(key)} here and {then.get(key)} in {self.checkpoint}, which a resume cannot "
-                    "change. Give the checkpoint's value, leave --config out to take all of them, or start a new run."
-                )
-        if unlike := difference(data.tokenizer, tokenizer_from_dict(about["data"]["tokenizer"])):
-            raise MiniGPTError(
-                f"The tokenizer that the text gives here is not that of {self.checkpoint}: {unlike}. Start a new run."
-            )
-
-    def _run_to_continue(self, step: int) -> Path | None:
-        """The run folder that the checkpoint is the head of; None, with a note, if a new one has to be made."""
-        run = runs.run_of(self.checkpoint)
-        last = run and run / "checkpoints" / "last.ckpt"
-        if not (run and (run / "config.yaml").is_file() and last.exists()):
-            note(f"{self.checkpoint} lies outside a run folder: training goes on from its step {step} in a new one.")
-            return None
-        if self.checkpoint.resolve() != last.resolve() and self._about(last)["global_step"] > step:
-            note(
-                f"{self.checkpoint} is older than its run's last.ckpt: training goes on from step {step} in a new run."
-            )
-            return None
-        first = flatten(self.parser.recipe(str(run / "config.yaml")).settings)
-        now = flatten(recipes.load(self._recipe()))
-        for key in sorted(first.keys() | now.keys()):
-            if first.get(key) != now.get(key) and key != "trainer.default_root_dir":
-                note(f"{key}: {first.get(key)} when the run began, {now.get(key)} from here on.")
-        return run.absolute()
-
-
-def resume_invariants(data: dict, network: dict, settings: dict, accumulate_grad_batches: int) -> dict[str, Any]:
-    """What a resume cannot change, by the names that a person knows."""
-    cleaning = ("max_vocab_size", "byte_fallback", "val_fraction", "lower", "strip", "nfc")
-    return {
-        "data.tokenizer": data["tokenizer"]["kind"],
-        **{f"data.{key}": data[key] for key in cleaning},
-        "data.path (SHA-256 of the text)": data["sha256"],
-        "data.block_size": data["block_size"],
-        "model.network": network["class_path"],
-        **{f"model.network.{key}": value for key, value in (network["init_args"] or {}).items()},
-        # The optimizer's state is laid out by them.
-        **{f"model.{key}": settings[key] for key in ("optimizer", "decay_vectors")},
-        "trainer.accumulate_grad_batches": accumulate_grad_batches,
-    }
 
 
 def _settle_rank(trainer: Trainer) -> None:

@@ -17,6 +17,11 @@ from minigpt.evaluation import eval_windows, floors
 MAPPED_VAL_TOKENS = 1 << 20  # scored at most at a validation, where the text is too large for memory
 
 
+def n_of(amount: int | float, n: int) -> int:
+    """Return how many batches a number of them, or a share of `n` batches if it is a float, stands for."""
+    return int(amount * n) if isinstance(amount, float) else int(amount)
+
+
 class TextDataModule(LightningDataModule):
     """Reads a text, builds its tokenizer, and cuts it into batches of windows to train and to validate on.
 
@@ -170,9 +175,8 @@ class TextDataModule(LightningDataModule):
         dataset, trainer = CharDataset(self.train_ids, self.block_size), self.trainer
         n = self.n_batches(trainer.accumulate_grad_batches if trainer else 1)
         over_and_over = self.overfit_batches
-        if trainer and trainer.overfit_batches:  # a number, or a share of the pass
-            share = isinstance(trainer.overfit_batches, float)
-            over_and_over = max(1, int(trainer.overfit_batches * (n if share else 1)))
+        if trainer and trainer.overfit_batches:
+            over_and_over = max(1, n_of(trainer.overfit_batches, n))
         rank, world_size = self._processes()
         order = BatchOrder(
             len(dataset),

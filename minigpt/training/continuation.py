@@ -1,0 +1,112 @@
+"""What a start takes from the checkpoint that it continues: its settings, what may not differ, and the run folder."""
+
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from minigpt import runs
+from minigpt.data.corpus import locate
+from minigpt.data.tokenizers import difference
+from minigpt.data.tokenizers import from_dict as tokenizer_from_dict
+from minigpt.errors import MiniGPTError, note
+from minigpt.training.datamodule import TextDataModule
+from minigpt.training.module import LitLanguageModel
+from minigpt.training.parser import flatten
+from minigpt.training.resume import environment
+
+
+class Continuation:
+    """A checkpoint that a training continues, without its weights and moments; the file is read once.
+
+    Args:
+        file: The checkpoint.
+    """
+
+    def __init__(self, file: Path):
+        self.file = file
+        run = runs.run_of(file)
+        self.run = run if run and (run / "config.yaml").is_file() else None  # the run folder that it lies in
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """What the checkpoint holds beside weights and moments."""
+        whole = runs.read_checkpoint(self.file)
+        return {key: value for key, value in whole.items() if key not in ("state_dict", "optimizer_states")}
+
+    def own_flags(self) -> list[str]:
+        """Return the flags that go with the config.yaml of the run, its corpus found from where the run is now."""
+        logs = self.run.absolute().parent.parent
+        root = logs.parent if logs.name == runs.ROOT else Path.cwd()  # never where a stranger's settings say
+        flags = [f"--trainer.default_root_dir={root}", "--data.cache_dir=null"]
+        corpus = runs.corpus_of(self.file, self.content["minigpt"]["data"])
+        with suppress(MiniGPTError):  # not where it was from the run; it may be where the settings say
+            locate(corpus)
+            flags.append(f"--data.path={corpus}")
+        return flags
+
+    def check(self, data: TextDataModule, model: LitLanguageModel, trainer: Trainer) -> None:
+        """Hold this start to the checkpoint, and note what may change the last bits.
+
+        Raises:
+            MiniGPTError: It is an export, or the network, the tokenizer, the text or the layout of the optimizer's
+                state differs; both values are shown.
+        """
+        if "loops" not in self.content:
+            raise MiniGPTError(f"'{self.file}' is an export, which cannot be trained on. Name its run instead.")
+        about = self.content["minigpt"]
+        then = resume_invariants(
+            about["data"], about["model"], self.content["hyper_parameters"], about["accumulate_grad_batches"]
+        )
+        now = resume_invariants(data.describe("."), model.architecture, model.hparams, trainer.accumulate_grad_batches)
+        then["optimizer"], now["optimizer"] = about.get("optimizer"), model.optimizer_class
+        for key in then | now:
+            if then.get(key) != now.get(key):
+                raise MiniGPTError(
+                    f"{key} is {now.get(key)} here and {then.get(key)} in {self.file}, which a resume cannot change. "
+                    "Give the checkpoint's value, leave --config out to take all of them, or start a new run."
+                )
+        if unlike := difference(data.tokenizer, tokenizer_from_dict(about["data"]["tokenizer"])):
+            raise MiniGPTError(
+                f"The tokenizer that the text gives here is not that of {self.file}: {unlike}. Start a new run."
+            )
+        then, now = about.get("environment", {}), environment(trainer)
+        if others := [f"{key} {now[key]} in place of {then[key]}" for key in then if then[key] != now.get(key)]:
+            note(f"The last bits will not be those of an undisturbed run: {', '.join(others)}.")
+
+    def run_to_continue(self) -> Path | None:
+        """Return the run folder that the checkpoint is the head of; None, with a note, if a new one has to be made."""
+        step, last = self.content["global_step"], self.run and self.run / "checkpoints" / "last.ckpt"
+        if not (last and last.exists()):
+            note(f"{self.file} lies outside a run folder: training goes on from its step {step} in a new one.")
+        elif self.file.resolve() != last.resolve() and Continuation(last).content["global_step"] > step:
+            note(f"{self.file} is older than its run's last.ckpt: training goes on from step {step} in a new run.")
+        else:
+            return self.run.absolute()
+        return None
+
+
+def note_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Note each setting that is not what it was when the run began."""
+    before, now = flatten(before), flatten(now)
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key) and key != "trainer.default_root_dir":
+            note(f"{key}: {before.get(key)} when the run began, {now.get(key)} from here on.")
+
+
+def resume_invariants(data: dict, network: dict, settings: dict, accumulate_grad_batches: int) -> dict[str, Any]:
+    """What a resume cannot change, by the names that a person knows."""
+    cleaning = ("max_vocab_size", "byte_fallback", "val_fraction", "lower", "strip", "nfc")
+    return {
+        "data.tokenizer": data["tokenizer"]["kind"],
+        **{f"data.{key}": data[key] for key in cleaning},
+        "data.path (SHA-256 of the text)": data["sha256"],
+        "data.block_size": data["block_size"],
+        "model.network": network["class_path"],
+        **{f"model.network.{key}": value for key, value in (network["init_args"] or {}).items()},
+        # The optimizer's state is laid out by them.
+        **{f"model.{key}": settings[key] for key in ("optimizer", "decay_vectors")},
+        "trainer.accumulate_grad_batches": accumulate_grad_batches,
+    }
