@@ -127,7 +127,7 @@ MISTAKES = [
         [*TRAIN, "--trainer.devices", "2", "--data.batch_size", "5"],
         ["data.batch_size is 5", "2 processes", "Make it 6"],
     ),
-    ([*TRAIN, "--trainer.devices", "2", "--data.val_fraction", "0.0005"], ["77 tokens", "2 processes"]),
+    ([*TRAIN, "--trainer.devices", "2", "--data.val_fraction", "0.0005"], ["76 tokens", "2 processes"]),
     ([*TRAIN, "--trainer.precision", "7"], ["trainer.precision is '7'", "bf16-mixed"]),
     ([*TRAIN, "--trainer.accumulate_grad_batches", "0"], ["trainer.accumulate_grad_batches"]),
     ([*TRAIN, "--validation.every_n_steps", "-1"], ["validation.every_n_steps is -1"]),
