@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -46,6 +47,16 @@ def test_a_text_that_can_be_read_once_is_refused(call, folder):
         result = call("sweep", *FLAGS, "--data.path", path)
         assert result.status == 2
         assert "can be read once" in result.err
+    assert not STUDY.exists()
+
+
+def test_a_recipe_that_can_be_read_once_is_refused(call, folder):
+    os.mkfifo(folder / "recipe.yaml")
+    recipe = Path(TINY).read_text(encoding="utf-8")
+    threading.Thread(target=(folder / "recipe.yaml").write_text, args=(recipe,), daemon=True).start()
+    result = call("sweep", "--config", "recipe.yaml", *QUICK, *SHORT, "--space", "space.yaml")
+    assert result.status == 2
+    assert "Each trial reads the recipe" in result.err
     assert not STUDY.exists()
 
 

@@ -23,11 +23,12 @@ class DryRun(MiniGPTCLI):
     """All that a trial settles before it trains, but for the run folder."""
 
     def before_instantiate_classes(self) -> None:
-        """Refuse a text that can be read but once."""
-        if is_pipe(self.config.data.path):
-            raise MiniGPTError(
-                "Each trial reads the text, and standard input or a pipe can be read once. Put it into a file."
-            )
+        """Refuse a text or a recipe that can be read but once."""
+        for what, path in (("text", self.config.data.path), *(("recipe", file) for file in self._line.files)):
+            if is_pipe(path):
+                raise MiniGPTError(
+                    f"Each trial reads the {what}, and standard input or a pipe can be read once. Put it into a file."
+                )
 
     def after_instantiate_classes(self) -> None:
         """Check what a run checks after that, in place of making its folder."""
