@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, NoReturn
 
 from minigpt.errors import MiniGPTError, did_you_mean, note
 
@@ -189,8 +190,12 @@ class CommandLine:
     """
 
     def __init__(self, given: Sequence[str] = ()):
-        self.given, self.files, self.settings = list(given), [], []
-        classes, flags, rest = [], [], deque(given)
+        self.given = list(given)
+        self.files: list[str] = []
+        self.settings: list[tuple[str, str]] = []
+        classes: list[str] = []
+        flags: list[str] = []
+        rest = deque(given)
         while rest:
             words = [rest.popleft()]
             flag, value = self._split(words[0])
@@ -243,25 +248,25 @@ class Parser(argparse.ArgumentParser):
         for option in shared:
             self.add_argument(f"--{option}", **SHARED[option])
 
-    def parse_args(self, args: list[str]) -> argparse.Namespace:
+    def parse(self, args: list[str]) -> argparse.Namespace:
         """Parse; an unknown option is answered with the nearest one."""
-        options, unknown = self.parse_known_args(args)
+        options, unknown = self.parse_known(args)
         if unknown and not unknown[0].startswith("-"):
             raise MiniGPTError(unexpected_argument(unknown[0], args))
         if unknown:
             self.refuse(unknown[0].partition("=")[0])
         return options
 
-    def parse_known_args(self, args: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    def parse_known(self, args: list[str]) -> tuple[argparse.Namespace, list[str]]:
         """Parse what is known, and keep the command line for a message."""
         self._given = args
-        return super().parse_known_args(args)
+        return self.parse_known_args(args)
 
-    def refuse(self, flag: str) -> None:
+    def refuse(self, flag: str) -> NoReturn:
         """Answer an unknown option with the nearest one."""
         raise MiniGPTError(f"There is no option '{flag}'.{did_you_mean(flag, self._option_string_actions)}")
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         """Turn argparse's complaint into a sentence."""
         if match := re.match(r"argument (\S+): expected", message):
             raise MiniGPTError(missing_value(match[1].split("/"), self._given, self._option_string_actions))
@@ -269,7 +274,7 @@ class Parser(argparse.ArgumentParser):
 
 
 # The options that several commands have.
-SHARED = {
+SHARED: dict[str, dict[str, Any]] = {
     "ckpt_path": {"default": "last", "help": "`last` (the newest run), a run folder or a checkpoint"},
     "allow_code": {
         "action": "append", "default": [], "metavar": "MODULE",

@@ -8,13 +8,11 @@ import re
 import sys
 import threading
 import time
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 import minigpt
 from minigpt import processes
@@ -32,9 +30,6 @@ from minigpt.command_line import (
 )
 from minigpt.errors import MiniGPTError, check_number, did_you_mean, needs, note, writing
 from minigpt.words import message
-
-if TYPE_CHECKING:
-    from minigpt.generation.text import LanguageModel
 
 PROMPT = "un matin,"
 CONTROLS = {"temperature": 0.8, "top_k": 30, "top_p": 0.9}  # the article's example
@@ -112,36 +107,6 @@ def announce(*packages: str) -> None:
         note(message("loading", message("and").join(missing)))
 
 
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.ones(1, device=name).item()
-    except (RuntimeError, AssertionError) as error:
-        raise MiniGPTError(f"There is no device '{name}' here. Use --device auto, or cpu.") from error
-    return name
-
-
-class Opened(NamedTuple):
-    """What a command works with: a checkpoint's file, what the file holds, and the model in it."""
-
-    file: Path
-    checkpoint: dict[str, Any]
-    lm: "LanguageModel"
-
-
-def _open(asked: Namespace) -> Opened:
-    """Open the model that the options name, where and in the precision that they name."""
-    from minigpt import runs
-
-    file = runs.find_checkpoint(asked.ckpt_path)
-    checkpoint = runs.read_checkpoint(file)
-    device, precision = getattr(asked, "device", "cpu"), getattr(asked, "precision", "32")
-    return Opened(file, checkpoint, runs.language_model(checkpoint, _device(device), precision, asked.allow_code))
-
-
 def generate(args: list[str]) -> int:
     """Continue a prompt with a trained model."""
     parser = Parser(
@@ -163,13 +128,14 @@ def generate(args: list[str]) -> int:
     parser.add_argument("--num_samples", type=int, default=1, help="how many texts, with a line `---` between them")
     parser.add_argument("--stop", default=None, help="end a text before this would be complete")
     parser.add_argument("--compile", action="store_true", help="spend some seconds on faster code first, for a CPU")
-    asked = parser.parse_args(args)
+    asked = parser.parse(args)
 
     announce("torch")
 
+    from minigpt import runs
     from minigpt.generation.decoding import compile_decoding
 
-    file, _, lm = _open(asked)
+    file, _, lm = runs.open_checkpoint(asked.ckpt_path, asked.device, asked.precision, asked.allow_code)
     prompt = (sys.stdin.read() if sys.stdin else "") if asked.prompt == "-" else asked.prompt
     shown = lm.prepare(prompt, asked.unknown)
     check_number("num_samples", asked.num_samples, at_least=1, whole=True)
@@ -220,7 +186,7 @@ def evaluate(args: list[str]) -> int:
         help="also draw N texts (16), and report how much of them stands word for word in the training text",
     )  # fmt: skip
     parser.add_argument("--figures", type=path, metavar="DIR", help="also draw what the model does, into this folder")
-    asked = parser.parse_args(args)
+    asked = parser.parse(args)
     check_number("memorisation", asked.memorisation, at_least=1, whole=True, optional=True)
     if asked.encoding and asked.path is None:
         raise MiniGPTError("--data.encoding is for a text that --data.path names. Name one, or leave it out.")
@@ -236,7 +202,7 @@ def evaluate(args: list[str]) -> int:
     from minigpt.data.corpus import Corpus
     from minigpt.evaluation import as_table, floors, measure, memorisation
 
-    file, checkpoint, lm = _open(asked)
+    file, checkpoint, lm = runs.open_checkpoint(asked.ckpt_path, asked.device, asked.precision, asked.allow_code)
     about, own = checkpoint["minigpt"]["data"], None
     try:
         own = runs.tokens_of(file, about, asked.cache_dir)
@@ -283,13 +249,14 @@ def export(args: list[str]) -> int:
     parser.add_argument(
         "--out", required=True, type=path, help="the folder to write; it must not exist yet, or be empty"
     )
-    asked = parser.parse_args(args)
+    asked = parser.parse(args)
 
     announce("torch")
 
+    from minigpt import runs
     from minigpt.export import export as write
 
-    file, checkpoint, lm = _open(asked)
+    file, checkpoint, lm = runs.open_checkpoint(asked.ckpt_path, allow_code=asked.allow_code)
     write(checkpoint, lm, asked.out, asked.format)
     note(f"({file})")
     print(asked.out)
@@ -303,7 +270,7 @@ def app(args: list[str]) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="the address to serve on; 0.0.0.0 for the whole network")
     parser.add_argument("--port", type=int, default=7860, help="the port to serve on")
     parser.add_argument("--auth", metavar="NAME:PASSWORD", default=None, help="let in only who knows these")
-    asked = parser.parse_args(args)
+    asked = parser.parse(args)
     name, _, password = (asked.auth or "").partition(":")
     if asked.auth is not None and not (name and password):
         raise MiniGPTError("--auth takes a name and a password with a colon between them, such as --auth anne:secret.")
@@ -311,8 +278,9 @@ def app(args: list[str]) -> int:
     with _without_proxy():
         with needs("The page needs", "app", "gradio"):
             from minigpt.app import Shelf, serve
+            from minigpt.runs import pick_device
 
-        shelf = Shelf(asked.ckpt_path, _device(asked.device), asked.allow_code)
+        shelf = Shelf(asked.ckpt_path, pick_device(asked.device), asked.allow_code)
         page = serve(shelf, asked.host, asked.port, (name, password) if asked.auth else None)
     if not shelf.files():
         note(f"There is no run yet. Make one: {first_training()}")
@@ -451,7 +419,7 @@ def sweep(args: list[str]) -> int:
         help="its file, SQLite if it ends in .db, else a journal; by default lightning_logs/sweeps/STUDY.journal",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="where the draws of settings come from")
-    asked, others = parser.parse_known_args(args)
+    asked, others = parser.parse_known(args)
     if (stray := first_stray(args)) is not None:
         raise MiniGPTError(unexpected_argument(stray, args))
     for flag in (arg.partition("=")[0] for arg in others):

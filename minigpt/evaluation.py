@@ -7,6 +7,7 @@ import lzma
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import nn
@@ -241,7 +242,7 @@ def copied(texts: Sequence[str], source: str) -> dict[str, float | str]:
     return {"longest": len(run), "share": round(found / max(1, pieces), 6), "run": run}
 
 
-def memorisation(lm: LanguageModel, train: Ids, val: Ids, samples: int, **controls: float) -> dict[str, dict]:
+def memorisation(lm: LanguageModel, train: Ids, val: Ids, samples: int, **controls: Any) -> dict[str, dict]:
     """How much of what a model writes stands word for word in its training text, and how much of a fresh text does.
 
     Args:

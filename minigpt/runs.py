@@ -12,6 +12,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from packaging.version import InvalidVersion, Version
@@ -50,7 +51,8 @@ def new_run(parent: Path) -> Path:
             folder = parent / f"version_{version}"
             with suppress(FileExistsError):
                 folder.mkdir()
-                return folder.absolute()
+                break
+    return folder.absolute()
 
 
 def newest_run(name: str | None = None, root: str | Path = ROOT) -> Path | None:
@@ -237,7 +239,7 @@ def load(
 
     Args:
         ckpt_path: `last` for the newest run, a run folder (its best checkpoint, where there is one), or a file.
-        device: Where the model is put.
+        device: Where the model is put; `auto` for a GPU where there is one.
         precision: `32`; `bf16`, in which weights take half the memory and keep two to three digits; or `int8`, in which
             those of linear layers take a quarter and are one of 255 steps for each output. In both, probabilities, and
             with them texts, differ a little.
@@ -247,12 +249,47 @@ def load(
 
     Raises:
         MiniGPTError: There is no such run, its checkpoint cannot be read, its network is of a class that is not
-            allowed, or there is no such precision.
+            allowed, or there is no such device or precision.
     """
+    return open_checkpoint(ckpt_path, device, precision, allow_code, network).lm
+
+
+class Opened(NamedTuple):
+    """A checkpoint's file, what the file holds, and the model in it."""
+
+    file: Path
+    checkpoint: dict[str, Any]
+    lm: LanguageModel
+
+
+def open_checkpoint(
+    ckpt_path: str | Path = "last",
+    device: str | torch.device = "cpu",
+    precision: str = "32",
+    allow_code: str | Collection[str] = (),
+    network: nn.Module | None = None,
+) -> Opened:
+    """Find a checkpoint, read it, and make its model; arguments and errors as in `load`."""
     file = find_checkpoint(ckpt_path)
-    lm = language_model(read_checkpoint(file), device, precision, allow_code, network)
+    checkpoint = read_checkpoint(file)
+    lm = language_model(checkpoint, pick_device(device), precision, allow_code, network)
     lm.run_dir = run_of(file.absolute())
-    return lm
+    return Opened(file, checkpoint, lm)
+
+
+def pick_device(name: str | torch.device) -> str | torch.device:
+    """Return a device that is there: for `auto` a GPU where there is one, else the CPU.
+
+    Raises:
+        MiniGPTError: There is no such device.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.ones(1, device=name).item()
+    except (RuntimeError, AssertionError) as error:
+        raise MiniGPTError(f"There is no device '{name}' here. Use --device auto, or cpu.") from error
+    return name
 
 
 def corpus_of(file: Path, about: dict) -> str:

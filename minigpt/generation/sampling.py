@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -22,7 +23,7 @@ def check_controls(
     Raises:
         MiniGPTError: A control is outside its range; the sentence names it and the range.
     """
-    all_tokens = {"optional": True, "hint": "or 'none' to keep every token"}
+    all_tokens: dict[str, Any] = {"optional": True, "hint": "or 'none' to keep every token"}
     check_number("temperature", temperature, at_least=0, hint="where 0 always takes the likeliest token")
     check_number("top_k", top_k, at_least=1, whole=True, **all_tokens)
     check_number("top_p", top_p, above=0, at_most=1, **all_tokens)
