@@ -26,9 +26,9 @@ from minigpt import runs
 from minigpt.command_line import first_training
 from minigpt.errors import MiniGPTError
 from minigpt.figures import draw_table, draw_transitions, name_of
+from minigpt.generation.checks import block_size_of
 from minigpt.generation.text import LanguageModel
-from minigpt.introspection import attention, is_bigram, next_probabilities, surprisal
-from minigpt.models.gpt import GPT
+from minigpt.introspection import attention, attention_size, is_bigram, next_probabilities, surprisal
 from minigpt.words import LABELS, message
 
 LOADED = 4  # models kept in memory
@@ -244,9 +244,9 @@ def picture(lm: LanguageModel, ids: list[int], layer: int, head: int, request: g
     """What is inside: the table of a bigram model, or where one head of one layer looks, as an HTML image."""
     if is_bigram(lm.model):
         image = draw_transitions(lm.model, lm.tokenizer, _say(request, "transitions"))
-    elif isinstance(lm.model, GPT):
-        ids = ids[-min(lm.model.block_size, 48) :]
-        layer, head = min(layer, lm.model.n_layer), min(head, lm.model.n_head)
+    elif size := attention_size(lm.model):
+        ids = ids[-min(block_size_of(lm.model, len(ids)), 48) :]
+        layer, head = min(layer, size[0]), min(head, size[1])
         names = [name_of(lm.tokenizer.decode([i])) for i in ids]
         title = _say(request, "attention", layer, head)
         try:
@@ -310,10 +310,10 @@ def build(shelf: Shelf) -> gr.Blocks:
             if len(ids) < 2:
                 raise Problem("nothing")
             place = len(ids) - 1
-            sizes = (lm.model.n_layer, lm.model.n_head) if isinstance(lm.model, GPT) else (2, 2)
+            sizes = attention_size(lm.model)
             sliders = [
-                gr.update(visible=isinstance(lm.model, GPT), maximum=max(2, size), value=min(value, size))
-                for size, value in zip(sizes, (layer, head), strict=True)
+                gr.update(visible=sizes is not None, maximum=max(2, size), value=min(value, size))
+                for size, value in zip(sizes or (2, 2), (layer, head), strict=True)
             ]
             controls = _controls(temperature, top_k, top_p, min_p)
             inside = picture(lm, ids[:-1], layer, head, request)

@@ -16,8 +16,7 @@ from torch import nn
 from minigpt.data.dataset import Ids
 from minigpt.data.tokenizers import Tokenizer
 from minigpt.errors import MiniGPTError
-from minigpt.introspection import attention, is_bigram, next_logits, transitions
-from minigpt.models.gpt import GPT
+from minigpt.introspection import attention, attention_size, is_bigram, next_logits, transitions
 
 Image.preinit()  # loads what writes PNG, which would else happen in the middle of a training
 
@@ -51,7 +50,7 @@ def figures(model: nn.Module, tokenizer: Tokenizer, ids: Ids, by_position: torch
     drawn = {"next_token": draw_next_token(model, tokenizer, line), "loss_by_position": draw_loss(by_position)}
     if is_bigram(model):
         drawn["transitions"] = draw_transitions(model, tokenizer)
-    if isinstance(model, GPT):
+    if attention_size(model):
         with suppress(MiniGPTError):  # of a layer that was changed
             drawn["attention"] = draw_attention(attention(model, line))
     return drawn

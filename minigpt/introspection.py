@@ -13,7 +13,7 @@ from minigpt.errors import MiniGPTError
 from minigpt.generation.checks import LONGEST, ROUNDED, block_size_of, differs, usable_paths
 from minigpt.generation.sampling import filter_logits
 from minigpt.models import device_of, has_context
-from minigpt.models.gpt import GPT, Attention
+from minigpt.models.gpt import Attention
 
 AT_ONCE = 1 << 14  # tokens in a batch of windows
 
@@ -74,17 +74,26 @@ def next_probabilities(model: nn.Module, ids: Sequence[int], **controls: Any) ->
     return logits[0].softmax(-1), left[0].softmax(-1)
 
 
+def attention_size(model: nn.Module) -> tuple[int, int] | None:
+    """Return how many layers of `minigpt.models.gpt.Attention` a network has, and heads in each; None without any."""
+    layers = [module for module in model.modules() if isinstance(module, Attention)]
+    n_heads = {layer.heads[0] for layer in layers}
+    return (len(layers), n_heads.pop()) if len(n_heads) == 1 else None
+
+
 @torch.no_grad()
-def attention(model: GPT, ids: Sequence[int] | torch.Tensor) -> torch.Tensor:
-    """Where each of the last `block_size` ids looks: `(n_layer, n_head, T, T)` weights, whose rows sum to 1.
+def attention(model: nn.Module, ids: Sequence[int] | torch.Tensor) -> torch.Tensor:
+    """Return where each of the last `block_size` ids looks: `(n_layer, n_head, T, T)` weights, whose rows sum to 1.
 
     Raises:
         MiniGPTError: A layer of a model that was changed gives another output than these weights would.
     """
     maps: list[torch.Tensor] = []
-    hooks = [block.attn.register_forward_hook(partial(_look, maps)) for block in model.blocks]
+    layers = (module for module in model.modules() if isinstance(module, Attention))
+    hooks = [layer.register_forward_hook(partial(_look, maps)) for layer in layers]
+    row = torch.as_tensor(ids, device=device_of(model))
     try:
-        model(torch.as_tensor(ids, device=device_of(model))[None, -model.block_size :])
+        model(row[None, -block_size_of(model, len(row)) :])
     finally:
         for hook in hooks:
             hook.remove()

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 import minigpt
 from minigpt import figures, introspection
 from minigpt.generation.sampling import filter_logits
+from minigpt.models.gpt import Attention
 
 
 @pytest.fixture
@@ -78,6 +79,34 @@ def test_attention_gives_what_the_kernel_computed(preset):
     torch.testing.assert_close(mixed, seen["mixed"], atol=1e-5, rtol=1e-4)
     assert not any(block.attn._forward_pre_hooks for block in model.blocks)
     assert introspection.attention(model, torch.randint(0, 20, (40,))).shape == (2, 4, 16, 16)
+
+
+class Own(torch.nn.Module):
+    """A network of one's own with attention layers of minigpt's."""
+
+    def __init__(self, n_heads=(2, 2)):
+        super().__init__()
+        self.embed, self.head = torch.nn.Embedding(20, 16), torch.nn.Linear(16, 20)
+        settings = {"qk_norm": False, "bias": True}
+        self.layers = torch.nn.ModuleList(
+            Attention(n, 16, heads, heads, 0.0, settings) for n, heads in enumerate(n_heads)
+        )
+
+    def forward(self, idx):
+        x = self.embed(idx)
+        for layer in self.layers:
+            x = x + layer(x, None)
+        return self.head(x)
+
+
+def test_a_network_that_has_attention_layers_shows_them_whatever_its_class():
+    own = Own().eval()
+    assert introspection.attention_size(own) == (2, 2)
+    assert introspection.attention(own, torch.arange(6)).shape == (2, 2, 6, 6)
+    tokenizer = minigpt.CharTokenizer.from_text("abcdefghijklmnopqrst")
+    assert "attention" in figures.figures(own, tokenizer, torch.arange(20), torch.ones(4))
+    assert introspection.attention_size(Own((1, 2))) is None, "maps of different heads do not fit into one figure"
+    assert introspection.attention_size(minigpt.TinyGPT(20)) is None
 
 
 def test_transitions_are_the_model(distinct_model):
