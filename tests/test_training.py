@@ -18,7 +18,8 @@ from torch.nn import functional as F
 import minigpt
 from minigpt.data.dataset import BatchOrder
 from minigpt.evaluation import evaluate
-from minigpt.training.callbacks import Samples, Throughput, TrainMetrics, callback_of
+from minigpt.training.callbacks import Figures, Progress, Samples, Throughput, TrainMetrics, callback_of
+from minigpt.training.checkpointing import Checkpoints
 from minigpt.training.cli import MiniGPTCLI
 from minigpt.training.module import LitLanguageModel
 
@@ -487,3 +488,20 @@ def test_a_model_far_too_large_for_its_text_is_told_what_would_suit(call, folder
     assert result.status == 0
     assert "it will recite" not in result.err
     assert "it will recite" not in call("train", "--config", *nano).err
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: Samples(every_n_steps=0.5), r"samples\.every_n_steps is 0\.5\. Give it a whole number of 0 or more, "),
+        (lambda: Samples(max_new_tokens=None), r"samples\.max_new_tokens is None\. Give it a whole number of 0 or"),
+        (lambda: Figures(every_n_steps="often"), r"figures\.every_n_steps is 'often'\."),
+        (lambda: Progress(every_n_steps=2.5), r"progress\.every_n_steps is 2\.5\. Give it a whole number of 1 or more"),
+        (lambda: Checkpoints(every_n_steps=float("nan")), r"checkpoint\.every_n_steps is nan\."),
+        (lambda: LitLanguageModel(minigpt.TinyGPT(5), learning_rate="fast"), r"model\.learning_rate is 'fast'\."),
+        (lambda: LitLanguageModel(minigpt.TinyGPT(5), beta2=None), r"model\.beta2 is None\. .* and below 1\."),
+    ],
+)
+def test_a_setting_given_in_python_is_held_to_its_type_and_range(make, sentence):
+    with pytest.raises(minigpt.MiniGPTError, match=sentence):
+        make()

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from minigpt.errors import MiniGPTError
+from minigpt.errors import check_number
 from minigpt.figures import figures, name_of
 from minigpt.generation.sampling import check_controls
 from minigpt.generation.text import LanguageModel
@@ -226,10 +226,8 @@ class Samples(Callback):
         seed: int = 0,
     ):
         check_controls(temperature, top_k, top_p)
-        if every_n_steps < 0:
-            raise MiniGPTError(f"samples.every_n_steps is {every_n_steps}. Give it 1 or more, or 0 for no samples.")
-        if max_new_tokens < 0:
-            raise MiniGPTError(f"samples.max_new_tokens is {max_new_tokens}. Give it a whole number of 0 or more.")
+        check_number("samples.every_n_steps", every_n_steps, at_least=0, whole=True, hint="where 0 means no samples")
+        check_number("samples.max_new_tokens", max_new_tokens, at_least=0, whole=True)
         self.every_n_steps = every_n_steps
         self.prompts = prompts
         self.draw = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "unknown": "skip"}
@@ -299,8 +297,7 @@ class Figures(Callback):
     """
 
     def __init__(self, every_n_steps: int = 1):
-        if every_n_steps < 0:
-            raise MiniGPTError(f"figures.every_n_steps is {every_n_steps}. Give it 1 or more, or 0 for no figures.")
+        check_number("figures.every_n_steps", every_n_steps, at_least=0, whole=True, hint="where 0 means no figures")
         self.every_n_steps = every_n_steps
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -366,8 +363,7 @@ class Progress(ProgressBar):
 
     def __init__(self, every_n_steps: int = 100):
         super().__init__()
-        if every_n_steps < 1:
-            raise MiniGPTError(f"progress.every_n_steps is {every_n_steps}. Give it a whole number of 1 or more.")
+        check_number("progress.every_n_steps", every_n_steps, at_least=1, whole=True)
         self.every_n_steps = every_n_steps
         self._bar: Bar | None = None
         self._silent = False

@@ -18,7 +18,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from minigpt import files
-from minigpt.errors import MiniGPTError, note
+from minigpt.errors import MiniGPTError, check_number, note
 from minigpt.training.callbacks import is_written
 from minigpt.training.distributed import local
 from minigpt.training.resume import validation_due
@@ -103,8 +103,7 @@ class Checkpoints(Checkpoint):
     """
 
     def __init__(self, every_n_steps: int = 100):
-        if every_n_steps < 1:
-            raise MiniGPTError(f"checkpoint.every_n_steps is {every_n_steps}. Give it a whole number of 1 or more.")
+        check_number("checkpoint.every_n_steps", every_n_steps, at_least=1, whole=True)
         self.every_n_steps = every_n_steps
         self.best_loss = math.inf
         self.signal: int | None = None

@@ -1,6 +1,5 @@
 """LitLanguageModel: the training of a language model as a LightningModule."""
 
-import math
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
-from minigpt.errors import MiniGPTError
+from minigpt.errors import MiniGPTError, check_number
 from minigpt.evaluation import TextMetrics
 from minigpt.generation.engine import check_network
 from minigpt.models import describe
@@ -70,10 +69,8 @@ class LitLanguageModel(LightningModule):
         super().__init__()
         rates = {"learning_rate": learning_rate, "muon_learning_rate": muon_learning_rate}
         for key, value in (rates | {"weight_decay": weight_decay, "min_lr": min_lr}).items():
-            if not (math.isfinite(value) and value >= 0):
-                raise MiniGPTError(f"model.{key} is {value}. Give it a number of 0 or more.")
-        if not 0 <= beta2 < 1:
-            raise MiniGPTError(f"model.beta2 is {beta2}. Give it a number from 0 up to, but not, 1.")
+            check_number(f"model.{key}", value, at_least=0)
+        check_number("model.beta2", beta2, at_least=0, below=1)
         if not isinstance(network, nn.Module):
             raise MiniGPTError(f"The network is a {type(network).__name__}. Give an instance of a torch.nn.Module.")
         if activation_checkpointing:
