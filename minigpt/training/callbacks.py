@@ -23,10 +23,10 @@ from minigpt.figures import figures, name_of
 from minigpt.generation.sampling import check_controls
 from minigpt.generation.text import LanguageModel
 from minigpt.terminal import GAP, Bar, compact, on_one_line
-from minigpt.training.datamodule import TextDataModule
 from minigpt.training.distributed import full_network
 from minigpt.training.optim import full_tensor
 from minigpt.training.resume import validation_due
+from minigpt.training.typed import C, callbacks_of, lit, needed_text_data, text_data
 from minigpt.words import COLUMNS, message
 
 COMPARED = ("val/loss", "val/bits_per_char", "train/loss")  # the figures of a run in TensorBoard's table of runs
@@ -53,7 +53,8 @@ def summary_writers(trainer: Trainer) -> list[SummaryWriter]:
 
 def is_written(trainer: Trainer, step: int) -> bool:
     """Return whether the metrics of a step are written: the first one's, and those on Lightning's interval."""
-    return step == 1 or bool(trainer.log_every_n_steps and step % trainer.log_every_n_steps == 0)
+    interval = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by a connector
+    return step == 1 or bool(interval and step % interval == 0)
 
 
 def write(trainer: Trainer, metrics: dict[str, float], step: int) -> None:
@@ -73,7 +74,7 @@ class TrainMetrics(Callback):
     mean over accumulated batches and over processes.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.last_record: dict[str, Any] = {}  # the metrics that were written last, and their step
         self._written = False
         self._losses: list[torch.Tensor] = []
@@ -95,8 +96,9 @@ class TrainMetrics(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note how many characters the targets stand for."""
         self._written = is_written(trainer, trainer.global_step + 1)
-        if self._written and pl_module.val_metrics[0].lengths is not None:
-            self._characters.append(pl_module.val_metrics[0].characters(batch[1]) / batch[1].numel())
+        metrics = lit(pl_module).val_metrics[0]
+        if self._written and metrics.lengths is not None:
+            self._characters.append(metrics.characters(batch[1]) / batch[1].numel())
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
         """Note the loss, which Lightning has divided by the number of batches that are accumulated."""
@@ -120,7 +122,7 @@ class TrainMetrics(Callback):
         if characters:
             metrics["train/bits_per_char"] = loss.item() / math.log(2) / characters[0].item()
         metrics["train/learning_rate"] = optimizer.param_groups[-1]["lr"]
-        norm = nn.utils.get_total_norm([p.grad for p in pl_module.network.parameters() if p.grad is not None])
+        norm = nn.utils.get_total_norm([p.grad for p in lit(pl_module).network.parameters() if p.grad is not None])
         metrics["train/gradient_norm"] = full_tensor(norm).item()
         self.last_record = {"step": trainer.global_step + 1, "metrics": metrics}
         write(trainer, **self.last_record)
@@ -132,7 +134,7 @@ class Throughput(Callback):
     Its clock stands still from the start of a validation to the next batch, and while `paused`.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.excluded_seconds = 0.0
         self._stopped_at: float | None = None
         self._mark: tuple[int, float] | None = None  # the step and the second of the last record
@@ -176,13 +178,13 @@ class Throughput(Callback):
 class Baselines(Callback):
     """Logs what simple models make of the validation text, as straight lines beside the validation's curves."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.values: dict[str, float] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Score the simple models."""
-        if stage == "fit" and isinstance(trainer.datamodule, TextDataModule):
-            self.values = {f"floors/{name}": bits for name, bits in trainer.datamodule.floors.items()}
+        if stage == "fit" and (data := text_data(trainer)):
+            self.values = {f"floors/{name}": bits for name, bits in data.floors.items()}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Have TensorBoard draw curves and baselines in one chart."""
@@ -194,9 +196,9 @@ class Baselines(Callback):
         pl_module.log_dict(self.values)
 
 
-def callback_of(trainer: Trainer, kind: type[Callback]) -> Any:
+def callback_of(trainer: Trainer, kind: type[C]) -> C:
     """Return the callback of a class that a training of `LitLanguageModel` has."""
-    return next(callback for callback in trainer.callbacks if isinstance(callback, kind))
+    return callbacks_of(trainer, kind)[0]
 
 
 class Samples(Callback):
@@ -230,8 +232,10 @@ class Samples(Callback):
         check_number("samples.max_new_tokens", max_new_tokens, at_least=0, whole=True)
         self.every_n_steps = every_n_steps
         self.prompts = prompts
-        self.draw = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "unknown": "skip"}
-        self.controls = {
+        self.draw: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "unknown": "skip",
+        }  # fmt: skip
+        self.controls: dict[str, dict[str, Any]] = {
             "samples/top_k": {"top_k": top_k},
             "samples/top_p": {"top_p": top_p},
             "samples/top_k_top_p": {"top_k": top_k, "top_p": top_p},
@@ -264,7 +268,7 @@ class Samples(Callback):
         if (model := full_network(trainer)) is None:
             return ""
         draw = self.draw | {"max_new_tokens": min(self.draw["max_new_tokens"], LENGTH)}
-        lm = LanguageModel(model, trainer.datamodule.tokenizer)
+        lm = LanguageModel(model, needed_text_data(trainer, "Samples").tokenizer)
         return lm.generate(self.prompts[0], **draw, **self.controls["samples/top_k_top_p"])
 
     def _sample_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -278,7 +282,7 @@ class Samples(Callback):
         with callback_of(trainer, Throughput).paused():
             if (model := full_network(trainer)) is None:
                 return
-            lm = LanguageModel(model, trainer.datamodule.tokenizer)
+            lm = LanguageModel(model, needed_text_data(trainer, "Samples").tokenizer)
             for tag, controls in self.controls.items():
                 texts = [lm.generate(prompt, **self.draw, **controls) for prompt in self.prompts]
                 # Indented, so that Markdown shows a code block and keeps the line breaks.
@@ -302,10 +306,11 @@ class Figures(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lay down the settings; the figures they lead to are taken from the curves."""
-        data, network = trainer.datamodule, pl_module.architecture
+        data, module = needed_text_data(trainer, "Figures"), lit(pl_module)
+        network = module.architecture
         settings = {"model.network": network["class_path"]}
         settings |= {f"model.network.{key}": value for key, value in (network["init_args"] or {}).items()}
-        settings |= {f"model.{key}": value for key, value in pl_module.hparams.items() if key != "seed"}
+        settings |= {f"model.{key}": value for key, value in module.hparams.items() if key != "seed"}
         settings = {key: value for key, value in settings.items() if isinstance(value, (bool, int, float, str))}
         settings |= {
             "seed_everything": data.seed,
@@ -326,8 +331,8 @@ class Figures(Callback):
             return
         if (model := full_network(trainer)) is None:
             return
-        data = trainer.datamodule
-        drawn = figures(model, data.tokenizer, data.val_ids, pl_module.val_loss_by_position.cpu())
+        data = needed_text_data(trainer, "Figures")
+        drawn = figures(model, data.tokenizer, data.val_ids, lit(pl_module).val_loss_by_position.cpu())
         for name, image in drawn.items():
             png = io.BytesIO()
             image.save(png, "PNG", compress_level=1)
@@ -338,14 +343,14 @@ class Figures(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the embedding into the projector, each vector under the name of its token."""
-        if not self.every_n_steps or trainer.datamodule.vocab_size > PROJECTED:
+        tokenizer = needed_text_data(trainer, "Figures").tokenizer
+        if not self.every_n_steps or tokenizer.vocab_size > PROJECTED:
             return
-        if (model := full_network(trainer)) is None:
+        embedding = getattr(full_network(trainer), "embed", None)
+        if not isinstance(embedding, nn.Embedding):
             return
-        if not isinstance(getattr(model, "embed", None), nn.Embedding):
-            return
-        weights = model.embed.weight
-        names = [name_of(trainer.datamodule.tokenizer.decode([i])) for i in range(len(weights))]
+        weights = embedding.weight
+        names = [name_of(tokenizer.decode([i])) for i in range(len(weights))]
         for writer in summary_writers(trainer):
             writer.add_embedding(weights, names, global_step=trainer.global_step, tag="embedding")
 
@@ -374,7 +379,7 @@ class Progress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar at the step that training stands at."""
-        data = trainer.datamodule
+        data = needed_text_data(trainer, "Progress")
         self._tokens_per_step = data.batch_size * data.block_size * trainer.accumulate_grad_batches
         self._clock, self._metrics = callback_of(trainer, Throughput), callback_of(trainer, TrainMetrics)
         self._step, self._mark = trainer.global_step, (trainer.global_step, self._clock.seconds())
@@ -387,7 +392,7 @@ class Progress(ProgressBar):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Move on by a step; write a line when it is due and no validation is about to write it."""
         step = trainer.global_step
-        if step == self._step:
+        if self._bar is None or step == self._step:
             return
         self._step = step
         self._bar.move(step)
@@ -396,29 +401,28 @@ class Progress(ProgressBar):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Update the bar, since it stands still until the validation ends."""
-        if not trainer.sanity_checking:
+        if self._bar and not trainer.sanity_checking:
             self._bar.move(self._step, at_once=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write a line with the validation's figures, and under it what the model writes now."""
-        if trainer.sanity_checking:
+        if self._bar is None or trainer.sanity_checking:  # there is none in `Trainer.validate`
             return
         loss, bits = (trainer.callback_metrics[f"val/{name}"].item() for name in ("loss", "bits_per_char"))
         self._line(trainer, message("val_loss", loss), message("bits", bits))
-        for samples in trainer.callbacks:
-            if isinstance(samples, Samples):
-                text = samples.beginning(trainer, pl_module)
-                if text and not self._silent:
-                    print(INDENT + on_one_line(text, LENGTH), file=sys.stderr, flush=True)
+        for samples in callbacks_of(trainer, Samples):
+            text = samples.beginning(trainer, pl_module)
+            if text and not self._silent:
+                print(INDENT + on_one_line(text, LENGTH), file=sys.stderr, flush=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the bar away; the lines stay."""
-        self._bar.stop()
+        if self._bar:
+            self._bar.stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Take the bar away."""
-        if self._bar is not None:
-            self._bar.stop()
+        self.on_train_end(trainer, pl_module)
 
     def _line(self, trainer: Trainer, *validation: str) -> None:
         if self._silent:

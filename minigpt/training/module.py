@@ -16,8 +16,8 @@ from minigpt.models import describe
 from minigpt.training import resume
 from minigpt.training.callbacks import Baselines, Throughput, TrainMetrics
 from minigpt.training.compiling import Compiling
-from minigpt.training.datamodule import TextDataModule
 from minigpt.training.optim import OPTIMIZERS, Schedule, parameter_groups
+from minigpt.training.typed import text_data
 
 
 class LitLanguageModel(LightningModule):
@@ -48,6 +48,9 @@ class LitLanguageModel(LightningModule):
         MiniGPTError: A switch or rate is out of range.
     """
 
+    hparams: Any  # the arguments of __init__ but the network, by name
+    val_metrics: list[TextMetrics]  # one for each validation loader
+
     def __init__(
         self,
         network: nn.Module,
@@ -67,23 +70,22 @@ class LitLanguageModel(LightningModule):
         seed: int = 1337,
     ):
         super().__init__()
-        rates = {"learning_rate": learning_rate, "muon_learning_rate": muon_learning_rate}
-        for key, value in (rates | {"weight_decay": weight_decay, "min_lr": min_lr}).items():
-            check_number(f"model.{key}", value, at_least=0)
+        self.save_hyperparameters(ignore=["network"])
+        for key in ("learning_rate", "muon_learning_rate", "weight_decay", "min_lr"):
+            check_number(f"model.{key}", self.hparams[key], at_least=0)
         check_number("model.beta2", beta2, at_least=0, below=1)
         if not isinstance(network, nn.Module):
             raise MiniGPTError(f"The network is a {type(network).__name__}. Give an instance of a torch.nn.Module.")
         if activation_checkpointing:
             if not hasattr(network, "activation_checkpointing"):
                 raise MiniGPTError(f"{type(network).__name__} has no activation_checkpointing. Leave the setting out.")
-            network.activation_checkpointing = True
-        self.save_hyperparameters(ignore=["network"])
+            network.activation_checkpointing = True  # type: ignore[assignment]  # no tensor: a switch
         self.network = network
         self.architecture = describe(network)  # class and arguments, for checkpoints
-        self.val_metrics = nn.ModuleList([TextMetrics()])  # one for each validation loader
+        self.val_metrics = nn.ModuleList([TextMetrics()])  # type: ignore[assignment]  # a list, as annotated above
         self.optimizer_class: str | None = None  # the class that --optimizer names in place of `optimizer`
         self.schedule_steps = 0  # the length of the schedule
-        self.configured: tuple[list, list] = ([], [])  # the optimizer and scheduler of `configure_optimizers`
+        self.configured: tuple[list[torch.optim.Optimizer], list[LambdaLR]] = ([], [])  # by `configure_optimizers`
         self.optimizer()  # a mistake in the settings is answered now, not when training starts
         self.schedule(10)
 
@@ -100,8 +102,7 @@ class LitLanguageModel(LightningModule):
 
         Lightning then does `zero_grad`, `backward`, clipping and the optimizer's step; `TrainMetrics` logs the loss.
         """
-        x, y = batch
-        return self.loss(x, y)
+        return self.loss(*batch)
 
     def validation_step(
         self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int, dataloader_idx: int = 0
@@ -183,18 +184,17 @@ class LitLanguageModel(LightningModule):
         """Learn from the data how many characters each token stands for, and hold the network to them.
 
         Raises:
-            MiniGPTError: The network does not take the windows or the tokens of the data, or returns something else
-                than logits.
+            MiniGPTError: The network does not take the data's windows or tokens, or does not return logits.
         """
-        data = self.trainer.datamodule
-        if isinstance(data, TextDataModule):
+        if data := text_data(self.trainer):
             check_network(self.network, data.vocab_size, data.block_size)
             if getattr(self.network, "block_size", None) is None:
-                self.network.block_size = data.block_size  # text is generated from windows as it was trained on
+                # Text is generated from windows as it was trained on.
+                self.network.block_size = data.block_size  # type: ignore[assignment]  # no tensor: a number
             for metrics in self.val_metrics:
                 metrics.lengths = data.tokenizer.lengths
 
     @property
     def block_size(self) -> int:
         """The longest window that the network takes, for generation and evaluation; absent where it names none."""
-        return self.network.block_size
+        return self.network.block_size  # type: ignore[return-value]  # no tensor: a number

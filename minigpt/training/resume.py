@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 import minigpt
 from minigpt.errors import MiniGPTError, note
 from minigpt.seeds import derive_seed
-from minigpt.training.datamodule import TextDataModule
+from minigpt.training.typed import callbacks_of, lit, text_data
 from minigpt.words import message
 
 
@@ -25,8 +25,8 @@ class Reseeding(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Seed the generators that dropout draws from."""
         rank = [trainer.global_rank] * (trainer.world_size > 1)
-        seed = derive_seed(pl_module.hparams.seed, "step", trainer.fit_loop.total_batch_idx, *rank)
-        torch.random.default_generator.manual_seed(seed)  # a hundred times cheaper than torch.manual_seed
+        seed = derive_seed(lit(pl_module).hparams.seed, "step", trainer.fit_loop.total_batch_idx, *rank)
+        torch.default_generator.manual_seed(seed)  # a hundred times cheaper than torch.manual_seed
         if pl_module.device.type == "cuda":
             torch.cuda.default_generators[pl_module.device.index or 0].manual_seed(seed)
         elif pl_module.device.type == "mps":
@@ -39,7 +39,7 @@ class ScheduleOnResume(Callback):
     PyTorch restores the rates with the optimizer, and LambdaLR does not compute them anew before the first step.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._kept = 0  # the steps of the checkpoint's schedule
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -48,8 +48,8 @@ class ScheduleOnResume(Callback):
         Raises:
             MiniGPTError: Lightning's search for a learning rate is asked of two optimizers in one.
         """
-        pl_module.schedule_steps = 0
-        if pl_module.hparams.optimizer == "muon" and any(isinstance(c, LearningRateFinder) for c in trainer.callbacks):
+        lit(pl_module).schedule_steps = 0
+        if lit(pl_module).hparams.optimizer == "muon" and callbacks_of(trainer, LearningRateFinder):
             raise MiniGPTError(
                 "lr_find gives one learning rate to all parameters, and muon takes two (learning_rate and "
                 "muon_learning_rate). Search with optimizer='adamw', or with `minigpt sweep`."
@@ -57,21 +57,23 @@ class ScheduleOnResume(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take back the length of the schedule."""
-        pl_module.schedule_steps = self._kept = checkpoint.get("minigpt", {}).get("schedule_steps") or 0
+        lit(pl_module).schedule_steps = self._kept = checkpoint.get("minigpt", {}).get("schedule_steps") or 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute schedule and rates, and say what follows from a length that changed."""
-        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        if (trainer.optimizers, schedulers) != pl_module.configured:  # of one's own, or lr_find's
+        module = lit(pl_module)
+        optimizers, schedulers = module.configured
+        in_use = [config.scheduler for config in trainer.lr_scheduler_configs]
+        if trainer.optimizers != optimizers or in_use != schedulers:  # of one's own, or lr_find's
             return
         kept, last, step = self._kept, total_steps(trainer), trainer.global_step
-        schedule = pl_module.schedule(max(kept, last))
-        pl_module.schedule_steps = schedule.steps
-        given = pl_module.optimizer().param_groups
+        schedule = module.schedule(max(kept, last))
+        module.schedule_steps = schedule.steps
+        given = module.optimizer().param_groups
         for group, new in zip(trainer.optimizers[0].param_groups, given, strict=True):
             group.update(lr=new["lr"], weight_decay=new["weight_decay"])
             if "betas" in group:  # MuonAdamW's groups have them from their first step on
-                group["betas"] = (0.9, pl_module.hparams.beta2)
+                group["betas"] = (0.9, module.hparams.beta2)
         if not schedulers:
             return
         (scheduler,) = schedulers
@@ -83,7 +85,7 @@ class ScheduleOnResume(Callback):
         if schedule.shortened:
             note(f"The learning-rate schedule has {schedule.steps} steps, for which {schedule.shortened}.")
         if step and kept and schedule.steps != kept:
-            rate = pl_module.hparams.learning_rate * schedule.factor(step)
+            rate = module.hparams.learning_rate * schedule.factor(step)
             note(
                 f"The learning-rate schedule now covers {schedule.steps} steps, {kept} before: training continues "
                 f"after step {step} at learning rate {rate:.3g}."
@@ -103,7 +105,7 @@ class DueValidation(Callback):
     `purge_step`).
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._validated = -1  # the step of the last validation
 
     def state_dict(self) -> dict[str, Any]:
@@ -139,7 +141,7 @@ class GoOn(Callback):
     second time. It would also take the patience from the checkpoint, and never train again once it has stopped.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.max_steps = 0  # that the run with the checkpoint was to have
         self._validated = -1  # the last step whose validation has been counted
         self._patience: dict[EarlyStopping, int] = {}
@@ -149,7 +151,7 @@ class GoOn(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Note the settings of this start before the checkpoint's come."""
         self.max_steps = trainer.max_steps
-        self._patience = {callback: callback.patience for callback in early_stoppings(trainer)}
+        self._patience = {callback: callback.patience for callback in callbacks_of(trainer, EarlyStopping)}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what `stopped_early` and a resume need."""
@@ -188,7 +190,7 @@ class GoOn(Callback):
         """Say why and where the training has stopped."""
         if trainer.global_step == trainer.max_steps:
             return
-        for callback in early_stoppings(trainer):
+        for callback in callbacks_of(trainer, EarlyStopping):
             if callback.stopping_reason != callback.stopping_reason.NOT_STOPPED:
                 note(message("stopped_early", trainer.global_step, _reason(callback.stopping_reason_message)))
 
@@ -207,16 +209,16 @@ class RunDescription(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Describe network, data and environment, unless the data are not a TextDataModule's."""
-        data = trainer.datamodule
-        if not isinstance(data, TextDataModule):
+        data, module = text_data(trainer), lit(pl_module)
+        if data is None:
             return
         checkpoint["minigpt"] = {
             "version": minigpt.__version__,
-            "model": pl_module.architecture,
-            "optimizer": pl_module.optimizer_class,
+            "model": module.architecture,
+            "optimizer": module.optimizer_class,
             "data": data.describe(trainer.log_dir),
             "accumulate_grad_batches": trainer.accumulate_grad_batches,
-            "schedule_steps": pl_module.schedule_steps,
+            "schedule_steps": module.schedule_steps,
             "environment": environment(trainer),
         }
 
@@ -234,7 +236,8 @@ def validation_due(trainer: Trainer) -> bool:
         return False
     if trainer.should_stop or trainer.global_step == trainer.max_steps:
         return True
-    every, batches = trainer.val_check_batch, trainer.fit_loop.epoch_loop.batch_progress.total.ready
+    every = trainer.val_check_batch
+    batches: float = trainer.fit_loop.epoch_loop.batch_progress.total.ready
     if trainer.check_val_every_n_epoch is not None:  # counted within a pass, in some passes
         n_pass, batches = divmod(batches - 1, trainer.num_training_batches)
         if (n_pass + 1) % trainer.check_val_every_n_epoch:
@@ -255,11 +258,6 @@ def environment(trainer: Trainer) -> dict[str, str]:
     }  # fmt: skip
 
 
-def early_stoppings(trainer: Trainer) -> list[EarlyStopping]:
-    """Return the callbacks of a trainer that can stop it early."""
-    return [callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping)]
-
-
 def stopped_early(trainer: Trainer, checkpoint: dict[str, Any]) -> str | None:
     """Return why the run of a checkpoint stopped early, or None if it did not or more steps are asked for.
 
@@ -271,7 +269,7 @@ def stopped_early(trainer: Trainer, checkpoint: dict[str, Any]) -> str | None:
     then = states.get(GoOn.__name__, {}).get("max_steps")
     if then is None or trainer.max_steps != then:
         return None
-    for callback in early_stoppings(trainer):
+    for callback in callbacks_of(trainer, EarlyStopping):
         state = states.get(callback.state_key, {})
         if state.get("stopping_reason") and state["patience"] == callback.patience:
             return _reason(state["stopping_reason_message"])
@@ -284,5 +282,5 @@ def _reason(text: str | None) -> str:
 
 def callbacks(trainer: Trainer) -> list[Callback]:
     """Return the callbacks of this module that a training needs, in the order of their hooks."""
-    early = [GoOn()] if early_stoppings(trainer) else []
+    early = [GoOn()] if callbacks_of(trainer, EarlyStopping) else []
     return [Reseeding(), ScheduleOnResume(), *early, DueValidation(), FinalValidation(), RunDescription()]

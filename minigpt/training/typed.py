@@ -1,0 +1,47 @@
+"""The parts of a training that Lightning's annotations leave out: a Trainer's callbacks and data, our own module."""
+
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from minigpt.errors import MiniGPTError
+from minigpt.training.datamodule import TextDataModule
+
+if TYPE_CHECKING:  # the module imports the callbacks, which import this file
+    from minigpt.training.module import LitLanguageModel
+
+C = TypeVar("C", bound=Callback)
+
+
+def lit(pl_module: LightningModule) -> "LitLanguageModel":
+    """Return the module that a hook is given as what it is: our callbacks are for a `LitLanguageModel`."""
+    return cast("LitLanguageModel", pl_module)
+
+
+def callbacks_of(trainer: Trainer, kind: type[C]) -> list[C]:
+    """Return the callbacks of a class that a Trainer has."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+    return [callback for callback in callbacks if isinstance(callback, kind)]
+
+
+def text_data(trainer: Trainer) -> TextDataModule | None:
+    """Return the data of a training if they are a TextDataModule, None for others."""
+    data = trainer.datamodule  # type: ignore[attr-defined]  # set by a connector
+    return data if isinstance(data, TextDataModule) else None
+
+
+def needed_text_data(trainer: Trainer, who: str) -> TextDataModule:
+    """Return the data of a training for a callback that needs a tokenizer.
+
+    Args:
+        trainer: The Trainer.
+        who: The callback.
+
+    Raises:
+        MiniGPTError: The data are not a TextDataModule's.
+    """
+    data = text_data(trainer)
+    if data is None:
+        raise MiniGPTError(f"{who} needs a tokenizer, so train on a TextDataModule, or leave the callback out.")
+    return data
