@@ -337,7 +337,7 @@ def train(args: list[str]) -> int:
     except SystemExit as stop:
         if stop.code == 1:  # so Lightning leaves on a Ctrl-C that comes before our handler is there, or after
             raise KeyboardInterrupt from None
-        if stop.code > 128:
+        if isinstance(stop.code, int) and stop.code > 128:
             note(f"{message('interrupted', cli.trainer.global_step)} {resume_command(cli, args, cli.run_dir)}")
         gc.freeze()
         raise

@@ -37,6 +37,16 @@ def test_it_continues_a_run(text):
     assert done.run_dir == first.run_dir
 
 
+@pytest.mark.parametrize("off", [{"fast_dev_run": 2}, {"enable_checkpointing": False, "max_steps": 2}])
+def test_without_checkpoints_it_gives_the_model_after_the_last_step(text, off):
+    fresh = minigpt.train("tiny", data=text, max_steps=1, learning_rate=0.0, **CPU)
+    lm = minigpt.train("tiny", data=text, learning_rate=1e-2, **off, **CPU)
+    assert not lm.model.training
+    assert not torch.equal(lm.model.embed.weight, fresh.model.embed.weight)
+    assert (lm.run_dir is None) == ("fast_dev_run" in off)
+    assert lm.generate("le chat", 10, seed=0).startswith("le chat")
+
+
 def test_values_arrive_as_they_are(text):
     lm = minigpt.train(TINY, data=text, max_steps=2, seed=7, prompts=["1e5", "a: b"], nfc=False, network="GPT", **CPU)
     settings = minigpt.runs.read_checkpoint(minigpt.runs.find_checkpoint(lm.run_dir))["minigpt"]

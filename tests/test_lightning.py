@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from minigpt import GPT, CharDataset, CharTokenizer, LitLanguageModel, MiniGPTError, TextDataModule, TinyGPT, generate
 from minigpt.evaluation import evaluate
 from minigpt.runs import corpus_of, find_checkpoint, read_checkpoint
+from minigpt.training.callbacks import Figures, Progress, Samples
 
 PLAIN = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
 NOTHING = PLAIN | {"logger": False, "enable_checkpointing": False}
@@ -313,3 +314,22 @@ def test_the_training_loss_is_the_mean_over_accumulated_batches(text, accumulate
     dataset = CharDataset(data.train_ids, 16)
     losses = [model.loss(*dataset[starts]).item() for starts in batches]
     assert trainer.callback_metrics["train/loss"].item() == pytest.approx(sum(losses) / accumulate, abs=1e-5)
+
+
+def test_the_progress_of_a_run_lets_the_other_entry_points_pass(text):
+    data = TextDataModule(text, block_size=16)
+    model = LitLanguageModel(TinyGPT(data.vocab_size, 64, 16))
+    trainer = Trainer(callbacks=[Progress()], **NOTHING | {"enable_progress_bar": True})
+    (figures,) = trainer.validate(model, data, verbose=False)
+    assert figures["val/loss"] == pytest.approx(
+        evaluate(model.network, data.val_ids, data.tokenizer.lengths)["loss"], rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("kind", [Samples, Figures, Progress])
+def test_a_callback_that_needs_a_tokenizer_says_so(text, kind):
+    data = TextDataModule(text, block_size=16)
+    loader = data.train_dataloader()
+    trainer = Trainer(max_steps=1, callbacks=[kind()], **NOTHING | {"enable_progress_bar": kind is Progress})
+    with pytest.raises(MiniGPTError, match=f"^{kind.__name__} needs a tokenizer, so train on a TextDataModule"):
+        trainer.fit(LitLanguageModel(TinyGPT(data.vocab_size, 64, 16)), loader)

@@ -189,6 +189,14 @@ def test_a_space_is_held_to_the_settings_own_types(call, folder, text, words):
     assert not (folder / "lightning_logs").exists()
 
 
+def test_a_trial_needs_a_run(call, folder):
+    (folder / "space.yaml").write_text("model.beta2: [0.9, 0.99]")
+    result = call("sweep", *FLAGS, "--trainer.fast_dev_run", "true")
+    assert result.status == 2
+    assert result.err.strip() == "A trial is compared by its run, and fast_dev_run leaves none. Leave it out."
+    assert not (folder / "lightning_logs").exists()
+
+
 @pytest.mark.parametrize("storage", ["text.journal", "text.db", "postgresql://host/studies"])
 def test_a_storage_that_is_no_study_is_left_as_it_is(call, folder, storage):
     for file in ("text.journal", "text.db"):

@@ -16,7 +16,7 @@ SHORT = ["--figures.every_n_steps", "0", "--trainer.log_every_n_steps", "1", "--
 
 @pytest.fixture
 def start(call):
-    def start(*flags: str, status: int = 0):
+    def start(*flags: str, status: int | str = 0):
         result = call("train", "--config", TINY, *QUICK, *SHORT, *flags)
         assert result.status == status, result.err
         assert "Traceback" not in result.err
@@ -38,6 +38,14 @@ def test_fast_dev_run_goes_through_once_and_leaves_nothing(start, folder):
     assert "fast_dev_run: 1 steps and a validation went through; nothing was written" in result.err
     assert "fast_dev_run: 3 steps" in start("--trainer.fast_dev_run", "3").err
     assert list(folder.iterdir()) == []
+
+
+def test_a_callback_may_leave_with_a_text_as_python_does(start, monkeypatch):
+    def leave(self):
+        raise SystemExit("enough")
+
+    monkeypatch.setattr(MiniGPTCLI, "fit", leave)
+    start(status="enough")
 
 
 def test_loggers_write_beside_tensorboard_or_none_does(start, folder):

@@ -18,6 +18,7 @@ from minigpt.training.checkpointing import Checkpoints
 from minigpt.training.cli import MiniGPTCLI
 from minigpt.training.datamodule import TextDataModule
 from minigpt.training.module import LitLanguageModel
+from minigpt.training.typed import callbacks_of
 
 # The groups of settings, as in MiniGPTCLI.
 GROUPS = {
@@ -35,6 +36,8 @@ def train(
     **settings: Any,
 ) -> LanguageModel:
     """Train a model from a recipe, in a run folder as the command does, and load its best checkpoint.
+
+    Where settings such as `fast_dev_run` switch checkpoints off, the model is the one after the last step.
 
     Args:
         recipe: A config file, or the name of a recipe, such as `tiny` or `modern_nano`.
@@ -65,9 +68,12 @@ def train(
             cli.fit()
     except SystemExit as stop:  # how a training leaves on a signal
         raise KeyboardInterrupt from stop
+    run = cli.run_dir or cli.checkpoint
+    if run is None or not (cli.finished or callbacks_of(cli.trainer, Checkpoints)):
+        runs.prepare(cli.model.network)
+        return LanguageModel(cli.model.network, cli.datamodule.tokenizer, cli.run_dir)
     network = cli.model.architecture["class_path"]
-    file = runs.find_checkpoint(cli.run_dir or cli.checkpoint)
-    return runs.load(file, allow_code=[] if network in NETWORKS else [network])
+    return runs.load(runs.find_checkpoint(run), allow_code=[] if network in NETWORKS else [network])
 
 
 def _known_settings() -> list[str]:

@@ -32,6 +32,8 @@ class DryRun(MiniGPTCLI):
 
     def after_instantiate_classes(self) -> None:
         """Check what a run checks after that, in place of making its folder."""
+        if self.config.trainer.fast_dev_run:
+            raise MiniGPTError("A trial is compared by its run, and fast_dev_run leaves none. Leave it out.")
         if self.trainer.world_size > 1:
             raise MiniGPTError("A trial trains in one process. Leave --trainer.devices at 1, and start several sweeps.")
         self.model.schedule(self.trainer.max_steps)
