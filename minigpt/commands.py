@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Any
 
 import minigpt
 from minigpt import processes
@@ -31,6 +32,12 @@ from minigpt.command_line import (
 from minigpt.errors import MiniGPTError, check_number, did_you_mean, needs, note, writing
 from minigpt.words import message
 
+if TYPE_CHECKING:  # commands import what they need when they run, since it takes seconds
+    from torch import nn
+
+    from minigpt.data.tokens import Tokens
+    from minigpt.training.cli import MiniGPTCLI
+
 PROMPT = "un matin,"
 CONTROLS = {"temperature": 0.8, "top_k": 30, "top_p": 0.9}  # the article's example
 LARGEST_BATCH = 16  # how many samples are drawn at once
@@ -38,7 +45,8 @@ LARGEST_BATCH = 16  # how many samples are drawn at once
 
 def main() -> int:
     """Run `minigpt COMMAND ...`, which the package installs, and return the exit status as `run` does."""
-    commands = {function.__name__: function for function in (train, generate, evaluate, export, app, sweep)}
+    functions: list[Callable[[list[str]], int]] = [train, generate, evaluate, export, app, sweep]
+    commands = {function.__name__: function for function in functions}
     name = sys.argv[1] if sys.argv[1:] else "--help"
     if name in commands:
         return run(commands[name], sys.argv[2:])
@@ -142,8 +150,9 @@ def generate(args: list[str]) -> int:
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop", "unknown")
     controls = {name: getattr(asked, name) for name in names}
     lm.stream_batch([prompt], asked.max_new_tokens, **controls)  # a mistake is found before anything is written
-    if len(lm.tokenizer.encode(shown)) > lm.model.block_size:
-        note(f"The model sees the last {lm.model.block_size} tokens of a prompt this long.")
+    block_size: Any = lm.model.block_size  # which every model that was loaded has
+    if len(lm.tokenizer.encode(shown)) > block_size:
+        note(f"The model sees the last {block_size} tokens of a prompt this long.")
     if asked.compile:
         note("(compiling, for some seconds)")
         started = time.monotonic()
@@ -155,7 +164,7 @@ def generate(args: list[str]) -> int:
     note(f"({file})")
     for first in range(0, asked.num_samples, LARGEST_BATCH):
         batch = [prompt] * min(LARGEST_BATCH, asked.num_samples - first)
-        later = [[] for _ in batch[1:]]
+        later: list[list[str]] = [[] for _ in batch[1:]]
         print("---\n" * (first > 0) + shown, end="", flush=True)
         for piece, *others in lm.stream_batch(batch, asked.max_new_tokens, first=first, **controls):
             print(piece, end="", flush=True)  # the first of a batch is written as it is drawn
@@ -203,25 +212,26 @@ def evaluate(args: list[str]) -> int:
     from minigpt.evaluation import as_table, floors, measure, memorisation
 
     file, checkpoint, lm = runs.open_checkpoint(asked.ckpt_path, asked.device, asked.precision, asked.allow_code)
-    about, own = checkpoint["minigpt"]["data"], None
+    about = checkpoint["minigpt"]["data"]
     try:
-        own = runs.tokens_of(file, about, asked.cache_dir)
+        own: Tokens | None = runs.tokens_of(file, about, asked.cache_dir)
     except MiniGPTError as error:
         if asked.path is None or asked.memorisation:
             raise
         note(f"No floors: {error}")
-    if asked.path is None:
+        own = None
+    if own and asked.path is None:
         val = own.val
     else:
         cleaning = {key: about[key] for key in ("lower", "strip", "nfc")}
         pieces = Corpus(asked.path, asked.encoding, **cleaning, cache_dir=asked.cache_dir).pieces()
         val = torch.cat([torch.from_numpy(lm.tokenizer.encode_array(piece, asked.unknown)) for piece in pieces])
     metrics = measure(lm.model, val, lm.tokenizer.lengths)
-    scores = {name: round(value, 6) for name, value in metrics.scores().items()}
+    scores: dict[str, Any] = {name: round(value, 6) for name, value in metrics.scores().items()}
     scores["floors"] = None
     if own:
         scores["floors"] = {name: round(bits, 6) for name, bits in floors(own.train, val, lm.tokenizer).items()}
-    if asked.memorisation:
+    if own and asked.memorisation:
         scores["memorisation"] = memorisation(lm, own.train, val, asked.memorisation, **CONTROLS)
     note(f"({file})")
     if asked.figures:
@@ -284,7 +294,7 @@ def app(args: list[str]) -> int:
         page = serve(shelf, asked.host, asked.port, (name, password) if asked.auth else None)
     if not shelf.files():
         note(f"There is no run yet. Make one: {first_training()}")
-    print(page.local_url.rstrip("/") if ":" in asked.host else f"http://{asked.host}:{asked.port}", flush=True)
+    print(str(page.local_url).rstrip("/") if ":" in asked.host else f"http://{asked.host}:{asked.port}", flush=True)
     try:
         threading.Event().wait()  # for Ctrl-C, which Gradio's own way to wait would take for a good end
     finally:
@@ -311,6 +321,7 @@ def train(args: list[str]) -> int:
     if not any(re.match(r"(-h|--([\w.]+\.)?help)(=|$)", arg) for arg in args):
         announce("torch", "lightning")
 
+    from minigpt.data.tokenizers import CharTokenizer
     from minigpt.models import summary
     from minigpt.training.cli import MiniGPTCLI
     from minigpt.training.distributed import full_network
@@ -329,7 +340,7 @@ def train(args: list[str]) -> int:
     note(message("training_text", len(data.train_ids), data.vocab_size))
     if cli.run_dir:
         note(message("run_folder", short(cli.run_dir)))
-    all_characters = data.tokenizer.kind == "char" and not data.tokenizer.byte_fallback
+    all_characters = isinstance(data.tokenizer, CharTokenizer) and not data.tokenizer.byte_fallback
     note(summary.as_text(summary.parts(model, "characters" if all_characters else "tokens")))
     started = time.monotonic()
     try:
@@ -349,14 +360,14 @@ def train(args: list[str]) -> int:
             "Another process of this training is gone, so it cannot go on. What it said last may tell why. "
             + resume_command(cli, args, run_dir)
         ) from error
-    if cli.trainer.fast_dev_run:
+    if cli.config.trainer.fast_dev_run or cli.run_dir is None:
         note(f"fast_dev_run: {cli.trainer.global_step} steps and a validation went through; nothing was written.")
         return 0
     seconds, trained = time.monotonic() - started, full_network(cli.trainer)
     if trained is None:
         return 0
     if "val/loss" in cli.trainer.callback_metrics:
-        _summary(cli, trained, seconds)
+        _summary(cli, cli.run_dir, trained, seconds)
     elif cli.trainer.global_step == cli.trainer.max_steps:
         note(f"Trained {cli.trainer.global_step} steps, without a validation.")
     else:
@@ -365,11 +376,11 @@ def train(args: list[str]) -> int:
     return 0
 
 
-def _summary(cli, model, seconds: float) -> None:
+def _summary(cli: "MiniGPTCLI", run_dir: Path, model: "nn.Module", seconds: float) -> None:
     from minigpt.generation.text import LanguageModel
     from minigpt.terminal import GAP, wrapped
 
-    metrics, trainer, run_dir = cli.trainer.callback_metrics, cli.trainer, short(cli.run_dir)
+    metrics, trainer, run = cli.trainer.callback_metrics, cli.trainer, short(run_dir)
     lm = LanguageModel(model, cli.datamodule.tokenizer)
     sample = lm.generate(PROMPT, 200, unknown="skip", seed=0, **CONTROLS)
     early = trainer.global_step < trainer.max_steps
@@ -386,9 +397,9 @@ def _summary(cli, model, seconds: float) -> None:
         f"  {GAP.join(floors)}\n",
         f"{wrapped(sample)}\n",
         message("curves"),
-        f"  {tool('tensorboard', '--logdir', run_dir)}",
+        f"  {tool('tensorboard', '--logdir', run)}",
         message("more_text"),
-        f"  {command('generate', '--ckpt_path', run_dir, *_allowing(cli.model.architecture))}",
+        f"  {command('generate', '--ckpt_path', run, *_allowing(cli.model.architecture))}",
         sep="\n",
     )
 
@@ -453,10 +464,10 @@ def sweep(args: list[str]) -> int:
     return 0
 
 
-def resume_command(cli, args: list[str], run_dir: Path) -> str:
+def resume_command(cli: "MiniGPTCLI", args: list[str], run_dir: Path | None) -> str:
     """How to go on with a run: by what it was started with, and where it and a pipe's copy are."""
     pairs = pairwise(["", *args])
     kept = [arg for before, arg in pairs if before != "--ckpt_path" and not arg.startswith("--ckpt_path")]
     if cli.datamodule.corpus.path != cli.config.data.path:
         kept += ["--data.path", cli.datamodule.corpus.path]
-    return message("go_on", command("train", *kept, "--ckpt_path", short(run_dir)))
+    return message("go_on", command("train", *kept, *(["--ckpt_path", short(run_dir)] if run_dir else [])))

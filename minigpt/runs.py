@@ -277,7 +277,7 @@ def open_checkpoint(
     return Opened(file, checkpoint, lm)
 
 
-def pick_device(name: str | torch.device) -> str | torch.device:
+def pick_device(name: str | torch.device) -> str:
     """Return a device that is there: for `auto` a GPU where there is one, else the CPU.
 
     Raises:
@@ -289,7 +289,7 @@ def pick_device(name: str | torch.device) -> str | torch.device:
         torch.ones(1, device=name).item()
     except (RuntimeError, AssertionError) as error:
         raise MiniGPTError(f"There is no device '{name}' here. Use --device auto, or cpu.") from error
-    return name
+    return str(name)
 
 
 def corpus_of(file: Path, about: dict) -> str:

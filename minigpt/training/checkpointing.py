@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from filelock import Timeout
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
@@ -108,11 +108,17 @@ class Checkpoints(Checkpoint):
         self.best_loss = math.inf
         self.signal: int | None = None
         self.run_dir: Path | None = None  # None for the folder of the trainer's logger
-        self.folder: Path | None = None
+        self._folder: Path | None = None
         self._step = 0
         self._previous_handlers: dict[int, Any] = {}
         self._lock = ExitStack()
         self._requeue_signal: int | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the checkpoints, which is known from `setup` on."""
+        assert self._folder is not None, "setup has been called"
+        return self._folder
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the run folder, hold it for this process alone, and take over Ctrl-C, SIGTERM and SIGHUP.
@@ -122,7 +128,7 @@ class Checkpoints(Checkpoint):
         """
         log_dir = trainer.log_dir  # of several processes all have to ask
         run_dir = Path(self.run_dir or log_dir or trainer.default_root_dir).absolute()
-        self.folder = run_dir / "checkpoints"
+        self._folder = run_dir / "checkpoints"
         if self.folder.resolve() != run_dir.resolve() / "checkpoints":
             raise MiniGPTError(f"'{self.folder}' leads out of its run folder. Put a real folder in its place.")
         if trainer.is_global_zero:
@@ -257,6 +263,6 @@ class Checkpoints(Checkpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give them back, since Lightning calls no other hook now; after a fault, say where the run can go on from."""
-        if self.folder and isinstance(exception, Exception) and not isinstance(exception, MiniGPTError):
+        if self._folder and isinstance(exception, Exception) and not isinstance(exception, MiniGPTError):
             note(f"The training broke in step {self._step + 1}; {self._last_good()}.")
         self.teardown(trainer, pl_module, "fit")

@@ -13,13 +13,13 @@ from typing import Any
 
 import rich
 import torch
-from lightning.pytorch import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, ReduceLROnPlateau
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, ReduceLROnPlateau
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from minigpt import processes, runs
@@ -35,6 +35,7 @@ from minigpt.training.distributed import FSDP2Strategy, check_mesh
 from minigpt.training.module import LitLanguageModel
 from minigpt.training.parser import TrainParser, inner_reason
 from minigpt.training.resume import stopped_early
+from minigpt.training.typed import callbacks_of
 
 # Options of Lightning's Trainer that have another default here.
 DEFAULTS = {
@@ -81,6 +82,10 @@ class MiniGPTCLI(LightningCLI):
     Raises:
         MiniGPTError: A flag, key or value is wrong, the corpus cannot be used, or a resume contradicts its checkpoint.
     """
+
+    parser: TrainParser
+    model: LitLanguageModel
+    datamodule: TextDataModule
 
     def __init__(self, args: list[str]):
         _quiet()
@@ -152,7 +157,7 @@ class MiniGPTCLI(LightningCLI):
             parser.link_arguments(f"data.{size}", f"model.network.init_args.{size}", apply_on="instantiate")
         parser.add_instantiator(instantiate, nn.Module, subclasses=True)
 
-    def parse_arguments(self, parser: TrainParser, args: list[str]) -> None:
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, after the mistakes in names have been answered; a resume without --config uses its run's."""
         ckpt_path = next(reversed(self._line.values("--ckpt_path")), None)
         if not self._line.files and ckpt_path is not None:
@@ -160,7 +165,7 @@ class MiniGPTCLI(LightningCLI):
             if self._continued.run:
                 self._line.files = [str(self._continued.run / "config.yaml")]
                 self._line.flags[:0] = self._continued.own_flags()
-        self.config = parser.parse_line(self._line)
+        self.config = self.parser.parse_line(self._line)
         if not self.config.config:
             raise MiniGPTError(f"Name a recipe with --config, such as --config {shlex.quote(example_recipe())}.")
         check_number("seed_everything", self.config.seed_everything, at_least=0, below=2**32, whole=True)
@@ -172,7 +177,7 @@ class MiniGPTCLI(LightningCLI):
 
     @staticmethod
     def configure_optimizers(
-        lightning_module: LitLanguageModel, optimizer: torch.optim.Optimizer, lr_scheduler: Any = None
+        lightning_module: LightningModule, optimizer: torch.optim.Optimizer, lr_scheduler: Any = None
     ) -> Any:
         """The optimizer and scheduler that `--optimizer` and `--lr_scheduler` name; a scheduler moves at each step."""
         if lr_scheduler is None:
@@ -297,7 +302,7 @@ class MiniGPTCLI(LightningCLI):
         if not self.trainer.is_global_zero:
             self.run_dir = self.run_dir or root  # the first process makes the folder; Lightning tells the others
             return
-        if self.trainer.fast_dev_run:  # a trial of the code, which leaves nothing behind
+        if self.config.trainer.fast_dev_run:  # a trial of the code, which leaves nothing behind
             self.run_dir = None
             return
         if self.run_dir is None and not self.finished:
@@ -313,17 +318,16 @@ class MiniGPTCLI(LightningCLI):
             most, n = self.datamodule.max_val_tokens, len(self.datamodule.val_ids) - 1
             if most and most < n:
                 note(f"Validation scores {most:,} of {n:,} tokens; `{command('evaluate')}` scores them all.")
-            self.trainer.loggers = self._all_loggers()
-            for callback in self.trainer.callbacks:
-                if isinstance(callback, Checkpoints):
-                    callback.run_dir = self.run_dir
+            self.trainer.loggers = self._all_loggers(self.run_dir)
+            for callback in callbacks_of(self.trainer, Checkpoints):
+                callback.run_dir = self.run_dir
 
-    def _all_loggers(self) -> list[Logger]:
+    def _all_loggers(self, run_dir: Path) -> list[Logger]:
         """TensorBoard in the run folder, and beside it the loggers that were asked for; none for `false`."""
         if self._loggers is False:
             return []
         others = self._loggers if isinstance(self._loggers, list) else [self._loggers]
-        save_dir, name, version = self.run_dir.parent.parent, self.run_dir.parent.name, self.run_dir.name
+        save_dir, name, version = run_dir.parent.parent, run_dir.parent.name, run_dir.name
         own = _Logger(save_dir, name, version, default_hp_metric=False, purge_step=self.start_step)
         return [own, *(logger for logger in others if isinstance(logger, Logger))]
 
@@ -373,7 +377,7 @@ def _settle_rank(trainer: Trainer) -> None:
             f"A launcher started {launcher.world_size()} processes, and the training has one. Pass --trainer.devices "
             f"{launcher.world_size()}, or start it without the launcher and its variables (WORLD_SIZE, SLURM_NTASKS)."
         )
-    processes.known = rank_zero_only.rank = trainer.global_rank
+    processes.known = rank_zero_only.rank = trainer.global_rank  # type: ignore[attr-defined]  # Lightning sets it, too
 
 
 def _check_strategy(trainer: Trainer) -> None:
@@ -381,7 +385,7 @@ def _check_strategy(trainer: Trainer) -> None:
     spawned = isinstance(strategy, DDPStrategy) and strategy._start_method != "popen"  # which cannot be pickled
     if spawned or not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy, FSDP2Strategy)):
         raise MiniGPTError(STRATEGIES)
-    if isinstance(strategy, FSDP2Strategy) and any(isinstance(c, WeightAveraging) for c in trainer.callbacks):
+    if isinstance(strategy, FSDP2Strategy) and callbacks_of(trainer, WeightAveraging):
         raise MiniGPTError(
             "Weight averaging copies a whole model, and --trainer.strategy fsdp2 shares it out. Leave one of them out."
         )
@@ -392,7 +396,7 @@ class _Logger(TensorBoardLogger):
 
     @property
     def log_dir(self) -> str:
-        return os.path.join(self.root_dir, self.version)
+        return os.path.join(self.root_dir, str(self.version))
 
     @property
     def purge_step(self) -> int:

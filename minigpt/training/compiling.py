@@ -2,13 +2,17 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from minigpt.errors import note
+from minigpt.training.typed import lit
+
+if TYPE_CHECKING:  # the module imports this file
+    from minigpt.training.module import LitLanguageModel
 
 
 class Compiling(Callback):
@@ -24,10 +28,10 @@ class Compiling(Callback):
         if not self._done:
             self._done = True
             with trainer.precision_plugin.train_step_context():
-                pl_module.loss = _compiled(pl_module, *batch)
+                vars(pl_module)["loss"] = _compiled(lit(pl_module), *batch)
 
 
-def _compiled(module: LightningModule, x: torch.Tensor, y: torch.Tensor) -> Callable[..., torch.Tensor]:
+def _compiled(module: "LitLanguageModel", x: torch.Tensor, y: torch.Tensor) -> Callable[..., torch.Tensor]:
     """Return `module.loss` as compiled code, or as it is where that fails or gives other gradients."""
     note("(compiling the training step, for up to a minute)")
     torch.compiler.reset()  # it compiles a function for a few models only, and trainings before may have used them
@@ -44,16 +48,17 @@ def _compiled(module: LightningModule, x: torch.Tensor, y: torch.Tensor) -> Call
     return compiled
 
 
-def _same_gradients(module: LightningModule, compiled: Callable, x: torch.Tensor, y: torch.Tensor) -> bool:
+def _same_gradients(module: "LitLanguageModel", compiled: Callable, x: torch.Tensor, y: torch.Tensor) -> bool:
     """Return whether compiled code gives the gradients of `loss`, up to rounding and to what dropout changes."""
     # Unlike `backward` this leaves no gradients and wakes none of the hooks by which processes add theirs up.
     weights = [p for p in module.network.parameters() if p.requires_grad]
 
-    def gradients(loss: Callable) -> list[torch.Tensor | None]:  # FSDP2 computes with copies of its own: None
+    def gradients(loss: Callable) -> tuple[torch.Tensor, ...]:
         return torch.autograd.grad(loss(x, y), weights, allow_unused=True)
 
-    found = zip(gradients(module.loss), gradients(module.loss), gradients(compiled), strict=True)
-    found = [each for each in found if each[0] is not None and each[0].isfinite().all()]
+    three = zip(gradients(module.loss), gradients(module.loss), gradients(compiled), strict=True)
+    # FSDP2 computes with copies of its own, so the gradients of the weights here are None.
+    found = [each for each in three if each[0] is not None and each[0].isfinite().all()]
     all_of_them = sum(one.norm() for one, _, _ in found)
     return all(
         (other - one).norm() <= 3 * (two - one).norm() + 0.1 * one.norm() + 1e-3 * all_of_them

@@ -38,6 +38,7 @@ class Continuation:
 
     def own_flags(self) -> list[str]:
         """Return the flags that go with the config.yaml of the run, its corpus found from where the run is now."""
+        assert self.run is not None, "there is a config.yaml"
         logs = self.run.absolute().parent.parent
         root = logs.parent if logs.name == runs.ROOT else Path.cwd()  # never where a stranger's settings say
         flags = [f"--trainer.default_root_dir={root}", "--data.cache_dir=null"]
@@ -78,8 +79,8 @@ class Continuation:
 
     def run_to_continue(self) -> Path | None:
         """Return the run folder that the checkpoint is the head of; None, with a note, if a new one has to be made."""
-        step, last = self.content["global_step"], self.run and self.run / "checkpoints" / "last.ckpt"
-        if not (last and last.exists()):
+        step = self.content["global_step"]
+        if self.run is None or not (last := self.run / "checkpoints" / "last.ckpt").exists():
             note(f"{self.file} lies outside a run folder: training goes on from its step {step} in a new one.")
         elif self.file.resolve() != last.resolve() and Continuation(last).content["global_step"] > step:
             note(f"{self.file} is older than its run's last.ckpt: training goes on from step {step} in a new run.")

@@ -2,6 +2,7 @@
 
 import math
 from functools import cached_property
+from typing import Any
 
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
@@ -85,8 +86,8 @@ class TextDataModule(LightningDataModule):
         self.seed = seed
         self._block_size = block_size
         self._max_val_tokens = max_val_tokens
-        self._cleaning = {"encoding": encoding, "lower": lower, "strip": strip, "nfc": nfc}
-        self._splitting = {
+        self._cleaning: dict[str, Any] = {"encoding": encoding, "lower": lower, "strip": strip, "nfc": nfc}
+        self._splitting: dict[str, Any] = {
             "max_vocab_size": max_vocab_size, "byte_fallback": byte_fallback, "val_fraction": val_fraction,
         }  # fmt: skip
         self._path, self._kind, self._in_memory_mb, self._cache_dir = path, tokenizer, in_memory_mb, cache_dir
@@ -175,8 +176,8 @@ class TextDataModule(LightningDataModule):
         dataset, trainer = CharDataset(self.train_ids, self.block_size), self.trainer
         n = self.n_batches(trainer.accumulate_grad_batches if trainer else 1)
         over_and_over = self.overfit_batches
-        if trainer and trainer.overfit_batches:
-            over_and_over = max(1, n_of(trainer.overfit_batches, n))
+        if trainer and (amount := trainer.overfit_batches):  # type: ignore[attr-defined]  # set by a connector
+            over_and_over = max(1, n_of(amount, n))
         rank, world_size = self._processes()
         order = BatchOrder(
             len(dataset),

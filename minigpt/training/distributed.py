@@ -28,6 +28,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from minigpt.errors import MiniGPTError
+from minigpt.training.typed import network_of
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -60,10 +61,14 @@ class FSDP2Strategy(ModelParallelStrategy):
         ModelParallelStrategy's method would require the LightningModule to share it out, in `configure_model`. The
         network is shared out before it moves to the device, so that the device need not hold all of it.
         """
-        network = self.lightning_module.network
+        network = network_of(trainer)
         if not isinstance(network, FSDPModule):  # an earlier Trainer may have shared it out
             share_out(network, self.device_mesh["data_parallel"])
         super(ModelParallelStrategy, self).setup(trainer)
+
+    def _set_up_model(self) -> nn.Module:
+        assert self.model is not None, "the strategy is set up"
+        return self.model
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Gather the state in the first process, under the numbers that one device gives; the others get nothing.
@@ -72,7 +77,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         """
         optimizer = getattr(optimizer, "_optimizer", optimizer)
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        state = get_optimizer_state_dict(self.model, optimizer, options=options)
+        state = get_optimizer_state_dict(self._set_up_model(), optimizer, options=options)
         return numbered(state) if self.is_global_zero else state
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
@@ -88,12 +93,13 @@ class FSDP2Strategy(ModelParallelStrategy):
         path = Path(self.broadcast(checkpoint_path))
         checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-        set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=options)
-        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        model = self._set_up_model()
+        set_model_state_dict(model, checkpoint.pop("state_dict"), options=options)
+        names = {parameter: name for name, parameter in model.named_parameters()}
         if self.optimizers:  # there are none outside a training
             for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
                 state = renamed(state, [names[p] for group in optimizer.param_groups for p in group["params"]])
-                set_optimizer_state_dict(self.model, optimizer, state, options=options)
+                set_optimizer_state_dict(model, optimizer, state, options=options)
         return checkpoint
 
 
@@ -146,10 +152,12 @@ def full_network(trainer: Trainer) -> nn.Module | None:
     A network that is shared out is gathered into a copy on the CPU, in eval mode. Parameters and buffers are those of
     now, and other attributes those from before the network was shared out. All processes have to ask at once.
     """
-    network = trainer.lightning_module.network
+    network = network_of(trainer)
     if not isinstance(network, FSDPModule):
         return network if trainer.is_global_zero else None
-    weights = get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    weights: dict[str, Any] = get_model_state_dict(
+        network, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
     if not trainer.is_global_zero:
         return None
     buffers = {name: buffer.cpu() for name, buffer in network.named_buffers()}  # also those that are not saved
@@ -158,8 +166,8 @@ def full_network(trainer: Trainer) -> nn.Module | None:
 
 def _copy(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
     """Return a deep copy of a network with other parameters and buffers; what was tied stays tied."""
-    new = {id(p): nn.Parameter(tensors[name], p.requires_grad) for name, p in network.named_parameters()}
-    new |= {id(buffer): tensors[name] for name, buffer in network.named_buffers()}
+    new = {id(buffer): tensors[name] for name, buffer in network.named_buffers()}
+    new |= {id(p): nn.Parameter(tensors[name], p.requires_grad) for name, p in network.named_parameters()}
     return copy.deepcopy(network, new)  # takes them for copies that it has made before
 
 

@@ -48,7 +48,7 @@ def parameter_groups(
         raise MiniGPTError(
             "model.optimizer muon is for matrices in a network's `blocks`, and this network has none. Take adamw."
         )
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": hidden, "muon": True, "lr": muon_learning_rate, "weight_decay": weight_decay},
         {"params": matrices, "muon": False, "lr": learning_rate, "weight_decay": weight_decay},
         {"params": vectors, "muon": False, "lr": learning_rate, "weight_decay": 0.0},
@@ -103,8 +103,8 @@ class MuonAdamW(torch.optim.Optimizer):
         return adamw
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
-        """One update of every parameter that has a gradient."""
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every parameter that has a gradient, and return the closure's loss."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -117,22 +117,22 @@ class MuonAdamW(torch.optim.Optimizer):
         return loss
 
     def _muon_step(self, group: dict[str, Any]) -> None:
-        by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+        by_shape: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor]]] = {}
         for parameter in group["params"]:
             if parameter.grad is not None:
-                by_shape.setdefault(parameter.shape, []).append(parameter)
-        for (rows, columns), parameters in by_shape.items():
-            gradients = [parameter.grad for parameter in parameters]
+                by_shape.setdefault(parameter.shape, []).append((parameter, parameter.grad))
+        for (rows, columns), pairs in by_shape.items():
+            parameters, gradients = [parameter for parameter, _ in pairs], [gradient for _, gradient in pairs]
             buffers = [self._buffer(parameter) for parameter in parameters]
             torch._foreach_lerp_(buffers, gradients, 1 - self.momentum)
             updates = [full_tensor(update) for update in torch._foreach_lerp(gradients, buffers, self.momentum)]
-            updates = orthogonalise(torch.stack(updates), self.ns_dtype).to(gradients[0].dtype)
+            orthogonal = orthogonalise(torch.stack(updates), self.ns_dtype).to(gradients[0].dtype)
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             scale = group["lr"] * max(1, rows / columns) ** 0.5
-            updates = [_share(update, parameter) for update, parameter in zip(updates, parameters, strict=True)]
-            torch._foreach_add_(parameters, updates, alpha=-scale)
+            shares = [_share(update, parameter) for update, parameter in zip(orthogonal, parameters, strict=True)]
+            torch._foreach_add_(parameters, shares, alpha=-scale)
 
-    def _buffer(self, parameter: nn.Parameter) -> torch.Tensor:
+    def _buffer(self, parameter: torch.Tensor) -> torch.Tensor:
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)

@@ -7,7 +7,7 @@ import shlex
 import types
 from collections.abc import Collection
 from itertools import pairwise
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 import yaml
 from jsonargparse import Namespace
@@ -91,7 +91,7 @@ class TrainParser(LightningArgumentParser):
         """Parse a config file as it was read: jsonargparse calls this for each `--config`."""
         return self.parse_string(self.recipe(str(path)), *args, **kwargs)
 
-    def error(self, message: str, ex: Exception | None = None) -> None:
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Turn the parser's complaint into a sentence.
 
         Raises:
@@ -196,11 +196,11 @@ class TrainParser(LightningArgumentParser):
         if key in self._groups():
             return f"{key} is a group of settings, not one. Set them singly, such as --model.learning_rate 1e-3."
         hint = {action.dest: getattr(action, "_typehint", None) for action in self._actions}.get(key)
-        value = re.search(r"(?:Got|Given) value: (.*)", message)
-        if not value or re.search(r"Namespace\(|NestedArg\(|'(?:class_path|init_args)'", value[1]):
+        given = re.search(r"(?:Got|Given) value: (.*)", message)
+        if not given or re.search(r"Namespace\(|NestedArg\(|'(?:class_path|init_args)'", given[1]):
             return f"{key} has a value that does not fit. It takes {_in_words(hint)}."
-        name = did_you_mean(value[1], trust.SHORT) if "dot import path" in message else ""
-        return f"{key} is '{value[1]}', which does not fit. It takes {_in_words(hint)}.{name}"
+        name = did_you_mean(given[1], trust.SHORT) if "dot import path" in message else ""
+        return f"{key} is '{given[1]}', which does not fit. It takes {_in_words(hint)}.{name}"
 
 
 def inner_reason(message: str) -> str:
@@ -232,7 +232,7 @@ def _in_words(hint: Any) -> str:
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
     """Nested settings as `{"model.n_embd": 64}`."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         if key == "network" and isinstance(value, dict):  # its arguments, as they are written on a command line
             flat |= {f"{prefix}network": value["class_path"]} if "class_path" in value else {}

@@ -35,7 +35,7 @@ class DuplicateKeyError(yaml.YAMLError):
         super().__init__(f"gives '{key}' twice, {where}. Keep one of them.")
 
 
-class _Loader(get_yaml_default_loader()):
+class _Loader(get_yaml_default_loader()):  # type: ignore[misc]  # a class, which that function makes when asked
     """jsonargparse's loader, for which `1e-3` is a number and `2024-01-01` is not a date, without duplicate keys."""
 
     def get_single_node(self) -> yaml.Node | None:
@@ -52,7 +52,7 @@ class _Dumper(yaml.SafeDumper):
         for first in yaml.SafeDumper.yaml_implicit_resolvers | _Loader.yaml_implicit_resolvers
     }
 
-    def represent_str(self, text: str) -> yaml.Node:
+    def represent_str(self, text: str) -> yaml.ScalarNode:
         # In double quotes PyYAML escapes line breaks. In single quotes it loses those that are not "\n".
         style = '"' if text.splitlines() not in ([], [text]) else None
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)

@@ -7,7 +7,7 @@ import math
 import re
 from typing import Any
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from minigpt.command_line import CommandLine, example_config
 from minigpt.data.corpus import is_pipe
@@ -17,6 +17,7 @@ from minigpt.training.cli import MiniGPTCLI
 from minigpt.training.parser import NETWORK_FLAGS
 
 EXAMPLE = "sweeps/nano"
+Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 
 
 class DryRun(MiniGPTCLI):
@@ -39,7 +40,7 @@ class DryRun(MiniGPTCLI):
         self.model.schedule(self.trainer.max_steps)
 
 
-def read_space(path: str, recipe: MiniGPTCLI, args: list[str]) -> dict[str, BaseDistribution]:
+def read_space(path: str, recipe: MiniGPTCLI, args: list[str]) -> dict[str, Distribution]:
     """What is searched, from a YAML file; each end and value as the recipe's own parser takes it.
 
     Every value is tried out together with the first values of the other settings, a combination that a trial may get.
@@ -90,7 +91,7 @@ def _values(path: str, key: str, choice: Any) -> list:
     raise MiniGPTError(f"{path}: write {key} as a list of values, or as a range such as {{low: 1, high: 6}}.")
 
 
-def _distribution(path: str, key: str, choice: list | dict, typed: list) -> BaseDistribution:
+def _distribution(path: str, key: str, choice: list | dict, typed: list) -> Distribution:
     if isinstance(choice, list):
         return CategoricalDistribution(typed)
     low, high = typed
@@ -101,17 +102,17 @@ def _distribution(path: str, key: str, choice: list | dict, typed: list) -> Base
         raise MiniGPTError(f"{path}: the range of {key} begins at {low} and ends at {high}. Swap them.")
     if log and low <= 0:
         raise MiniGPTError(f"{path}: {key} has a range on a log scale that begins at {low}. Begin it above 0.")
-    kind = IntDistribution if isinstance(low, int) and isinstance(high, int) else FloatDistribution
     if log not in (True, False) or (step is not None and (log or not isinstance(step, (int, float)) or not step > 0)):
         raise MiniGPTError(f"{path}: {key} takes log: true, or a step above 0, and not both.")
-    if kind is IntDistribution:
-        step = step or 1
-        if not isinstance(step, int):
-            raise MiniGPTError(f"{path}: {key} is a whole number and has a step of {step}. Give it a whole one.")
-    return kind(low, high, log=log, step=step)
+    if not (isinstance(low, int) and isinstance(high, int)):
+        return FloatDistribution(low, high, log=log, step=step)
+    step = step or 1
+    if not isinstance(step, int):
+        raise MiniGPTError(f"{path}: {key} is a whole number and has a step of {step}. Give it a whole one.")
+    return IntDistribution(low, high, log=log, step=step)
 
 
-def in_words(distribution: BaseDistribution) -> str:
+def in_words(distribution: Distribution) -> str:
     """A range or a choice, as a person would write it."""
     if isinstance(distribution, CategoricalDistribution):
         return f"[{', '.join(map(as_text, distribution.choices))}]"

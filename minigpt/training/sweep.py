@@ -12,7 +12,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from filelock import Timeout
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -33,7 +33,7 @@ from minigpt.seeds import derive_seed
 from minigpt.training import recipes
 from minigpt.training.cli import MiniGPTCLI
 from minigpt.training.parser import flatten
-from minigpt.training.space import DryRun, as_flags, as_text, in_words, read_space
+from minigpt.training.space import Distribution, DryRun, as_flags, as_text, in_words, read_space
 
 OBJECTIVE = "val/bits_per_char"  # of the last validation: it compares across tokenizers
 # What may differ between two machines that share a study. The text is compared by its checksum, wherever it is.
@@ -119,7 +119,9 @@ class Sweep:
             if sqlite:
                 self.storage.open("ab").close()  # by umask, which SQLite would narrow
                 patient = {"connect_args": {"timeout": 60}}  # seconds, while another process writes
-                storage = optuna.storages.RDBStorage(f"sqlite:///{self.storage}", engine_kwargs=patient)
+                storage: optuna.storages.BaseStorage = optuna.storages.RDBStorage(
+                    f"sqlite:///{self.storage}", engine_kwargs=patient
+                )
             else:
                 if self.storage.exists() and self.storage.read_bytes()[:10] not in (b"", b'{"op_code"'):
                     raise ValueError("not a journal, to which Optuna would write all the same")
@@ -172,8 +174,10 @@ class Sweep:
         try:
             cli = MiniGPTCLI(args)
             if not cli.finished:
+                assert cli.run_dir is not None, "DryRun refuses fast_dev_run, which has none"
                 trial.set_user_attr("run", os.path.relpath(cli.run_dir, self.folder))
-                cli.trainer.callbacks.insert(0, pruning)  # before the one that writes the last checkpoint
+                # Before the one that writes the last checkpoint.
+                cli.trainer.callbacks.insert(0, pruning)  # type: ignore[attr-defined]  # set by a connector
                 cli.fit()
             reports = self.study.trials[trial.number].intermediate_values
             if not reports:
@@ -239,7 +243,7 @@ class Sweep:
         matplotlib.use("Agg")  # files, no window
         from optuna.visualization import matplotlib as plots
 
-        kinds = {"history": plots.plot_optimization_history, "slices": plots.plot_slice}
+        kinds: dict[str, Callable[..., Any]] = {"history": plots.plot_optimization_history, "slices": plots.plot_slice}
         if len({trial.value for trial in complete}) > 1:
             kinds["importances"] = plots.plot_param_importances
         drawn = []
@@ -268,8 +272,9 @@ def _reasons(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _suggest(trial: Trial, key: str, distribution: BaseDistribution) -> Any:
+def _suggest(trial: Trial, key: str, distribution: Distribution) -> Any:
     if isinstance(distribution, CategoricalDistribution):
         return trial.suggest_categorical(key, distribution.choices)
-    suggest = trial.suggest_int if isinstance(distribution, IntDistribution) else trial.suggest_float
-    return suggest(key, distribution.low, distribution.high, step=distribution.step, log=distribution.log)
+    if isinstance(distribution, IntDistribution):
+        return trial.suggest_int(key, distribution.low, distribution.high, step=distribution.step, log=distribution.log)
+    return trial.suggest_float(key, distribution.low, distribution.high, step=distribution.step, log=distribution.log)

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from torch import nn
 
 from minigpt.errors import MiniGPTError
 from minigpt.training.datamodule import TextDataModule
@@ -17,6 +18,13 @@ C = TypeVar("C", bound=Callback)
 def lit(pl_module: LightningModule) -> "LitLanguageModel":
     """Return the module that a hook is given as what it is: our callbacks are for a `LitLanguageModel`."""
     return cast("LitLanguageModel", pl_module)
+
+
+def network_of(trainer: Trainer) -> nn.Module:
+    """Return the network of the `LitLanguageModel` that a Trainer trains."""
+    module = trainer.lightning_module
+    assert module is not None, "a module is attached"
+    return lit(module).network
 
 
 def callbacks_of(trainer: Trainer, kind: type[C]) -> list[C]:
