@@ -53,7 +53,7 @@ def summary_writers(trainer: Trainer) -> list[SummaryWriter]:
 
 def is_written(trainer: Trainer, step: int) -> bool:
     """Return whether the metrics of a step are written: the first one's, and those on Lightning's interval."""
-    interval = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by a connector
+    interval = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it from outside
     return step == 1 or bool(interval and step % interval == 0)
 
 

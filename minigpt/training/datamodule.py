@@ -176,7 +176,7 @@ class TextDataModule(LightningDataModule):
         dataset, trainer = CharDataset(self.train_ids, self.block_size), self.trainer
         n = self.n_batches(trainer.accumulate_grad_batches if trainer else 1)
         over_and_over = self.overfit_batches
-        if trainer and (amount := trainer.overfit_batches):  # type: ignore[attr-defined]  # set by a connector
+        if trainer and (amount := trainer.overfit_batches):  # type: ignore[attr-defined]  # Lightning sets it from outside
             over_and_over = max(1, n_of(amount, n))
         rank, world_size = self._processes()
         order = BatchOrder(

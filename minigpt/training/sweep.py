@@ -177,7 +177,7 @@ class Sweep:
                 assert cli.run_dir is not None, "DryRun refuses fast_dev_run, which has none"
                 trial.set_user_attr("run", os.path.relpath(cli.run_dir, self.folder))
                 # Before the one that writes the last checkpoint.
-                cli.trainer.callbacks.insert(0, pruning)  # type: ignore[attr-defined]  # set by a connector
+                cli.trainer.callbacks.insert(0, pruning)  # type: ignore[attr-defined]  # Lightning sets it from outside
                 cli.fit()
             reports = self.study.trials[trial.number].intermediate_values
             if not reports:

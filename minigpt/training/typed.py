@@ -29,18 +29,18 @@ def network_of(trainer: Trainer) -> nn.Module:
 
 def callbacks_of(trainer: Trainer, kind: type[C]) -> list[C]:
     """Return the callbacks of a class that a Trainer has."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it from outside
     return [callback for callback in callbacks if isinstance(callback, kind)]
 
 
 def text_data(trainer: Trainer) -> TextDataModule | None:
     """Return the data of a training if they are a TextDataModule, None for others."""
-    data = trainer.datamodule  # type: ignore[attr-defined]  # set by a connector
+    data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it from outside
     return data if isinstance(data, TextDataModule) else None
 
 
 def needed_text_data(trainer: Trainer, who: str) -> TextDataModule:
-    """Return the data of a training for a callback that needs a tokenizer.
+    """Return the data of a training for a callback that is made for a TextDataModule.
 
     Args:
         trainer: The Trainer.
@@ -51,5 +51,5 @@ def needed_text_data(trainer: Trainer, who: str) -> TextDataModule:
     """
     data = text_data(trainer)
     if data is None:
-        raise MiniGPTError(f"{who} needs a tokenizer, so train on a TextDataModule, or leave the callback out.")
+        raise MiniGPTError(f"The callback {who} needs a TextDataModule. Pass one to fit, or leave the callback out.")
     return data
