@@ -180,7 +180,15 @@ class GRU(nn.Module):
         return self.embed(idx)
 """
 MISTAKES = {
-    "no module": ("class GRU:\n    pass\n", "model.network"),
+    "no module": ("class GRU:\n    pass\n", "my_models.GRU is not a network"),
+    "no class": ("class LSTM:\n    pass\n", "The module my_models has no class GRU."),
+    "a syntax error": ("class GRU(\n", "SyntaxError: '(' was never closed (my_models.py, line 1)."),
+    "a package that is not installed": ("\nimport nowhere\n", "No module named 'nowhere' (my_models.py, line 2)."),
+    "an error of its own": ("import math\n\nmath.tua\n", "no attribute 'tua' (my_models.py, line 3)."),
+    "an argument that is required": (
+        NETWORK.replace("vocab_size):", "vocab_size, width: int):"),
+        "The network needs the setting 'width'. Add --model.network.width with a value.",
+    ),
     "another shape": (NETWORK.replace("embed(idx)", "embed(idx)[:, -1]"), "returns (1, 4) for (1, 2) ids"),
     "no tensor": (NETWORK.replace("self.embed(idx)", "self.embed(idx), None"), "returns a tuple"),
     "too few scores": (NETWORK, "GRU scores 4 tokens"),
@@ -199,6 +207,17 @@ def test_a_class_that_is_no_network_is_answered(call, folder, code, words):
     assert "Traceback" not in result.err
 
 
+@pytest.mark.parametrize("kind", ["no module", "no class", "a syntax error"])
+def test_a_class_that_a_recipe_names_is_answered_alike(call, folder, kind):
+    code, words = MISTAKES[kind]
+    (folder / "my_models.py").write_text(code, encoding="utf-8")
+    recipe = "model: {network: {class_path: my_models.GRU}}\ndata: {path: exemple}\ntrainer: {max_steps: 2}\n"
+    (folder / "mine.yaml").write_text(recipe, encoding="utf-8")
+    result = call("train", "--config", "mine.yaml", "--allow_code", "my_models", *QUICK)
+    assert result.status == 2, result.err
+    assert words in result.err
+
+
 def test_settings_that_it_does_not_have_and_classes_that_are_not_there_are_named(call):
     network = ["train", "--config", RECIPE, *SMALL, *ALLOW]
     wrong = call(*network, "--model.network.n_layer", "2")
@@ -206,7 +225,13 @@ def test_settings_that_it_does_not_have_and_classes_that_are_not_there_are_named
     assert "no setting 'n_layer'" in wrong.err
     absent = call("train", "--config", TINY, "--model.network", "examples.gru.LSTM", *QUICK)
     assert absent.status == 2
-    assert "model.network is 'examples.gru.LSTM', which is not a network" in absent.err
+    assert "The module examples.gru has no class LSTM" in absent.err
+    nowhere = call("train", "--config", TINY, "--model.network", "exemples.gru.GRU", *QUICK)
+    assert nowhere.status == 2
+    assert "there is no module exemples. Start where its file is" in nowhere.err
+    wide = call("train", "--config", TINY, "--model.network", "examples.gru.GRU", "--model.network.hidden", "wide")
+    assert wide.status == 2
+    assert wide.err.splitlines()[-1] == "model.network.hidden is 'wide', which does not fit. It takes a whole number."
     with pytest.raises(MiniGPTError, match=r"The network is a type\. Give an instance"):
         LitLanguageModel(MyGRU)
 

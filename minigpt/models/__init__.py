@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeGuard
 import torch
 from torch import nn
 
-from minigpt.errors import MiniGPTError
+from minigpt.errors import MiniGPTError, did_you_mean
 from minigpt.models.gpt import GPT
 from minigpt.models.tinygpt import TinyGPT
 
@@ -80,10 +80,8 @@ def instantiate(kind: type[nn.Module], **init_args: Any) -> nn.Module:
             raise MiniGPTError(
                 f"A network with these sizes does not fit into memory: {init_args}. Lower one."
             ) from error
-        place = traceback.extract_tb(error.__traceback__)[-1]
         raise MiniGPTError(
-            f"The network {kind.__name__} cannot be made with {init_args}: {type(error).__name__}: {error} "
-            f"({os.path.basename(place.filename)}, line {place.lineno})."
+            f"The network {kind.__name__} cannot be made with {init_args}: {_with_place(error)}."
         ) from error
     vars(network)[_INIT_ARGS] = init_args
     return network
@@ -111,22 +109,51 @@ def build_network(description: dict[str, Any], allow_code: Collection[str] = ())
 
 
 def _import(path: str, allow_code: Collection[str]) -> type[nn.Module]:
-    module, _, name = path.rpartition(".")
+    module = path.rpartition(".")[0]
     if not any(f"{path}.".startswith(f"{allowed}.") for allowed in allow_code):
         raise MiniGPTError(
             f"The network of this run is {path}, which is code that minigpt does not know. If you trust it, pass "
             f"--allow_code {module} (in Python allow_code='{module}'), or an instance as network=."
         )
+    return import_network(path)
+
+
+def import_network(path: str) -> type[nn.Module]:
+    """Import the class of a network by its name, such as `my_models.GRU`; the working folder is searched too.
+
+    Raises:
+        MiniGPTError: It cannot be imported, or is not a class of networks.
+    """
+    module, _, name = path.rpartition(".")
     look_in_working_folder()
     try:
         kind = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise MiniGPTError(
-            f"The network {path} cannot be imported: {error}. Start where its file is, or add its folder to PYTHONPATH."
-        ) from error
+    except AttributeError as error:
+        if (found := sys.modules.get(module)) is None or hasattr(found, name):
+            raise _not_imported(path, error) from error
+        raise MiniGPTError(f"The module {module} has no class {name}.{did_you_mean(name, vars(found))}") from error
+    except Exception as error:  # of anyone's code
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+            raise MiniGPTError(
+                f"The network {path} cannot be imported: there is no module {error.name}. Start where its file is, or "
+                "add its folder to PYTHONPATH."
+            ) from error
+        raise _not_imported(path, error) from error
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise MiniGPTError(f"{path} is not a network: it is not a class derived from torch.nn.Module.")
+        raise MiniGPTError(f"{path} is not a network: it is not a class that derives from torch.nn.Module.")
     return kind
+
+
+def _not_imported(path: str, error: Exception) -> MiniGPTError:
+    return MiniGPTError(f"The network {path} cannot be imported: {_with_place(error)}.")
+
+
+def _with_place(error: Exception) -> str:
+    """Return what an error in anyone's code says, and in which line; a syntax error says that itself."""
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {error}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
+    return f"{type(error).__name__}: {error} ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})"
 
 
 def look_in_working_folder() -> None:

@@ -22,7 +22,7 @@ from minigpt.command_line import (
     unexpected_argument,
 )
 from minigpt.errors import MiniGPTError, did_you_mean
-from minigpt.models import NETWORKS
+from minigpt.models import NETWORKS, import_network
 from minigpt.training import recipes, trust
 
 _PLAIN_TYPES = {
@@ -36,7 +36,9 @@ NETWORK_FLAGS = [f"--model.network.{name}" for kind in NETWORKS.values() for nam
 
 
 def network_sentence(message: str) -> str:
-    """Return the answer to a setting that the network does not have, or the message as it is."""
+    """Return the answer to a setting that the network lacks or does not have, or the message as it is."""
+    if match := re.match(r"the following arguments are required: (\w+)", message):
+        return f"The network needs the setting '{match[1]}'. Add --model.network.{match[1]} with a value."
     match = re.match(r"Option '(.+?)' is not accepted", message)
     if not match:
         return message
@@ -75,10 +77,25 @@ class TrainParser(LightningArgumentParser):
         for file in line.files:
             self._check_recipe(file)
         self._check_flags()
+        name = self._network()
+        if name and name not in NETWORKS and re.fullmatch(r"\w+(\.\w+)+", name):
+            import_network(name)  # jsonargparse would not say why it cannot
         try:
             return self.parse_args(line.args)
         except MiniGPTError as error:
-            raise MiniGPTError(network_sentence(str(error))) from error
+            message = network_sentence(str(error))
+            setting = re.match(r"(\w+) is '.*', which does not fit", message)
+            if setting and not self._is_known(setting[1]):  # from the parser of the network's settings
+                message = f"model.network.{message}"
+            raise MiniGPTError(message) from error
+
+    def _network(self) -> str | None:
+        """Return the name of the network's class: what is typed last, else what the last file names."""
+        names = [recipe.settings for recipe in self._recipes.values()]
+        models = [model for settings in names if isinstance(model := settings.get("model"), dict)]
+        networks = [network for model in models if isinstance(network := model.get("network"), dict)]
+        named = [str(network["class_path"]) for network in networks if "class_path" in network]
+        return next(reversed(named + self.line.values("--model.network")), None)
 
     def recipe(self, path: str) -> recipes.Recipe:
         """Return a config file, which is read only the first time, since a pipe can be read once."""
@@ -175,7 +192,7 @@ class TrainParser(LightningArgumentParser):
                 except (yaml.YAMLError, RecursionError):
                     pass
         if key == "model.network":
-            name = next(reversed(self.line.values("--model.network")), "not given")
+            name = self._network() or "not given"
             return (
                 f"model.network is '{name}', which is not a network. It takes minigpt.GPT, minigpt.TinyGPT or a class "
                 f"of yours that derives from torch.nn.Module.{did_you_mean(name, ['GPT', 'TinyGPT'])}"
