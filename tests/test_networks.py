@@ -205,6 +205,7 @@ def test_a_class_that_is_no_network_is_answered(call, folder, code, words):
     assert result.status == 2, result.err
     assert words in result.err
     assert "Traceback" not in result.err
+    assert not (folder / "lightning_logs").exists()
 
 
 @pytest.mark.parametrize("kind", ["no module", "no class", "a syntax error"])

@@ -25,6 +25,7 @@ from torch import nn
 from minigpt import processes, runs
 from minigpt.command_line import CommandLine, command, example_recipe
 from minigpt.errors import MiniGPTError, check_number, note, writing
+from minigpt.generation.engine import check_network
 from minigpt.models import instantiate, summary
 from minigpt.training import recipes, trust
 from minigpt.training.callbacks import Figures, Progress, Samples
@@ -298,7 +299,9 @@ class MiniGPTCLI(LightningCLI):
             if self.run_dir:
                 began = self.parser.recipe(str(self.run_dir / "config.yaml")).settings
                 note_changes(began, recipes.load(self._recipe()))
-        self.model.schedule(max(kept, self.trainer.max_steps))  # a mistake is answered before there is a folder
+        # Mistakes in the schedule and in the network are answered before there is a folder.
+        self.model.schedule(max(kept, self.trainer.max_steps))
+        check_network(self.model.network, self.datamodule.vocab_size, self.datamodule.block_size)
         if not self.trainer.is_global_zero:
             self.run_dir = self.run_dir or root  # the first process makes the folder; Lightning tells the others
             return
