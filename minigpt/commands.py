@@ -154,11 +154,11 @@ def generate(args: list[str]) -> int:
     if len(lm.tokenizer.encode(shown)) > block_size:
         note(f"The model sees the last {block_size} tokens of a prompt this long.")
     if asked.compile:
-        note("(compiling, for some seconds)")
+        note(message("compiling_decoding"))
         started = time.monotonic()
         try:
             compile_decoding(lm.model)
-            note(f"(compiled in {time.monotonic() - started:.0f} s)")
+            note(message("compiled", time.monotonic() - started))
         except MiniGPTError as error:
             print(error, file=sys.stderr)
     note(f"({file})")
@@ -293,7 +293,7 @@ def app(args: list[str]) -> int:
         shelf = Shelf(asked.ckpt_path, pick_device(asked.device), asked.allow_code)
         page = serve(shelf, asked.host, asked.port, (name, password) if asked.auth else None)
     if not shelf.files():
-        note(f"There is no run yet. Make one: {first_training()}")
+        note(message("no_run", first_training()))
     print(str(page.local_url).rstrip("/") if ":" in asked.host else f"http://{asked.host}:{asked.port}", flush=True)
     try:
         threading.Event().wait()  # for Ctrl-C, which Gradio's own way to wait would take for a good end
@@ -361,7 +361,7 @@ def train(args: list[str]) -> int:
             + resume_command(cli, args, run_dir)
         ) from error
     if cli.config.trainer.fast_dev_run or cli.run_dir is None:
-        note(f"fast_dev_run: {cli.trainer.global_step} steps and a validation went through; nothing was written.")
+        note(message("fast_dev_run", cli.trainer.global_step))
         return 0
     seconds, trained = time.monotonic() - started, full_network(cli.trainer)
     if trained is None:
@@ -369,7 +369,7 @@ def train(args: list[str]) -> int:
     if "val/loss" in cli.trainer.callback_metrics:
         _summary(cli, cli.run_dir, trained, seconds)
     elif cli.trainer.global_step == cli.trainer.max_steps:
-        note(f"Trained {cli.trainer.global_step} steps, without a validation.")
+        note(message("no_validation", cli.trainer.global_step))
     else:
         note(message("time_used_up", cli.trainer.global_step))
     gc.freeze()  # what Lightning imported is not worth a second of collecting at exit

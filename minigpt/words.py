@@ -74,6 +74,40 @@ MESSAGES = {
         "bits": "bits/char {:.2f}", "speed": "{} tok/s", "thousand": "{}k", "million": "{}M", "decimal": "{:.1f}",
         "bar_loss": "loss {:.3f}", "bar_bits": "{:.2f} bits/char", "percent": "{:.0f}%", "bar_speed": "{:,.0f} {}/s",
         "elapsed": "{} elapsed", "remaining": "{} left",
+        # What a training says of its settings and of its text.
+        "setting_changed": "{}: {} when the run began, {} from here on.",
+        "shortened": "The learning-rate schedule has {} steps, for which model.warmup_steps is {} in place of {}.",
+        "schedule_longer": "The learning-rate schedule now covers {} steps, {} before: training continues after step "
+        "{} at learning rate {:.3g}.",
+        "rate_zero_to": "From step {} to {} the learning rate is 0, so nothing is learned. Raise model.decay_steps or "
+        "model.min_lr.",
+        "rate_zero_on": "From step {} on the learning rate is 0, so nothing is learned. Raise model.decay_steps or "
+        "model.min_lr.",
+        "unused_rates": "--optimizer {} is used, and these settings are not: {}.",
+        "recites": "The model has {:,} parameters for {:,} characters: it will recite the text rather than learn from "
+        "it. {} would suit.",
+        "both_settings": " and ", "longer_text": "A longer text",
+        "val_part": "Validation scores {:,} of {:,} tokens; `{}` scores them all.",
+        "first_run": "There is no run of '{}' to continue yet: this is the first.",
+        "other_bits": "The last bits will not be those of an undisturbed run: {}.", "in_place": "{} {} in place of {}",
+        "outside_run": "{} lies outside a run folder: training goes on from its step {} in a new one.",
+        "older": "{} is older than its run's last.ckpt: training goes on from step {} in a new run.",
+        "val_fraction": "The text has {:,} characters: data.val_fraction is {} in place of {}, so that both parts hold "
+        "a window.",
+        "block_size": "The text has {} tokens to train on: data.block_size is {} in place of {}.",
+        "encoding": "'{}' is not UTF-8; it is read as {}. If that is wrong, pass a different encoding with "
+        "--data.encoding.",
+        "encoding_rivals": "'{}' is not UTF-8; it is read as {}, but {} is about as likely. If accented letters come "
+        "out wrong, pass --data.encoding {}.",
+        "or": " or ",
+        "compiling": "(compiling the training step, for up to a minute)",
+        "compiled": "(compiled in {:.0f} s)",
+        "not_compiled": "The step cannot be compiled here, for want of a C++ compiler perhaps; training goes on "
+        "without.",
+        "compiled_differs": "The compiled step gives other gradients than the model here; training goes on without it.",
+        "compiling_decoding": "(compiling, for some seconds)",
+        "fast_dev_run": "fast_dev_run: trained to step {} and validated; nothing was written.",
+        "no_validation": "Trained {} steps, without a validation.",
         # The end.
         "stopped_early": "Stopped early, after step {}: {}", "was_stopped_early": "{} stopped early, after step {}: {}",
         "raise_max_steps": "Go on with a larger --trainer.max_steps.", "finished": "{} has done its {} steps.",
@@ -118,6 +152,41 @@ MESSAGES = {
         "bits": "bits/car. {:.2f}", "speed": "{} jetons/s", "thousand": "{}k", "million": "{}M", "decimal": "{:.1f}",
         "bar_loss": "perte {:.3f}", "bar_bits": "{:.2f} bits/car.", "percent": "{:.0f} %", "bar_speed": "{:,.0f} {}/s",
         "elapsed": "{} écoulé", "remaining": "reste {}",
+        # Ce qu'un entraînement dit de ses réglages et de son texte.
+        "setting_changed": "{} : {} au début de l'entraînement, {} à partir d'ici.",
+        "shortened": "Le taux d'apprentissage suit un plan de {} étapes : model.warmup_steps vaut {} au lieu de {}.",
+        "schedule_longer": "Le plan du taux d'apprentissage couvre maintenant {} étapes au lieu de {} : l'entraînement "
+        "reprend après l'étape {} au taux {:.3g}.",
+        "rate_zero_to": "De l'étape {} à l'étape {} le taux d'apprentissage est nul : rien n'est appris. Augmentez "
+        "model.decay_steps ou model.min_lr.",
+        "rate_zero_on": "À partir de l'étape {} le taux d'apprentissage est nul : rien n'est appris. Augmentez "
+        "model.decay_steps ou model.min_lr.",
+        "unused_rates": "--optimizer {} est utilisé, et ces réglages ne le sont pas : {}.",
+        "recites": "Le modèle a {:,} paramètres pour {:,} caractères : il récitera le texte au lieu d'apprendre. Ce "
+        "qui conviendrait : {}.",
+        "both_settings": " et ", "longer_text": "un texte plus long",
+        "val_part": "La validation porte sur {:,} jetons sur {:,} ; `{}` porte sur tous.",
+        "first_run": "Il n'y a pas encore d'entraînement de « {} » à reprendre : celui-ci est le premier.",
+        "other_bits": "Les derniers bits ne seront pas ceux d'un entraînement sans arrêt : {}.",
+        "in_place": "{} {} au lieu de {}",
+        "outside_run": "{} n'est pas dans un dossier d'entraînement : on continue depuis son étape {} dans un nouveau.",
+        "older": "{} est plus ancien que le last.ckpt de son dossier : on continue depuis l'étape {} dans un nouveau.",
+        "val_fraction": "Le texte a {:,} caractères : data.val_fraction vaut {} au lieu de {}, pour que chaque partie "
+        "contienne une fenêtre.",
+        "block_size": "Le texte a {} jetons d'entraînement : data.block_size vaut {} au lieu de {}.",
+        "encoding": "« {} » n'est pas en UTF-8 ; il est lu comme {}. Si ce n'est pas le bon codage, donnez-en un autre "
+        "avec --data.encoding.",
+        "encoding_rivals": "« {} » n'est pas en UTF-8 ; il est lu comme {}, mais {} est presque aussi probable. Si les "
+        "accents sont faux, essayez --data.encoding {}.",
+        "or": " ou ",
+        "compiling": "(compilation de l'étape d'entraînement, une minute au plus)",
+        "compiled": "(compilé en {:.0f} s)",
+        "not_compiled": "L'étape ne peut pas être compilée ici, peut-être faute de compilateur C++ ; l'entraînement "
+        "continue sans.",
+        "compiled_differs": "L'étape compilée ne donne pas ici les gradients du modèle ; l'entraînement continue sans.",
+        "compiling_decoding": "(compilation, quelques secondes)",
+        "fast_dev_run": "fast_dev_run : entraîné jusqu'à l'étape {} et validé ; rien n'a été écrit.",
+        "no_validation": "{} étapes d'entraînement, sans validation.",
         # La fin.
         "stopped_early": "Arrêt anticipé après l'étape {} : {}",
         "was_stopped_early": "{} : arrêt anticipé après l'étape {} : {}",

@@ -35,8 +35,8 @@ def steps_of(folder, tag: str) -> list[int]:
 
 def test_fast_dev_run_goes_through_once_and_leaves_nothing(start, folder):
     result = start("--trainer.fast_dev_run", "true")
-    assert "fast_dev_run: 1 steps and a validation went through; nothing was written" in result.err
-    assert "fast_dev_run: 3 steps" in start("--trainer.fast_dev_run", "3").err
+    assert "fast_dev_run: trained to step 1 and validated; nothing was written" in result.err
+    assert "fast_dev_run: trained to step 3" in start("--trainer.fast_dev_run", "3").err
     assert list(folder.iterdir()) == []
 
 

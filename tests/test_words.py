@@ -4,7 +4,7 @@ import re
 from string import Formatter
 
 import pytest
-from conftest import ROOT
+from conftest import QUICK, ROOT
 
 from minigpt.words import LABELS, MESSAGES, locale_language, message
 
@@ -56,3 +56,21 @@ def test_numbers_are_written_as_the_language_does():
     assert french == "137\u00a0075 jetons d'entraînement, dont 53 distincts"
     assert message("train_loss", 2.25, language="fr") == "perte 2,2500"
     assert message("run_folder", "a.b,c", language="fr") == "dossier a.b,c", "texts stay as they are"
+
+
+def test_what_a_training_says_in_a_french_locale_is_french(call, folder, monkeypatch):
+    """Its notes too: of the encoding of a text, of a schedule, and of settings that a resume changes."""
+    monkeypatch.setenv("LC_ALL", "fr_FR.UTF-8")
+    monkeypatch.delenv("LANGUAGE", raising=False)
+    (folder / "court.txt").write_bytes("Un été, la forêt s'étendait jusqu'à la mer. ".encode("latin-1") * 20)
+    small = ["--model.network.n_layer", "1", "--model.network.n_embd", "64", "--data.path", "court.txt"]
+    train = ["train", "--config", f"{ROOT}/configs/gpt_nano.yaml", *small, *QUICK]
+    first = call(*train, "--trainer.max_steps", "4", "--model.decay_steps", "3", "--model.min_lr", "0")
+    assert first.status == 0, first.err
+    resumed = call(*train, "--trainer.max_steps", "8", "--ckpt_path", "last")
+    assert resumed.status == 0, resumed.err
+    for words in ("n'est pas en UTF-8", "il récitera", "model.warmup_steps vaut 0 au lieu de", "rien n'est appris"):
+        assert words in first.err
+    for words in ("4 au début de l'entraînement, 8 à partir d'ici", "couvre maintenant 8 étapes au lieu de 3"):
+        assert words in resumed.err
+    assert not re.search(r"\b(the|is|and|with|of|from)\b", first.err + resumed.err)

@@ -16,6 +16,7 @@ from backports import zstd
 
 from minigpt.data.encodings import Guess, guess
 from minigpt.errors import MiniGPTError, note
+from minigpt.words import message
 
 BLOCK = 1 << 20  # bytes read at once
 SEPARATOR = "\n\n"  # between two texts of a folder, an archive or a file of JSON records: an empty line
@@ -323,15 +324,10 @@ def _report(name: str, found: Guess, encodings: dict[str, str]) -> str:
     """Tell the person which encoding was found, once, and return it."""
     encodings[name] = found.encoding
     if found.rivals:
-        note(
-            f"'{name}' is not UTF-8; it is read as {found.encoding}, but {' or '.join(found.rivals)} is about as "
-            f"likely. If accented letters come out wrong, pass --data.encoding {found.rivals[0]}."
-        )
+        rivals = message("or").join(found.rivals)
+        note(message("encoding_rivals", name, found.encoding, rivals, found.rivals[0]))
     else:
-        note(
-            f"'{name}' is not UTF-8; it is read as {found.encoding}. If that is wrong, pass a different encoding with "
-            "--data.encoding."
-        )
+        note(message("encoding", name, found.encoding))
     return found.encoding
 
 

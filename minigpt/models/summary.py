@@ -70,10 +70,8 @@ def reciting(network: nn.Module, description: dict[str, Any], n_characters: int)
         advice += [f"--model.network.n_embd {width}"] if width < settings["n_embd"] else []
     if (settings or {}).get("dropout", 1) < 0.2:  # TinyGPT has none
         advice.append("--model.network.dropout 0.2")
-    return (
-        f"The model has {size:,} parameters for {n_characters:,} characters: it will recite the text rather than "
-        f"learn from it. {' and '.join(advice) or 'A longer text'} would suit."
-    )
+    advice = message("both_settings").join(advice) or message("longer_text")
+    return message("recites", size, n_characters, advice)
 
 
 def _modules(model: nn.Module) -> list[Part]:

@@ -37,6 +37,7 @@ from minigpt.training.module import LitLanguageModel
 from minigpt.training.parser import TrainParser, inner_reason
 from minigpt.training.resume import stopped_early
 from minigpt.training.typed import callbacks_of
+from minigpt.words import message
 
 # Options of Lightning's Trainer that have another default here.
 DEFAULTS = {
@@ -196,7 +197,7 @@ class MiniGPTCLI(LightningCLI):
         unused = [f"model.{key}" for key in RATES if key in model and model[key] != defaults[key].default]
         self.model.optimizer_class = optimizer.class_path
         if unused:
-            note(f"--optimizer {optimizer.class_path} is used, and these settings are not: {', '.join(unused)}.")
+            note(message("unused_rates", optimizer.class_path, ", ".join(unused)))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer, in optimizer steps and with the whole-file checkpoints."""
@@ -320,7 +321,7 @@ class MiniGPTCLI(LightningCLI):
                 note(recites)
             most, n = self.datamodule.max_val_tokens, len(self.datamodule.val_ids) - 1
             if most and most < n:
-                note(f"Validation scores {most:,} of {n:,} tokens; `{command('evaluate')}` scores them all.")
+                note(message("val_part", most, n, command("evaluate")))
             self.trainer.loggers = self._all_loggers(self.run_dir)
             for callback in callbacks_of(self.trainer, Checkpoints):
                 callback.run_dir = self.run_dir
@@ -368,7 +369,7 @@ class MiniGPTCLI(LightningCLI):
             return runs.find_checkpoint(self.config.ckpt_path, prefer=("last",))
         run = runs.newest_run(self.name, root)
         if run is None:
-            note(f"There is no run of '{self.name}' to continue yet: this is the first.")
+            note(message("first_run", self.name))
         return run and run / "checkpoints" / "last.ckpt"
 
 

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 
 from minigpt.errors import note
 from minigpt.training.typed import lit
+from minigpt.words import message
 
 if TYPE_CHECKING:  # the module imports this file
     from minigpt.training.module import LitLanguageModel
@@ -33,18 +34,18 @@ class Compiling(Callback):
 
 def _compiled(module: "LitLanguageModel", x: torch.Tensor, y: torch.Tensor) -> Callable[..., torch.Tensor]:
     """Return `module.loss` as compiled code, or as it is where that fails or gives other gradients."""
-    note("(compiling the training step, for up to a minute)")
+    note(message("compiling"))
     torch.compiler.reset()  # it compiles a function for a few models only, and trainings before may have used them
     compiled, began = torch.compile(module.loss), time.monotonic()
     try:
         right = _same_gradients(module, compiled, x, y)
     except Exception:  # each stage of the compiler has its own
-        note("The step cannot be compiled here, for want of a C++ compiler perhaps; training goes on without.")
+        note(message("not_compiled"))
         return module.loss
     if not right:
-        note("The compiled step gives other gradients than the model here; training goes on without it.")
+        note(message("compiled_differs"))
         return module.loss
-    note(f"(compiled in {time.monotonic() - began:.0f} s)")
+    note(message("compiled", time.monotonic() - began))
     return compiled
 
 

@@ -16,6 +16,7 @@ from minigpt.training.datamodule import TextDataModule
 from minigpt.training.module import LitLanguageModel
 from minigpt.training.parser import flatten
 from minigpt.training.resume import environment
+from minigpt.words import message
 
 
 class Continuation:
@@ -74,16 +75,16 @@ class Continuation:
                 f"The tokenizer that the text gives here is not that of {self.file}: {unlike}. Start a new run."
             )
         then, now = about.get("environment", {}), environment(trainer)
-        if others := [f"{key} {now[key]} in place of {then[key]}" for key in then if then[key] != now.get(key)]:
-            note(f"The last bits will not be those of an undisturbed run: {', '.join(others)}.")
+        if others := [message("in_place", key, now[key], then[key]) for key in then if then[key] != now.get(key)]:
+            note(message("other_bits", ", ".join(others)))
 
     def run_to_continue(self) -> Path | None:
         """Return the run folder that the checkpoint is the head of; None, with a note, if a new one has to be made."""
         step = self.content["global_step"]
         if self.run is None or not (last := self.run / "checkpoints" / "last.ckpt").exists():
-            note(f"{self.file} lies outside a run folder: training goes on from its step {step} in a new one.")
+            note(message("outside_run", self.file, step))
         elif self.file.resolve() != last.resolve() and Continuation(last).content["global_step"] > step:
-            note(f"{self.file} is older than its run's last.ckpt: training goes on from step {step} in a new run.")
+            note(message("older", self.file, step))
         else:
             return self.run.absolute()
         return None
@@ -94,7 +95,7 @@ def note_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
     before, now = flatten(before), flatten(now)
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key) and key != "trainer.default_root_dir":
-            note(f"{key}: {before.get(key)} when the run began, {now.get(key)} from here on.")
+            note(message("setting_changed", key, before.get(key), now.get(key)))
 
 
 def resume_invariants(data: dict, network: dict, settings: dict, accumulate_grad_batches: int) -> dict[str, Any]:

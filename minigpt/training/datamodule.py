@@ -14,6 +14,7 @@ from minigpt.data.tokenizers import Tokenizer
 from minigpt.data.tokens import Tokens, tokenize
 from minigpt.errors import MiniGPTError, check_number, note
 from minigpt.evaluation import eval_windows, floors
+from minigpt.words import message
 
 MAPPED_VAL_TOKENS = 1 << 20  # scored at most at a validation, where the text is too large for memory
 
@@ -115,10 +116,7 @@ class TextDataModule(LightningDataModule):
                 f"data.batch_size is {self.batch_size}, but the text has {n} tokens to train on. Lower it."
             )
         if abs(tokens.val_fraction - self.val_fraction) * tokens.n_characters > 1:
-            note(
-                f"The text has {tokens.n_characters:,} characters: data.val_fraction is {tokens.val_fraction:.2g} in "
-                f"place of {self.val_fraction}, so that both parts hold a window."
-            )
+            note(message("val_fraction", tokens.n_characters, f"{tokens.val_fraction:.2g}", self.val_fraction))
         return tokens
 
     def setup(self, stage: str | None = None) -> None:
@@ -142,7 +140,7 @@ class TextDataModule(LightningDataModule):
         if n > self._block_size:
             return self._block_size
         size = max(SHORTEST, n // 2)
-        note(f"The text has {n} tokens to train on: data.block_size is {size} in place of {self._block_size}.")
+        note(message("block_size", n, size, self._block_size))
         return size
 
     @cached_property

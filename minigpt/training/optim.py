@@ -201,9 +201,9 @@ class Schedule:
         check_number("model.cooldown", cooldown, above=0, at_most=1)
         self.kind, self.steps, self.end = kind, steps, end
         self.constant = kind == "constant" and warmup_steps == 0
-        self.shortened = ""  # how the warm-up was shortened
+        self.shortened: tuple[int, int] | None = None  # the steps of a shorter warm-up, and those asked for
         if 0 < steps <= warmup_steps:
-            self.shortened = f"model.warmup_steps is {steps // 10} in place of {warmup_steps}"
+            self.shortened = steps // 10, warmup_steps
             warmup_steps = steps // 10
         if kind != "constant" and steps <= warmup_steps:
             raise MiniGPTError(

@@ -83,19 +83,13 @@ class ScheduleOnResume(Callback):
         for group, base in zip(trainer.optimizers[0].param_groups, scheduler.base_lrs, strict=True):
             group.update(initial_lr=base, lr=base * schedule.factor(step))
         if schedule.shortened:
-            note(f"The learning-rate schedule has {schedule.steps} steps, for which {schedule.shortened}.")
+            note(message("shortened", schedule.steps, *schedule.shortened))
         if step and kept and schedule.steps != kept:
             rate = module.hparams.learning_rate * schedule.factor(step)
-            note(
-                f"The learning-rate schedule now covers {schedule.steps} steps, {kept} before: training continues "
-                f"after step {step} at learning rate {rate:.3g}."
-            )
+            note(message("schedule_longer", schedule.steps, kept, step, rate))
         if (last < 0 or last > schedule.steps) and schedule.factor(schedule.steps) == 0:
-            end = f" to {last}" if last > 0 else " on"
-            note(
-                f"From step {max(step, schedule.steps)}{end} the learning rate is 0, so nothing is learned. Raise "
-                "model.decay_steps or model.min_lr."
-            )
+            first = max(step, schedule.steps)
+            note(message("rate_zero_to", first, last) if last > 0 else message("rate_zero_on", first))
 
 
 class DueValidation(Callback):
