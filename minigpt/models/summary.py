@@ -70,8 +70,7 @@ def reciting(network: nn.Module, description: dict[str, Any], n_characters: int)
         advice += [f"--model.network.n_embd {width}"] if width < settings["n_embd"] else []
     if (settings or {}).get("dropout", 1) < 0.2:  # TinyGPT has none
         advice.append("--model.network.dropout 0.2")
-    advice = message("both_settings").join(advice) or message("longer_text")
-    return message("recites", size, n_characters, advice)
+    return message("recites", size, n_characters, message("both_settings").join(advice) or message("longer_text"))
 
 
 def _modules(model: nn.Module) -> list[Part]:
