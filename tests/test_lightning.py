@@ -195,6 +195,69 @@ def test_predict_gives_logits_and_further_loaders_have_figures_of_their_own(text
     assert (first | second)["val_1/loss"] == alone["val/loss"]
 
 
+def test_each_validation_has_the_figures_of_its_own_loaders_that_have_batches(text):
+    data = TextDataModule(text, block_size=16)
+    data.setup()
+    model, loader = LitLanguageModel(TinyGPT(data.vocab_size, 64, 16)), data.val_dataloader()
+    (alone,) = Trainer(**NOTHING).validate(model, loader)
+    first, *_, last = Trainer(**NOTHING).validate(model, [loader, DataLoader([], batch_size=None), loader])
+    assert last["val_2/loss"] == first["val/loss"] == alone["val/loss"]
+    assert "val_1/loss" not in first | last
+    assert Trainer(**NOTHING).validate(model, loader) == [alone]
+
+
+class OfDicts(LitLanguageModel):
+    """A subclass whose batches have a form of their own."""
+
+    def training_step(self, batch, batch_idx):
+        return {"loss": self.loss(batch["x"], batch["y"])}
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        super().validation_step((batch["x"], batch["y"]), batch_idx, dataloader_idx)
+
+
+def test_a_subclass_may_have_batches_of_another_form(text):
+    data = TextDataModule(text, block_size=16)
+    data.setup()
+    loader = DataLoader([{"x": x, "y": y} for x, y in data.val_dataloader()], batch_size=None)
+    logger = Recorder()
+    trainer = Trainer(max_steps=3, log_every_n_steps=1, **NOTHING | {"logger": logger})
+    trainer.fit(OfDicts(TinyGPT(data.vocab_size, 64, 16)), loader, loader)
+    assert {("train/loss", 1), ("train/loss", 3), ("val/loss", 3)} <= set(logger.metrics)
+
+
+class Skipping(LitLanguageModel):
+    """A subclass that skips every other step, as Lightning allows."""
+
+    def training_step(self, batch, batch_idx):
+        return None if batch_idx % 2 else super().training_step(batch, batch_idx)
+
+
+class SeveralEvaluations(LitLanguageModel):
+    """A subclass with an optimizer that evaluates the loss several times in a step."""
+
+    def configure_optimizers(self):
+        return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3)
+
+
+@pytest.mark.parametrize(("kind", "steps"), [(Skipping, [1, 3]), (SeveralEvaluations, [1, 2, 3, 4])])
+def test_a_step_is_written_once_and_only_if_it_has_a_loss(text, kind, steps):
+    data, logger = TextDataModule(text, block_size=16), Recorder()
+    trainer = Trainer(max_steps=4, log_every_n_steps=1, limit_val_batches=0, **NOTHING | {"logger": logger})
+    trainer.fit(kind(TinyGPT(data.vocab_size, 64, 16)), data)
+    assert [step for name, step in logger.metrics if name == "train/loss"] == steps
+
+
+def test_a_validation_leaves_the_length_of_the_schedule(text, folder):
+    data = TextDataModule(text, block_size=16)
+    model = LitLanguageModel(TinyGPT(data.vocab_size, 64, 16), lr_schedule="cosine")
+    trainer = Trainer(max_steps=3, **NOTHING)
+    trainer.fit(model, data)
+    trainer.validate(model, data)
+    trainer.save_checkpoint(folder / "model.ckpt")
+    assert read_checkpoint(folder / "model.ckpt")["minigpt"]["schedule_steps"] == 3
+
+
 def test_without_the_lengths_of_tokens_there_are_no_bits_per_character(text):
     data = TextDataModule(text, block_size=16)
     data.setup()

@@ -48,6 +48,8 @@ class ScheduleOnResume(Callback):
         Raises:
             MiniGPTError: Lightning's search for a learning rate is asked of two optimizers in one.
         """
+        if stage != "fit":
+            return
         pl_module.schedule_steps = 0
         if pl_module.hparams.optimizer == "muon" and any(isinstance(c, LearningRateFinder) for c in trainer.callbacks):
             raise MiniGPTError(
