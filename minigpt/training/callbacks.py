@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from minigpt import processes
 from minigpt.errors import MiniGPTError
 from minigpt.figures import figures, name_of
 from minigpt.generation.sampling import check_controls
@@ -157,7 +158,8 @@ class Throughput(Callback):
         """Exclude what is done inside."""
         began = time.monotonic()
         yield
-        self.excluded_seconds += time.monotonic() - began
+        if self._stopped_at is None:  # else it is a part of what is excluded already
+            self.excluded_seconds += time.monotonic() - began
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
@@ -385,6 +387,10 @@ class Progress(ProgressBar):
     def disable(self) -> None:
         """Write nothing: of several processes the first writes."""
         self._silent = True
+
+    def enable(self) -> None:
+        """Write again, after Lightning's search for a learning rate, which disables it for a time."""
+        self._silent = processes.rank() > 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar at the step that training stands at."""
