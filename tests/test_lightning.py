@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import read
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.tuner import Tuner
 from test_resume import same
@@ -196,6 +196,69 @@ def test_predict_gives_logits_and_further_loaders_have_figures_of_their_own(text
     assert (first | second)["val_1/loss"] == alone["val/loss"]
 
 
+def test_each_validation_has_the_figures_of_its_own_loaders_that_have_batches(text):
+    data = TextDataModule(text, block_size=16)
+    data.setup()
+    model, loader = LitLanguageModel(TinyGPT(data.vocab_size, 64, 16)), data.val_dataloader()
+    (alone,) = Trainer(**NOTHING).validate(model, loader)
+    first, *_, last = Trainer(**NOTHING).validate(model, [loader, DataLoader([], batch_size=None), loader])
+    assert last["val_2/loss"] == first["val/loss"] == alone["val/loss"]
+    assert "val_1/loss" not in first | last
+    assert Trainer(**NOTHING).validate(model, loader) == [alone]
+
+
+class OfDicts(LitLanguageModel):
+    """A subclass whose batches have a form of their own."""
+
+    def training_step(self, batch, batch_idx):
+        return {"loss": self.loss(batch["x"], batch["y"])}
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        super().validation_step((batch["x"], batch["y"]), batch_idx, dataloader_idx)
+
+
+def test_a_subclass_may_have_batches_of_another_form(text):
+    data = TextDataModule(text, block_size=16)
+    data.setup()
+    loader = DataLoader([{"x": x, "y": y} for x, y in data.val_dataloader()], batch_size=None)
+    logger = Recorder()
+    trainer = Trainer(max_steps=3, log_every_n_steps=1, **NOTHING | {"logger": logger})
+    trainer.fit(OfDicts(TinyGPT(data.vocab_size, 64, 16)), loader, loader)
+    assert {("train/loss", 1), ("train/loss", 3), ("val/loss", 3)} <= set(logger.metrics)
+
+
+class Skipping(LitLanguageModel):
+    """A subclass that skips every other step, as Lightning allows."""
+
+    def training_step(self, batch, batch_idx):
+        return None if batch_idx % 2 else super().training_step(batch, batch_idx)
+
+
+class SeveralEvaluations(LitLanguageModel):
+    """A subclass with an optimizer that evaluates the loss several times in a step."""
+
+    def configure_optimizers(self):
+        return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3)
+
+
+@pytest.mark.parametrize(("kind", "steps"), [(Skipping, [1, 3]), (SeveralEvaluations, [1, 2, 3, 4])])
+def test_a_step_is_written_once_and_only_if_it_has_a_loss(text, kind, steps):
+    data, logger = TextDataModule(text, block_size=16), Recorder()
+    trainer = Trainer(max_steps=4, log_every_n_steps=1, limit_val_batches=0, **NOTHING | {"logger": logger})
+    trainer.fit(kind(TinyGPT(data.vocab_size, 64, 16)), data)
+    assert [step for name, step in logger.metrics if name == "train/loss"] == steps
+
+
+def test_a_validation_leaves_the_length_of_the_schedule(text, folder):
+    data = TextDataModule(text, block_size=16)
+    model = LitLanguageModel(TinyGPT(data.vocab_size, 64, 16), lr_schedule="cosine")
+    trainer = Trainer(max_steps=3, **NOTHING)
+    trainer.fit(model, data)
+    trainer.validate(model, data)
+    trainer.save_checkpoint(folder / "model.ckpt")
+    assert read_checkpoint(folder / "model.ckpt")["minigpt"]["schedule_steps"] == 3
+
+
 def test_without_the_lengths_of_tokens_there_are_no_bits_per_character(text):
     data = TextDataModule(text, block_size=16)
     data.setup()
@@ -282,6 +345,65 @@ def test_a_plain_trainer_resumes_to_the_bit(text, folder, stop, validations):
     assert same(resumed.optimizers[0].state_dict(), whole.optimizers[0].state_dict())
     assert sorted({*before, *after}) == steps
     assert {*first, *rest} == {*metrics}
+
+
+class Plateau(LitLanguageModel):
+    """A subclass whose rate falls where a pass ends without a better validation loss than before."""
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.AdamW(self.parameters(), lr=0.3)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.3, threshold=0.5)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "callback", "options", "stops"),
+    [
+        (LitLanguageModel, lambda: GradientAccumulationScheduler({1: 2}), {"max_epochs": 2}, [3, 20, 27]),
+        # The validation that the rate at the end of the pass depends on comes before the stop.
+        (Plateau, Callback, {"max_steps": 55, "val_check_interval": 20, "check_val_every_n_epoch": None}, [22, 42]),
+        # Early stopping waits for min_steps, and the stop comes while it does.
+        (
+            Plateau,
+            lambda: EarlyStopping("val/loss", patience=1),
+            {"max_steps": 60, "min_steps": 35, "val_check_interval": 4, "check_val_every_n_epoch": None},
+            [30, 33],
+        ),
+    ],
+    ids=["accumulation", "plateau", "min_steps"],
+)
+def test_what_lightnings_callbacks_and_schedulers_have_seen_survives_a_resume(
+    text, folder, kind, callback, options, stops
+):
+    def fit(stop=None, ckpt_path=None):
+        data = TextDataModule(text, block_size=16, batch_size=128)
+        torch.manual_seed(0)
+        model = kind(GPT(data.vocab_size, 16, 1, 4, 16, dropout=0.3), learning_rate=0.01, lr_schedule="cosine")
+        keep = ModelCheckpoint(f"kept{stop}", filename="last", every_n_train_steps=1, enable_version_counter=False)
+        callbacks = [callback(), keep, *([Stop(stop)] if stop and not ckpt_path else [])]
+        trainer = Trainer(callbacks=callbacks, **PLAIN | {"logger": False} | options)
+        with contextlib.suppress(SystemExit):
+            trainer.fit(model, data, ckpt_path=ckpt_path, weights_only=True)
+        return trainer, model
+
+    whole, model = fit()
+    if callback is Callback:
+        assert whole.optimizers[0].param_groups[0]["lr"] < 0.3
+    if "max_epochs" in options:
+        assert model.schedule_steps == whole.global_step == 25 + 13
+    for stop in stops:
+        assert fit(stop)[0].global_step == stop
+        resumed, again = fit(stop, ckpt_path=f"kept{stop}/last.ckpt")
+        assert resumed.global_step == whole.global_step
+        assert same(again.state_dict(), model.state_dict())
+        assert same(resumed.optimizers[0].state_dict(), whole.optimizers[0].state_dict())
+
+
+def test_a_training_with_fewer_steps_than_it_must_have_ends_with_a_validation_all_the_same(text):
+    validations = Validations()
+    trainer = Trainer(max_steps=3, min_steps=5, min_epochs=2, callbacks=[validations], **NOTHING)
+    trainer.fit(LitLanguageModel(TinyGPT(64, 64, 16)), TextDataModule(text, block_size=16))
+    assert validations.steps == [3]
 
 
 def test_early_stopping_counts_a_validation_once_also_in_a_plain_trainer(text, folder):

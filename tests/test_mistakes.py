@@ -58,6 +58,8 @@ def place(folder, trained_run):
     (folder / "broken.yaml").write_text("model: {n_embd: 64\n  x: [1\n")
     (folder / "list.yaml").write_text("- a\n- b\n")
     (folder / "empty.yaml").write_text("")
+    (folder / "init_args.yaml").write_text("model: {network: {class_path: minigpt.TinyGPT, init_args: [64]}}")
+    (folder / "print.yaml").write_text("print_config: true")
     (folder / "key.yaml").write_text("model:\n  n_emb: 64\n")
     (folder / "group.yaml").write_text("modle:\n  learning_rate: 64\n")
     (folder / "group_value.yaml").write_text("model: [1, 2]\n")
@@ -282,6 +284,19 @@ MISTAKES = [
     ([*SWEEP, "--space", "space.yaml", "--study", "a/b"], ["a/b", "letters, digits"]),
     ([*SWEEP, "--space", "space.yaml", "--storage", "other.txt/a.db"], ["cannot be written to", "--storage"]),
     ([*SWEEP, "--space", "space.yaml", "--data.path", "-"], ["standard input"]),
+    ([*TRAIN, "--trainer.val_check_interval", "0"], ["trainer.val_check_interval is 0", "validation.every_n_steps"]),
+    ([*TRAIN, "--trainer.check_val_every_n_epoch", "0"], ["trainer.check_val_every_n_epoch is 0"]),
+    (
+        [
+            *TRAIN,
+            "--trainer.callbacks+=GradientAccumulationScheduler",
+            "--trainer.callbacks.scheduling={0: 2}",
+            "--trainer.accumulate_grad_batches=2",
+        ],
+        ["trainer.accumulate_grad_batches and GradientAccumulationScheduler", "Leave one of them out"],
+    ),
+    (["train", "--config", "init_args.yaml"], ["init_args.yaml' has no settings under 'model.network.init_args'"]),
+    (["train", "--config", "print.yaml"], ["print.yaml' sets print_config", "only the command line"]),
     # evaluating
     (["evaluate", "--figures", "poem.txt"], ["poem.txt' cannot be written to", "--figures"]),
     (["evaluate", "--ckpt_path", "nowhere"], ["nowhere", "no run or checkpoint"]),

@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import QUICK, ROOT, TINY
 from lightning.pytorch import Trainer
+from test_resume import same
 from test_training import curves
 
 from minigpt import LitLanguageModel, TextDataModule, TinyGPT
@@ -150,6 +151,10 @@ CALLBACKS = {
     "RichModelSummary": [],
     "EMAWeightAveraging": [],
     "DeviceStatsMonitor": [],
+    "LearningRateFinder": ["--trainer.callbacks.num_training_steps", "5"],
+    "TQDMProgressBar": [],
+    "RichProgressBar": [],
+    "GradientAccumulationScheduler": ["--trainer.callbacks.scheduling", "{0: 2}"],
 }
 
 
@@ -163,6 +168,32 @@ def test_lightnings_callbacks_do_their_work(start, folder, name):
         assert any(tag.startswith("lr-AdamW") for tag in curves(folder / RUN))
     if name == "ModelCheckpoint":
         assert list((folder / RUN).rglob("epoch=0-step=4.ckpt"))
+
+
+def test_an_accumulation_of_each_pass_gives_the_steps_of_its_passes_and_is_resumed_to_the_bit(start, folder):
+    flags = ["--trainer.callbacks+=GradientAccumulationScheduler", "--trainer.callbacks.scheduling={1: 2}"]
+    flags += ["--trainer.max_epochs=2", "--trainer.max_steps=-1", "--trainer.limit_train_batches=5"]
+    whole = start(*flags, "--trainer.default_root_dir=whole")
+    assert "step 8/8" in whole.err  # 5 + 3
+    for steps in ("6", "-1"):
+        start(*flags, f"--trainer.max_steps={steps}", "--ckpt_path=last")
+    one, other = state(folder), state(folder / "whole")
+    for key in ("global_step", "state_dict", "optimizer_states"):
+        assert same(one[key], other[key])
+
+
+def test_a_rate_that_falls_on_a_plateau_goes_on_after_a_resume(start, folder):
+    flags = ["--optimizer=Adam", "--lr_scheduler=ReduceLROnPlateau", "--lr_scheduler.monitor=val/loss"]
+    flags += ["--trainer.limit_train_batches=5", "--validation.every_n_steps=4", "--checkpoint.every_n_steps=1"]
+    start(*flags, "--trainer.max_steps=11", "--trainer.limit_val_batches=1")
+    start(*flags, "--trainer.max_steps=18", "--ckpt_path=last")
+    assert state(folder)["global_step"] == 18
+
+
+def test_the_least_number_of_steps_keeps_no_run_from_its_last_validation_and_checkpoint(start, folder):
+    start("--trainer.max_steps=3", "--trainer.min_steps=2")
+    assert state(folder)["global_step"] == 3
+    assert steps_of(folder, "val/loss") == [3]
 
 
 def test_another_optimizer_replaces_the_models_and_its_unused_settings_are_named(start, folder):

@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from minigpt import processes
 from minigpt.errors import check_number
 from minigpt.figures import figures, name_of
 from minigpt.generation.sampling import check_controls
@@ -67,6 +68,13 @@ def write(trainer: Trainer, metrics: dict[str, float], step: int) -> None:
         logger.log_metrics(metrics, step)
 
 
+def targets_of(batch: Any) -> torch.Tensor | None:
+    """Return the `(B, T)` targets of a batch of windows; None of a batch in a form of one's own, such as a dict."""
+    if isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], torch.Tensor):
+        return batch[1]
+    return None
+
+
 class TrainMetrics(Callback):
     """Logs loss, perplexity, bits per character, learning rate and gradient norm of a training step.
 
@@ -95,10 +103,11 @@ class TrainMetrics(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note how many characters the targets stand for."""
-        self._written = is_written(trainer, trainer.global_step + 1)
-        metrics = lit(pl_module).val_metrics[0]
-        if self._written and metrics.lengths is not None:
-            self._characters.append(metrics.characters(batch[1]) / batch[1].numel())
+        step, targets, metrics = trainer.global_step + 1, targets_of(batch), lit(pl_module).val_metrics[0]
+        # An optimizer that evaluates a step several times, as L-BFGS does, has its first evaluation written.
+        self._written = is_written(trainer, step) and self.last_record.get("step") != step
+        if self._written and targets is not None and metrics.lengths is not None:
+            self._characters.append(metrics.characters(targets) / targets.numel())
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
         """Note the loss, which Lightning has divided by the number of batches that are accumulated."""
@@ -110,13 +119,14 @@ class TrainMetrics(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Write the record; the gradients are not clipped yet."""
-        if not self._written:
+        """Write the record; the gradients are not clipped yet. A step that was skipped has no loss and no record."""
+        losses, characters = self._losses, self._characters
+        self._losses, self._characters = [], []
+        if not losses:
             return
-        means = torch.stack([torch.stack(values).mean() for values in (self._losses, self._characters) if values])
+        self._written = False
+        means = torch.stack([torch.stack(values).mean() for values in (losses, characters) if values])
         loss, *characters = trainer.strategy.reduce(means, reduce_op="mean")
-        self._losses.clear()
-        self._characters.clear()
         pl_module.log("train/loss", loss, prog_bar=True, logger=False)
         metrics = {"train/loss": loss.item(), "train/perplexity": loss.exp().item()}
         if characters:
@@ -149,7 +159,8 @@ class Throughput(Callback):
         """Exclude what is done inside."""
         began = time.monotonic()
         yield
-        self.excluded_seconds += time.monotonic() - began
+        if self._stopped_at is None:  # else it is a part of what is excluded already
+            self.excluded_seconds += time.monotonic() - began
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
@@ -168,9 +179,9 @@ class Throughput(Callback):
         step = trainer.global_step
         if not is_written(trainer, step) or (self._mark and self._mark[0] == step):
             return
-        if self._mark:
+        if self._mark and (targets := targets_of(batch)) is not None:
             then, since = self._mark
-            tokens = (step - then) * batch[1].numel() * trainer.accumulate_grad_batches * trainer.world_size
+            tokens = (step - then) * targets.numel() * trainer.accumulate_grad_batches * trainer.world_size
             write(trainer, {"train/tokens_per_second": tokens / (self.seconds() - since)}, step)
         self._mark = (step, self.seconds())
 
@@ -376,6 +387,10 @@ class Progress(ProgressBar):
     def disable(self) -> None:
         """Write nothing: of several processes the first writes."""
         self._silent = True
+
+    def enable(self) -> None:
+        """Write again, after Lightning's search for a learning rate, which disables it for a time."""
+        self._silent = processes.rank() > 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar at the step that training stands at."""

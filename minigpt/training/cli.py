@@ -16,7 +16,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import ProgressBar, WeightAveraging
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, ReduceLROnPlateau
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
@@ -35,7 +35,7 @@ from minigpt.training.datamodule import TextDataModule, n_of
 from minigpt.training.distributed import FSDP2Strategy, check_mesh
 from minigpt.training.module import LitLanguageModel
 from minigpt.training.parser import TrainParser, inner_reason
-from minigpt.training.resume import stopped_early
+from minigpt.training.resume import accumulation_schedulers, steps_of_passes, stopped_early
 from minigpt.training.typed import callbacks_of
 from minigpt.words import message
 
@@ -214,17 +214,29 @@ class MiniGPTCLI(LightningCLI):
         every_n_steps = self.config_init.validation.every_n_steps
         end_only = "where 0 means at the end only"
         check_number("validation.every_n_steps", every_n_steps, at_least=0, whole=True, hint=end_only)
-        for key, least in {"accumulate_grad_batches": 1, "log_every_n_steps": 0}.items():
+        for key, least in {"accumulate_grad_batches": 1, "log_every_n_steps": 0, "check_val_every_n_epoch": 1}.items():
             check_number(f"trainer.{key}", trainer[key], at_least=least, whole=True, optional=True)
+        if trainer.val_check_interval == 0:
+            raise MiniGPTError(
+                "trainer.val_check_interval is 0. Give it a number of 1 or more, a share of a pass or a time, or set "
+                "validation.every_n_steps to 0 for a validation at the end only."
+            )
+        given = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
+        if accumulation_schedulers(given) and (trainer.accumulate_grad_batches or 1) > 1:
+            raise MiniGPTError(
+                "trainer.accumulate_grad_batches and GradientAccumulationScheduler both set the accumulation. Leave "
+                "one of them out."
+            )
         show = trainer.enable_progress_bar is not False
-        left_out = ["progress"] * (not show) + ["checkpoint"] * (trainer.enable_checkpointing is False)
+        of_ones_own = any(isinstance(callback, ProgressBar) for callback in given)
+        left_out = ["progress"] * (not show or of_ones_own) + ["checkpoint"] * (trainer.enable_checkpointing is False)
         if trainer.fast_dev_run:
-            left_out = ["checkpoint", "samples", "figures", *["progress"] * (not show)]
+            left_out = ["checkpoint", "samples", "figures", *["progress"] * (not show or of_ones_own)]
         for key in left_out:
             self.parser.callback_keys.remove(key)
         if trainer.overfit_batches:  # as data.overfit_batches, which a resume keeps
             self.datamodule.overfit_batches = max(1, n_of(trainer.overfit_batches, self.datamodule.n_batches(1)))
-        steps, limit, interval = self._lengths(trainer, every_n_steps)
+        steps, limit, interval = self._lengths(trainer, every_n_steps, given)
         self._loggers = trainer.logger
         if trainer.profiler == "xla" and not find_spec("torch_xla"):  # Lightning would raise while it tidies up, too
             raise _not_installed(ModuleNotFoundError(name="torch_xla"))
@@ -255,7 +267,7 @@ class MiniGPTCLI(LightningCLI):
             processes.keep_memory()
         return trainer
 
-    def _lengths(self, trainer: Any, every_n_steps: int) -> tuple[int, int | float | None, Any]:
+    def _lengths(self, trainer: Any, every_n_steps: int, callbacks: list) -> tuple[int, int | float | None, Any]:
         """The steps of the training, the batches of a pass, and the batches between two validations.
 
         A run counts steps, so passes become steps here. A pass and an interval are whole optimizer steps.
@@ -266,7 +278,8 @@ class MiniGPTCLI(LightningCLI):
             limit = n = max(accumulate, min(n_of(limit, n), n) // accumulate * accumulate)
         steps = trainer.max_steps
         if (trainer.max_epochs or 0) > 0:
-            steps = min(filter(lambda count: count > 0, (steps, trainer.max_epochs * n // accumulate)))
+            of_passes = steps_of_passes(trainer.max_epochs, n, callbacks, accumulate)
+            steps = min(filter(lambda count: count > 0, (steps, of_passes)))
         interval = trainer.val_check_interval
         if interval is None and trainer.check_val_every_n_epoch:
             interval, trainer.check_val_every_n_epoch = trainer.check_val_every_n_epoch * n, None

@@ -109,7 +109,7 @@ class LitLanguageModel(LightningModule):
     ) -> None:
         """Score a batch of windows without autocast: in float32, unless the weights themselves are not."""
         x, y = batch
-        if dataloader_idx == len(self.val_metrics):
+        while dataloader_idx >= len(self.val_metrics):  # by more than one where a loader has no batches
             self.val_metrics.append(TextMetrics(self.val_metrics[0].lengths).to(self.device))
         with torch.autocast(self.device.type, enabled=False):
             self.val_metrics[dataloader_idx].update(self.network(x), y)
@@ -129,6 +129,8 @@ class LitLanguageModel(LightningModule):
     def _log_scores(self, part: str) -> None:
         self.val_loss_by_position = self.val_metrics[0].by_position.compute()
         for n, metrics in enumerate(self.val_metrics):
+            if not metrics.loss.update_called:  # a loader of an earlier validation, or one without batches
+                continue
             group = part if n == 0 else f"{part}_{n}"
             self.log_dict({f"{group}/{name}": value for name, value in metrics.compute().items()})
             metrics.reset()

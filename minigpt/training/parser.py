@@ -133,7 +133,7 @@ class TrainParser(LightningArgumentParser):
 
     def _check_recipe(self, path: str) -> None:
         recipe = self.recipe(path).settings
-        for key in ("allow_code", "config"):
+        for key in ("allow_code", "config", "help", "print_config"):
             if recipe.get(key) is not None:
                 raise MiniGPTError(f"The config file '{path}' sets {key}, which only the command line can. Drop it.")
         trust.check_names(recipe, path, self.line.values("--allow_code"))
@@ -143,7 +143,12 @@ class TrainParser(LightningArgumentParser):
                 f"and init_args: see {example_config('modern_nano')}."
             )
         if isinstance(model, dict) and isinstance(network := model.get("network"), dict):
-            refuse_linked(network.get("init_args") or {}, f"The config file '{path}': ")
+            init_args = network.get("init_args") or {}
+            if not isinstance(init_args, dict):
+                raise MiniGPTError(
+                    f"The config file '{path}' has no settings under 'model.network.init_args'. Write them, one a line."
+                )
+            refuse_linked(init_args, f"The config file '{path}': ")
         for key, value in flatten(recipe).items():
             if key in self._groups() and not isinstance(value, dict):
                 raise MiniGPTError(f"The config file '{path}' has no settings under '{key}'. Write them, one a line.")

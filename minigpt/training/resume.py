@@ -5,11 +5,13 @@ optimizer and scheduler come from the checkpoint. The callbacks below see to the
 `LitLanguageModel.configure_callbacks` brings them.
 """
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateFinder
+from lightning.pytorch.callbacks import Callback, EarlyStopping, GradientAccumulationScheduler, LearningRateFinder
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 import minigpt
@@ -48,6 +50,8 @@ class ScheduleOnResume(Callback):
         Raises:
             MiniGPTError: Lightning's search for a learning rate is asked of two optimizers in one.
         """
+        if stage != "fit":
+            return
         lit(pl_module).schedule_steps = 0
         if lit(pl_module).hparams.optimizer == "muon" and callbacks_of(trainer, LearningRateFinder):
             raise MiniGPTError(
@@ -92,31 +96,49 @@ class ScheduleOnResume(Callback):
             note(message("rate_zero_to", first, last) if last > 0 else message("rate_zero_on", first))
 
 
+class PassOnResume(Callback):
+    """Treats the rest of a pass, which a resume begins with, as Lightning treats a whole pass."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set the accumulation of the pass, which GradientAccumulationScheduler does only where a pass begins."""
+        for scheduler in callbacks_of(trainer, GradientAccumulationScheduler):
+            trainer.accumulate_grad_batches = scheduler.get_accumulate_grad_batches(trainer.current_epoch)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Have Lightning step ReduceLROnPlateau, which it does not do in the pass that it restarted in."""
+        trainer.fit_loop._restarting = False  # the public setter sets it to True where max_steps ends the training
+
+
 class DueValidation(Callback):
     """Runs, after a resume, the validation that its checkpoint preceded, which Lightning would skip.
 
     Also one that the checkpoint followed, where a logger hides what was written at that step (TensorBoard's
-    `purge_step`).
+    `purge_step`). The last validation's metrics are kept, since a scheduler such as ReduceLROnPlateau may ask for them
+    before the next validation.
     """
 
     def __init__(self) -> None:
         self._validated = -1  # the step of the last validation
+        self._metrics: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the step of the last validation."""
-        return {"validated": self._validated}
+        """Return the step and the metrics of the last validation."""
+        return {"validated": self._validated, "metrics": self._metrics}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it back."""
-        self._validated = state_dict["validated"]
+        """Take them back."""
+        self._validated, self._metrics = state_dict["validated"], state_dict.get("metrics", {})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the step."""
+        """Note the step and the metrics."""
         if not trainer.sanity_checking:
             self._validated = trainer.global_step
+            metrics = trainer.callback_metrics.items()
+            self._metrics = {name: value.item() for name, value in metrics if not name.startswith("train/")}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate before the first step."""
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self._metrics.items()})
         step = trainer.global_step
         known = self._validated == step and all(getattr(each, "purge_step", None) != step for each in trainer.loggers)
         known = trainer.strategy.reduce_boolean_decision(known)  # the first of several processes alone has loggers
@@ -160,7 +182,10 @@ class GoOn(Callback):
         self._should_stop = trainer.should_stop  # when the time is used up
         for callback, patience in self._patience.items():
             callback.patience = patience
-            if callback.stopping_reason != callback.stopping_reason.NOT_STOPPED:
+            stopped = callback.stopping_reason != callback.stopping_reason.NOT_STOPPED
+            if stopped and not trainer.fit_loop._can_stop_early:  # it still waits for min_steps or min_epochs
+                trainer.should_stop = self._should_stop = True
+            elif stopped:
                 fresh = EarlyStopping(callback.monitor, mode=callback.mode).state_dict()
                 callback.load_state_dict(fresh | {"best_score": callback.best_score, "patience": patience})
             if self._validated == trainer.global_step > 0:
@@ -193,13 +218,19 @@ class FinalValidation(Callback):
     """Ends a training by steps with a validation, which Lightning does only where a pass ends or an interval does."""
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Have Lightning validate and stop after the last step."""
+        """Have Lightning validate and stop after the last step, although min_steps or min_epochs may be more."""
         if trainer.global_step == trainer.max_steps and trainer.enable_validation:
             trainer.should_stop = True
+            if not trainer.fit_loop._can_stop_early:
+                trainer.fit_loop.min_epochs, trainer.fit_loop.epoch_loop.min_steps = 0, None
 
 
 class RunDescription(Callback):
     """Adds to each checkpoint what sampling, evaluating and resuming need, in plain values."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Note the setting of this start, which GradientAccumulationScheduler changes."""
+        self._accumulate_grad_batches = trainer.accumulate_grad_batches
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Describe network, data and environment, unless the data are not a TextDataModule's."""
@@ -211,7 +242,7 @@ class RunDescription(Callback):
             "model": module.architecture,
             "optimizer": module.optimizer_class,
             "data": data.describe(trainer.log_dir),
-            "accumulate_grad_batches": trainer.accumulate_grad_batches,
+            "accumulate_grad_batches": self._accumulate_grad_batches,
             "schedule_steps": module.schedule_steps,
             "environment": environment(trainer),
         }
@@ -219,16 +250,39 @@ class RunDescription(Callback):
 
 def total_steps(trainer: Trainer) -> int:
     """Return the optimizer steps that a Trainer will do; -1 where only time ends them."""
-    if trainer.max_steps < 0 and (trainer.max_epochs or -1) > 0:
-        return int(trainer.estimated_stepping_batches)
-    return trainer.max_steps
+    passes = trainer.max_epochs or -1
+    if trainer.max_steps >= 0 or passes < 0:
+        return trainer.max_steps
+    estimate, n_batches = int(trainer.estimated_stepping_batches), trainer.num_training_batches
+    schedulers = callbacks_of(trainer, GradientAccumulationScheduler)
+    return steps_of_passes(passes, n_batches, schedulers) if schedulers and isinstance(n_batches, int) else estimate
+
+
+def steps_of_passes(passes: int, n_batches: int, callbacks: Iterable[Callback], accumulate: int = 1) -> int:
+    """Return the optimizer steps of so many passes of so many batches.
+
+    Args:
+        passes: How many passes.
+        n_batches: The batches of a pass.
+        callbacks: The callbacks of the training, of which one may set the accumulation of each pass.
+        accumulate: The accumulation where none does.
+    """
+    for scheduler in accumulation_schedulers(callbacks):
+        return sum(math.ceil(n_batches / scheduler.get_accumulate_grad_batches(n)) for n in range(passes))
+    return passes * math.ceil(n_batches / accumulate)
+
+
+def accumulation_schedulers(callbacks: Iterable[Callback]) -> list[GradientAccumulationScheduler]:
+    """Return the callbacks that change the accumulation from pass to pass."""
+    return [callback for callback in callbacks if isinstance(callback, GradientAccumulationScheduler)]
 
 
 def validation_due(trainer: Trainer) -> bool:
     """Return whether a validation follows the optimizer step just done: on the interval, and once at the end."""
     if not trainer.enable_validation:
         return False
-    if trainer.should_stop or trainer.global_step == trainer.max_steps:
+    stops = trainer.should_stop and trainer.fit_loop._can_stop_early
+    if stops or trainer.global_step == trainer.max_steps:
         return True
     every = trainer.val_check_batch
     batches: float = trainer.fit_loop.epoch_loop.batch_progress.total.ready
@@ -263,6 +317,9 @@ def stopped_early(trainer: Trainer, checkpoint: dict[str, Any]) -> str | None:
     then = states.get(GoOn.__name__, {}).get("max_steps")
     if then is None or trainer.max_steps != then:
         return None
+    passes = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    if checkpoint["global_step"] < (trainer.min_steps or 0) or passes < (trainer.min_epochs or 0):
+        return None  # it was to stop, but not yet
     for callback in callbacks_of(trainer, EarlyStopping):
         state = states.get(callback.state_key, {})
         if state.get("stopping_reason") and state["patience"] == callback.patience:
@@ -277,4 +334,6 @@ def _reason(text: str | None) -> str:
 def callbacks(trainer: Trainer) -> list[Callback]:
     """Return the callbacks of this module that a training needs, in the order of their hooks."""
     early = [GoOn()] if callbacks_of(trainer, EarlyStopping) else []
-    return [Reseeding(), ScheduleOnResume(), *early, DueValidation(), FinalValidation(), RunDescription()]
+    return [
+        Reseeding(), ScheduleOnResume(), PassOnResume(), *early, DueValidation(), FinalValidation(), RunDescription(),
+    ]  # fmt: skip

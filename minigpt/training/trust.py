@@ -8,6 +8,7 @@ look at the files misses, such as a setting that names another file. What a pers
 import inspect
 import re
 from collections.abc import Collection, Iterable, Iterator
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import yaml
 from jsonargparse import set_parsing_settings
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import callbacks, loggers
+from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch.optim import lr_scheduler
 
@@ -28,16 +30,16 @@ _CLASSES = (
     callbacks.DeviceStatsMonitor, callbacks.EarlyStopping, callbacks.EMAWeightAveraging, callbacks.LearningRateMonitor,
     callbacks.ModelCheckpoint, callbacks.ModelSummary, callbacks.RichModelSummary, callbacks.Timer,
     callbacks.WeightAveraging, callbacks.GradientAccumulationScheduler, callbacks.RichProgressBar,
-    callbacks.TQDMProgressBar, callbacks.LearningRateFinder, callbacks.BackboneFinetuning, loggers.CSVLogger,
-    loggers.TensorBoardLogger, loggers.WandbLogger, loggers.MLFlowLogger, DDPStrategy, FSDP2Strategy,
-    ModelParallelStrategy, SLURMEnvironment,
+    callbacks.TQDMProgressBar, callbacks.LearningRateFinder, loggers.CSVLogger, loggers.TensorBoardLogger,
+    loggers.WandbLogger, loggers.MLFlowLogger, DDPStrategy, FSDP2Strategy, ModelParallelStrategy, SLURMEnvironment,
+    ReduceLROnPlateau,
 )  # fmt: skip
-# Each by the module that defines it and by the package that it is imported from.
+# Each by the module that defines it and by the packages that it is imported from.
 ALLOWED = (
     {
         f"{module}.{kind.__name__}"
         for kind in _CLASSES
-        for module in (kind.__module__, kind.__module__.rpartition(".")[0])
+        for module in accumulate(kind.__module__.split("."), "{}.{}".format)
     }
     | {f"torch.optim.{name}" for name, kind in vars(torch.optim).items() if inspect.isclass(kind)}
     | {
