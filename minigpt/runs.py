@@ -20,6 +20,7 @@ from torch import nn
 
 import minigpt
 from minigpt.command_line import command, first_training
+from minigpt.cpu.layers import lay_out
 from minigpt.data import tokenizers
 from minigpt.data.corpus import NAMES, Corpus
 from minigpt.data.tokens import Tokens, tokenize
@@ -27,7 +28,6 @@ from minigpt.errors import MiniGPTError, check_choice, needs, writing
 from minigpt.generation.checks import quantize_checked
 from minigpt.generation.text import LanguageModel
 from minigpt.models import NETWORKS, build_network
-from minigpt.models.layers import lay_out
 
 ROOT = "lightning_logs"
 EXPORTED = "minigpt.json"  # beside model.safetensors, in a folder that `minigpt export` wrote

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from minigpt import GPT, MiniGPTError, TinyGPT, generate
+from minigpt.cpu import layers
 from minigpt.export.gguf import files as gguf_files
 from minigpt.export.hugging_face import to_hugging_face
 from minigpt.generation import checks
@@ -18,7 +19,7 @@ from minigpt.generation.decoding import CompiledDecoder, compile_decoding
 from minigpt.generation.engine import generate_ids
 from minigpt.generation.text import LanguageModel
 from minigpt.introspection import attention, is_bigram
-from minigpt.models import gpt, layers, summary
+from minigpt.models import gpt, summary
 from minigpt.models.gpt import Block
 from minigpt.runs import prepare
 

@@ -7,11 +7,11 @@ import torch
 from test_engine import disturbed, lively, plainly, rows
 
 from minigpt import GPT, MiniGPTError, TinyGPT
+from minigpt.cpu.layers import Int8Linear, lay_out, quantize
 from minigpt.generation import decoding
 from minigpt.generation.decoding import compile_decoding
 from minigpt.generation.engine import generate_ids
-from minigpt.models.gpt import KVCache
-from minigpt.models.layers import Int8Linear, lay_out, quantize
+from minigpt.models.kv_cache import KVCache
 from minigpt.runs import prepare
 
 BLOCK = 37  # no whole number of vectors

@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from minigpt import GPT, MiniGPTError, TinyGPT
+from minigpt.cpu.layers import Linear, lay_out
 from minigpt.generation.engine import generate_ids
 from minigpt.generation.sampling import filter_logits, sample
-from minigpt.models.gpt import PRESETS, KVCache
-from minigpt.models.layers import Linear, lay_out
+from minigpt.models.gpt import PRESETS
+from minigpt.models.kv_cache import KVCache
 
 SHAPES = {"plain": {}, "grouped": {"n_kv_head": 2}}
 

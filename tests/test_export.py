@@ -8,9 +8,9 @@ from conftest import QUICK, ROOT, read
 
 import minigpt
 from minigpt import GPT, BPETokenizer, CharTokenizer, LanguageModel, MiniGPTError, TinyGPT
+from minigpt.cpu.layers import lay_out
 from minigpt.data import tokenizers
 from minigpt.export import files_of
-from minigpt.models.layers import lay_out
 
 NANO = [
     "--model.network.n_layer",

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from minigpt import GPT
-from minigpt.models.layers import Embedding, Int8Linear, Linear, dropped, gelu, lay_out, quantize
+from minigpt.cpu.layers import Embedding, Int8Linear, Linear, dropped, gelu, lay_out, quantize
 
 PARTITIONED = "aot_eager_decomp_partition"  # the compiler's ways with random numbers, without its C++
 

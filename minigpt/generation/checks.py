@@ -21,10 +21,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from minigpt.cpu.layers import Int8Linear, forget_panels, quantize
 from minigpt.errors import note
 from minigpt.models import HasCache, HasContext, device_of, has_cache, has_context
 from minigpt.models.gpt import GPT
-from minigpt.models.layers import Int8Linear, forget_panels, quantize
 from minigpt.models.stock import hooked
 
 TOLERANCE = 1e-4  # of the spread of the logits; in float32 a cache differs by 1e-6, a 0.1 % running mean by 1e-3

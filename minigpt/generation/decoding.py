@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from minigpt.cpu.layers import Int8Linear
 from minigpt.errors import MiniGPTError
 from minigpt.generation.checks import ROUNDED, cache_differs, exact_copy, in_float32, random_ids, state_of
-from minigpt.models.gpt import GPT, NORM_EPS, Block, KVCache
-from minigpt.models.layers import Int8Linear
+from minigpt.models.gpt import GPT, NORM_EPS, Block
+from minigpt.models.kv_cache import KVCache
 from minigpt.models.stock import unknown_part
 
 # Let sums be reordered and fused with products, and loops be vectorised: torch.compile's own flags forbid it.

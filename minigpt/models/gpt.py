@@ -12,8 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from minigpt.cpu.layers import Embedding, Linear, dropped, gelu
 from minigpt.errors import MiniGPTError, check_choice, check_number
-from minigpt.models.layers import Embedding, Linear, dropped, gelu
+from minigpt.models.kv_cache import KVCache
 
 # Three named settings of the switches. A switch that is given explicitly wins over its preset.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -181,7 +182,7 @@ class GPT(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def forward(self, idx: torch.Tensor, cache: "KVCache | None" = None) -> torch.Tensor:
+    def forward(self, idx: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
         """`(B, T)` ids, T up to block_size, to `(B, T, V)` logits.
 
         With a cache the ids come after those that it holds, together up to block_size, and join them.
@@ -214,7 +215,7 @@ class GPT(nn.Module):
         logits = self.lm_head(self.norm(x))  # (B, T, V)
         return self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits
 
-    def new_cache(self, batch_size: int) -> "KVCache":
+    def new_cache(self, batch_size: int) -> KVCache:
         """Return an empty cache for `forward(idx, cache)`, by which generation computes each id once.
 
         Any network may have such a method. Generation needs three things of what it returns:
@@ -226,7 +227,7 @@ class GPT(nn.Module):
         """
         return KVCache(self, batch_size)
 
-    def _ngrams(self, idx: torch.Tensor, cache: "KVCache | None") -> torch.Tensor:
+    def _ngrams(self, idx: torch.Tensor, cache: KVCache | None) -> torch.Tensor:
         """The embeddings `(B, T, C)` of the pair and the triple that end at each id; before the first stands id 0."""
         before = idx.new_zeros(idx.shape[0], 2) if cache is None else cache.before
         ids = torch.cat((before, idx), dim=1)
@@ -241,58 +242,7 @@ class CompiledStep(Protocol):
 
     state: tuple | None  # what `checks.state_of` gave for the model when it was compiled
 
-    def __call__(self, idx: torch.Tensor, cache: "KVCache") -> torch.Tensor: ...
-
-
-class KVCache:
-    """The keys and values of the tokens so far, so that each token is computed once.
-
-    Room for block_size positions a row is taken at once, and position p lies in column p, so rows may be of different
-    lengths. A row never looks beyond its own position: to lower its `length` is to forget what came after.
-
-    Args:
-        model: The model that it serves; the cache lies where its weights are, in their precision.
-        batch_size: `B`, the number of rows.
-    """
-
-    def __init__(self, model: GPT, batch_size: int):
-        weight = model.embed.weight
-        shape = (model.n_layer, batch_size, model.n_kv_head, model.block_size, model.n_embd // model.n_head)
-        self.keys, self.values = weight.new_zeros(shape).unbind(), weight.new_zeros(shape).unbind()  # one a layer
-        self.length = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)  # the ids that each row holds
-        self.rows = torch.arange(batch_size, device=weight.device)[:, None]
-        self.steps = torch.arange(model.block_size, device=weight.device)
-        self.columns = 0  # attention looks at this many: as many as were ever filled
-        self.ids = None  # those that the rows hold, behind two zeros, for a model that looks at the last two
-        if model.ngrams:
-            self.ids = torch.zeros(batch_size, model.block_size + 2, dtype=torch.int64, device=weight.device)
-            self.two = torch.arange(2, device=weight.device)
-        hidden = weight.new_full((model.block_size,), -math.inf)
-        self.masks = torch.cat((weight.new_zeros(model.block_size), hidden)).unfold(0, model.block_size, 1)
-
-    def extend(self, idx: torch.Tensor) -> None:
-        """Make place for `(B, n)` more ids."""
-        n = idx.shape[1]
-        self.positions = self.length[:, None] + self.steps[:n]  # (B, n)
-        if self.ids is not None:
-            self.before = self.ids[self.rows, self.length[:, None] + self.two]  # (B, 2)
-            self.ids[self.rows, self.positions + 2] = idx
-        self.length = self.length + n
-        self.columns = min(self.columns + n, len(self.steps))
-
-    def prepare(self) -> None:
-        """Say for all layers where the new ids are kept, and what each of them may look at."""
-        _, heads, _, size = self.keys[0].shape
-        self.places = self.positions[:, None, :, None].expand(-1, heads, -1, size)  # (B, H, n, D)
-        # Row r of `masks`, all windows of one vector, shows the columns up to block_size - 1 - r.
-        self.mask = self.masks[len(self.steps) - 1 - self.positions].narrow(2, 0, self.columns)[:, None]  # (B, 1, n, S)
-
-    def store(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add `(B, H, n, D)` keys and values of the new ids; those of all ids, `(B, H, S, D)`."""
-        keys, values = self.keys[layer], self.values[layer]
-        keys.scatter_(2, self.places, k)
-        values.scatter_(2, self.places, v)
-        return keys.narrow(2, 0, self.columns), values.narrow(2, 0, self.columns)
+    def __call__(self, idx: torch.Tensor, cache: KVCache) -> torch.Tensor: ...
 
 
 class Block(nn.Module):

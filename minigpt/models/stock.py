@@ -6,8 +6,8 @@ Such code would leave out, without a word, what someone has added to a model. So
 from torch import nn
 from torch.nn.modules import module as torch_module
 
+from minigpt.cpu.layers import Embedding, Int8Linear, Linear
 from minigpt.models.gpt import GPT, MLP, NORM_EPS, Attention, Block
-from minigpt.models.layers import Embedding, Int8Linear, Linear
 
 # Of each class of module its children, parameters and buffers.
 TENSORS = {"weight", "bias"}

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
+from minigpt.cpu.layers import Embedding
 from minigpt.errors import check_number
-from minigpt.models.layers import Embedding
 
 
 class TinyGPT(nn.Module):
