@@ -20,7 +20,6 @@ from torch import nn
 
 import minigpt
 from minigpt.command_line import command, first_training
-from minigpt.cpu.layers import lay_out
 from minigpt.data import tokenizers
 from minigpt.data.corpus import NAMES, Corpus
 from minigpt.data.tokens import Tokens, tokenize
@@ -207,7 +206,6 @@ def prepare(model: nn.Module, device: str | torch.device = "cpu", precision: str
     model.to(device, PRECISIONS[precision]).eval()
     if precision == "int8":
         quantize_checked(model)
-    lay_out(model)
 
 
 def _check_sizes(description: dict, weights: dict[str, torch.Tensor], vocab_size: int) -> None:

@@ -7,7 +7,7 @@ import torch
 from test_engine import disturbed, lively, plainly, rows
 
 from minigpt import GPT, MiniGPTError, TinyGPT
-from minigpt.cpu.layers import Int8Linear, lay_out, quantize
+from minigpt.cpu.layers import Int8Linear, quantize
 from minigpt.generation import decoding
 from minigpt.generation.decoding import compile_decoding
 from minigpt.generation.engine import generate_ids
@@ -44,15 +44,12 @@ def compiler():
 
 @pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("n_rows", [1, 2, 13])  # of which 8, 4 and 1 go together
-@pytest.mark.parametrize("laid_out", [False, True])
 @torch.no_grad()
-def test_the_compiled_step_gives_the_plain_logits_at_every_position(settings, n_rows, laid_out):
+def test_the_compiled_step_gives_the_plain_logits_at_every_position(settings, n_rows):
     torch.manual_seed(0)
     model = made(**settings)
     idx = torch.randint(30, (model.block_size, n_rows), generator=torch.Generator().manual_seed(2)).T  # not contiguous
     whole = model(idx)
-    if laid_out:
-        lay_out(model)
     compile_decoding(model)
     cache = KVCache(model, n_rows)
     pieces = [model(idx[:, :3], cache)] + [model(idx[:, t : t + 1], cache) for t in range(3, model.block_size)]

@@ -6,10 +6,9 @@ import pickle
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 
 from minigpt import GPT
-from minigpt.cpu.layers import Embedding, Int8Linear, Linear, dropped, gelu, lay_out, quantize
+from minigpt.cpu.layers import Embedding, Int8Linear, dropped, gelu, quantize
 
 PARTITIONED = "aot_eager_decomp_partition"  # the compiler's ways with random numbers, without its C++
 
@@ -95,28 +94,6 @@ def test_gelu_in_code_compiled_for_training_is_the_same_function_without_a_tanh(
         compiled(x)
     assert ["sigmoid" in code for code in graphs] == [True, False]
     assert ["gelu" in code for code in graphs] == [False, True]
-
-
-@pytest.mark.parametrize("shape", [(384, 512), (512, 384)])
-def test_a_layer_laid_out_can_be_parametrized_cast_and_copied(shape):
-    torch.manual_seed(6)
-    layer = Linear(*shape, bias=False)
-    lay_out(layer)
-    x = torch.randn(1, 1, shape[0])
-    with torch.no_grad():
-        expected = layer(x)
-    copied, size = copy.deepcopy(layer), len(pickle.dumps(layer))
-    assert copied.kept is None
-    assert size < 1.5 * layer.weight.nbytes  # a copy does not carry the weights twice
-    with torch.no_grad():
-        stacked = torch.stack([layer.weight, 2 * layer.weight])
-        both = torch.vmap(lambda weight: torch.func.functional_call(layer, {"weight": weight}, x))(stacked)
-        torch.testing.assert_close(both, torch.stack([expected, 2 * expected]))
-        parametrize.register_parametrization(layer, "weight", torch.nn.Hardtanh(-0.01, 0.01))
-        torch.testing.assert_close(layer(x), F.linear(x, layer.weight))
-        torch.testing.assert_close(copied(x), expected)
-        assert copied.kept is not None
-        torch.testing.assert_close(copied.double()(x.double()).float(), expected)
 
 
 @pytest.mark.parametrize(("n_in", "n_out"), [(64, 48), (48, 5), (40, 7), (33, 7)])  # two for PyTorch's kernel

@@ -8,72 +8,6 @@ from torch import library, nn
 from torch.nn import functional as F
 
 
-class Linear(nn.Linear):
-    """A linear layer that answers a few rows, the case of generation, as fast as memory gives its weights.
-
-    For one row BLAS reads them with one core. As a batch of products, each with the weights of 16 outputs lying
-    together (the panels of Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008), all cores
-    read, each from one end to the other.
-    """
-
-    few = 16  # rows; with many more, the products take longer than the weights
-    width = 16  # outputs in a panel, as many as AVX-512 computes at once
-    laid_out = False  # see `lay_out`
-    kept: tuple[torch.Tensor, torch.Tensor, int] | None = None  # panels, the weights that they are of, their version
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`(..., in_features)` activations to `(..., out_features)`."""
-        generating = self.laid_out and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
-        few = generating and x.ndim == 3 and 0 < x.numel() <= self.few * self.in_features
-        panels, bias = self._panels() if few else None, self.bias
-        if panels is None:
-            return F.linear(x, self.weight, bias)
-        B, T, _ = x.shape
-        x = (x if B == 1 else x.reshape(1, B * T, -1)).expand(len(panels), -1, -1)
-        y = torch.bmm(x, panels) if bias is None else torch.baddbmm(bias.view(-1, 1, self.width), x, panels)
-        # (out_features / width, B * T, width), which for one row is in order
-        return (y if B * T == 1 else y.transpose(0, 1)).reshape(B, T, -1)
-
-    def _panels(self) -> torch.Tensor | None:
-        """The weights as `(out_features / width, in_features, width)`; None where they are not PyTorch's plain ones."""
-        weight = self._parameters.get("weight")
-        if type(weight) is not nn.Parameter:  # where parametrized, in shards, or inside a transform of torch.func
-            self.kept = None
-            return None
-        if self.kept is not None:
-            panels, source, version = self.kept
-            if source.data_ptr() == weight.data_ptr() and version == weight._version:
-                return panels
-        if weight.is_inference() or weight.dtype != torch.float32 or not weight.is_cpu:
-            self.kept = None
-            return None
-        panels = weight.detach().view(-1, self.width, self.in_features).mT.contiguous()
-        self.kept = panels, weight.detach(), weight._version  # as long as it is kept, no other can lie where it does
-        return panels
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"kept": None}  # a copy has weights of its own
-
-
-def lay_out(model: nn.Module) -> None:
-    """Have the linear layers of a model that generates keep their weights in panels too, from the first few rows on.
-
-    That is a second copy. Weights that change are laid out again; a change through `weight.data`, which PyTorch does
-    not count, is seen when text is generated, by `forget_panels`.
-    """
-    for layer in model.modules():
-        if isinstance(layer, Linear):
-            large = layer.in_features * layer.out_features > 100_000  # smaller ones lie in a core's own cache
-            layer.laid_out = large and layer.out_features % layer.width == 0
-
-
-def forget_panels(model: nn.Module) -> None:
-    """Have the linear layers of a model lay their weights out again: they do not see a change through `weight.data`."""
-    for layer in model.modules():
-        if isinstance(layer, Linear):
-            layer.kept = None
-
-
 class Int8Linear(nn.Module):
     """A linear layer that learns no more, with its weights in 8 bits: a quarter of the memory that float32 takes.
 
@@ -111,14 +45,12 @@ class Int8Linear(nn.Module):
 def quantize(model: nn.Module) -> None:
     """Put the weights of linear layers into 8 bits, in place; an embedding's stay as they are, also in a layer.
 
-    Only `nn.Linear` and `Linear` themselves are replaced: a subclass may compute something else.
+    Only `nn.Linear` itself is replaced: a subclass may compute something else.
     """
     tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
     for module in list(model.modules()):
         for name, layer in module.named_children():
-            if not isinstance(layer, nn.Linear) or type(layer) not in (nn.Linear, Linear):
-                continue
-            if not any(layer.weight is table for table in tables):
+            if type(layer) is nn.Linear and not any(layer.weight is table for table in tables):
                 setattr(module, name, Int8Linear(layer))
 
 

@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from minigpt.cpu.layers import Int8Linear, forget_panels, quantize
+from minigpt.cpu.layers import Int8Linear, quantize
 from minigpt.errors import note
 from minigpt.models import HasCache, HasContext, device_of, has_cache, has_context
 from minigpt.models.gpt import GPT
@@ -71,7 +71,6 @@ def usable_paths(model: nn.Module, length: int) -> set[str]:
         _tell(model, "compiled", "the model has changed since it was compiled")
     known = _verdicts.get(model)
     if known is None or known.state != state or known.length < length:
-        forget_panels(model)
         refused = _check(model, claims, length)
         _verdicts[model] = Verdict(state, length, refused)
         for path, reason in refused.items():

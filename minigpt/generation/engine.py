@@ -19,7 +19,7 @@ from torch import nn
 
 from minigpt.errors import MiniGPTError
 from minigpt.generation.checks import block_size_of, usable_paths
-from minigpt.generation.sampling import check_numbers, draw, filter_logits
+from minigpt.generation.sampling import draw, filter_logits
 from minigpt.models import device_of, has_cache, has_context
 from minigpt.models.gpt import GPT
 from minigpt.models.stock import hooked
@@ -160,20 +160,10 @@ def _walk(
     generators: Sequence[torch.Generator] | None,
 ) -> Iterator[torch.Tensor]:
     """Draw from the rows of a table."""
-    if len(prompts) == 1:
-        # What `draw` does, with its check made once, which would take half as long again.
-        generator = generators[0] if generators else None
-        after, last, race = table.unbind(), prompts[0][-1], torch.empty_like(table[0])
-        check_numbers(table)
-        for _ in range(max_new_tokens):
-            drawn = (after[last] / race.exponential_(generator=generator)).argmax(dim=-1, keepdim=True)
-            yield drawn
-            last = int(drawn)
-    else:
-        drawn = torch.tensor([row[-1] for row in prompts], device=table.device)
-        for _ in range(max_new_tokens):
-            drawn = draw(table[drawn], generators)[:, 0]
-            yield drawn
+    drawn = torch.tensor([row[-1] for row in prompts], device=table.device)
+    for _ in range(max_new_tokens):
+        drawn = draw(table[drawn], generators)[:, 0]
+        yield drawn
 
 
 class _Rows:

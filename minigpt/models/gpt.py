@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from minigpt.cpu.layers import Embedding, Linear, dropped, gelu
+from minigpt.cpu.layers import Embedding, dropped, gelu
 from minigpt.errors import MiniGPTError, check_choice, check_number
 from minigpt.models.kv_cache import KVCache
 
@@ -157,7 +157,7 @@ class GPT(nn.Module):
             Block(n, n_embd, n_head, n_kv_head, dropout, settings) for n in range(n_layer)
         )
         self.norm = make_norm(n_embd, settings)
-        self.lm_head = Linear(n_embd, vocab_size, bias=False)
+        self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
         self._initialise()
         if settings["tie_weights"]:
             self.lm_head.weight = self.embed.weight
@@ -272,8 +272,8 @@ class Attention(nn.Module):
         self.head_size = n_embd // n_head
         self.groups = n_head // n_kv_head
         self.qk_norm = settings["qk_norm"]
-        self.qkv = Linear(n_embd, sum(self.heads) * self.head_size, bias=settings["bias"])
-        self.proj = Linear(n_embd, n_embd, bias=settings["bias"])
+        self.qkv = nn.Linear(n_embd, sum(self.heads) * self.head_size, bias=settings["bias"])
+        self.proj = nn.Linear(n_embd, n_embd, bias=settings["bias"])
         self.dropout = dropout
 
     def forward(
@@ -324,9 +324,9 @@ class MLP(nn.Module):
         super().__init__()
         self.kind = settings["mlp"]
         hidden = mlp_width(n_embd, self.kind)
-        self.up = Linear(n_embd, hidden, bias=settings["bias"])
-        self.gate = Linear(n_embd, hidden, bias=settings["bias"]) if self.kind == "swiglu" else None
-        self.down = Linear(hidden, n_embd, bias=settings["bias"])
+        self.up = nn.Linear(n_embd, hidden, bias=settings["bias"])
+        self.gate = nn.Linear(n_embd, hidden, bias=settings["bias"]) if self.kind == "swiglu" else None
+        self.down = nn.Linear(hidden, n_embd, bias=settings["bias"])
         self.dropout = dropout
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ Such code would leave out, without a word, what someone has added to a model. So
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-from minigpt.cpu.layers import Embedding, Int8Linear, Linear
+from minigpt.cpu.layers import Embedding, Int8Linear
 from minigpt.models.gpt import GPT, MLP, NORM_EPS, Attention, Block
 
 # Of each class of module its children, parameters and buffers.
@@ -14,7 +14,7 @@ TENSORS = {"weight", "bias"}
 PARTS = {
     GPT: {"embed", "ngrams", "position", "blocks", "norm", "lm_head"},
     Block: {"norm1", "attn", "norm2", "mlp"}, Attention: {"qkv", "proj"}, MLP: {"up", "gate", "down"},
-    nn.Linear: TENSORS, Linear: TENSORS, Int8Linear: TENSORS | {"scale"}, nn.Embedding: TENSORS, Embedding: TENSORS,
+    nn.Linear: TENSORS, Int8Linear: TENSORS | {"scale"}, nn.Embedding: TENSORS, Embedding: TENSORS,
     nn.LayerNorm: TENSORS, nn.RMSNorm: TENSORS,
 }  # fmt: skip
 SWITCHES: dict[str, tuple | None] = {
