@@ -187,7 +187,7 @@ def language_model(
         raise
     except Exception as error:  # what was altered can be wrong in any way
         raise MiniGPTError("The checkpoint is damaged: what it says does not fit together. Name another.") from error
-    prepare(model, device, precision)
+    for_inference(model, device, precision)
     return LanguageModel(model, tokenizer)
 
 
@@ -201,8 +201,8 @@ def _load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
         ) from error
 
 
-def prepare(model: nn.Module, device: str | torch.device = "cpu", precision: str = "32") -> None:
-    """Put a model that learns no more, in place, where and in what it generates; arguments as in `load`."""
+def for_inference(model: nn.Module, device: str | torch.device = "cpu", precision: str = "32") -> None:
+    """Move a model to its device and precision for inference, in place; arguments as in `load`."""
     model.to(device, PRECISIONS[precision]).eval()
     if precision == "int8":
         quantize_checked(model)

@@ -21,7 +21,7 @@ from minigpt.generation.text import LanguageModel
 from minigpt.introspection import attention, is_bigram
 from minigpt.models import gpt, summary
 from minigpt.models.gpt import Block
-from minigpt.runs import prepare
+from minigpt.runs import for_inference
 
 BLOCK = 48
 
@@ -144,7 +144,7 @@ def test_the_noise_of_bfloat16_would_hide_a_running_mean(monkeypatch):
 @pytest.mark.parametrize("preset", gpt.PRESETS)
 def test_stock_models_keep_their_cache_in_every_precision_fresh_or_not(preset, precision, capfd):
     for model in (lively(preset, BLOCK, ngrams=50), GPT(30, BLOCK, 2, 4, 32, preset).eval()):
-        prepare(model, precision=precision)
+        for_inference(model, precision=precision)
         assert usable_paths(model, BLOCK) == {"cache"}
     assert capfd.readouterr().err == ""
 
@@ -327,7 +327,7 @@ def test_int8_is_not_put_where_a_layer_computes_something_else(capfd):
     model = lively(block_size=BLOCK)
     model.blocks[0].attn.proj = Adapter(32, 32)
     plain = copy.deepcopy(model)
-    prepare(model, precision="int8")
+    for_inference(model, precision="int8")
     assert type(model.blocks[0].attn.proj) is Adapter  # it keeps its own weights and its forward
     assert type(model.blocks[0].attn.qkv) is layers.Int8Linear
     assert_plain_text(model)
@@ -338,7 +338,7 @@ def test_int8_is_not_put_where_a_layer_computes_something_else(capfd):
 
     model = Functional(**plain.config).eval()
     before = copy.deepcopy(model)
-    prepare(model, precision="int8")
+    for_inference(model, precision="int8")
     ids = checks.random_ids(model, BLOCK)
     torch.testing.assert_close(model(ids), before(ids))
     assert "The weights of this Functional stay in float32: in 8 bits its logits differ" in capfd.readouterr().err
@@ -348,7 +348,7 @@ def test_int8_is_not_put_where_a_layer_computes_something_else(capfd):
 def test_an_int8_kernel_that_computes_something_else_is_not_used(monkeypatch, capfd):
     model = lively(block_size=BLOCK)
     monkeypatch.setattr(torch, "_weight_int8pack_mm", lambda x, weight, scale: x @ weight.to(x.dtype).mT)
-    prepare(model, precision="int8")
+    for_inference(model, precision="int8")
     assert "kernel for 8 bits is not used" in capfd.readouterr().err
     wide = copy.deepcopy(model)
     monkeypatch.undo()

@@ -12,7 +12,7 @@ from minigpt.generation import decoding
 from minigpt.generation.decoding import compile_decoding
 from minigpt.generation.engine import generate_ids
 from minigpt.models.kv_cache import KVCache
-from minigpt.runs import prepare
+from minigpt.runs import for_inference
 
 BLOCK = 37  # no whole number of vectors
 MODELS = {
@@ -105,7 +105,7 @@ def test_in_int8_the_compiled_step_rounds_weights_and_nothing_else(settings, n_r
 @pytest.mark.parametrize("precision", ["32", "int8"])
 def test_tables_are_not_held_twice(precision):
     model = lively("modern", ngrams=50)
-    prepare(model, precision=precision)
+    for_inference(model, precision=precision)
     compile_decoding(model)
     held = {tensor.data_ptr() for tensor in model.compiled._kept}
     assert {model.embed.weight.data_ptr(), model.ngrams[0].weight.data_ptr()} <= held
@@ -120,7 +120,7 @@ def test_older_processors_compute_the_same(monkeypatch, simdlen, march):
         model = made(**MODELS["odd sizes"])
         idx = torch.randint(30, (9, 6), generator=torch.Generator().manual_seed(2))
         whole = (multiplied_out(model) if precision == "int8" else model)(idx)
-        prepare(model, precision=precision)
+        for_inference(model, precision=precision)
         native = copy.deepcopy(model)
         compile_decoding(native)
         with torch._inductor.config.patch({"cpp.simdlen": simdlen}):
@@ -170,7 +170,7 @@ def test_the_compiled_step_goes_on_after_a_cache_has_forgotten():
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_rounded_rows_of_unequal_length_go_past_the_block(precision):
     model = lively("modern")
-    prepare(model, precision=precision)
+    for_inference(model, precision=precision)
     compile_decoding(model)
     assert torch.tensor(rows(generate_ids(model, [[1], [2, 3, 4]], 20, temperature=0.0))).shape == (2, 20)
 
@@ -181,7 +181,7 @@ def test_predictions_that_are_no_numbers_stay_none(name, precision):
     model = lively("modern")
     with torch.no_grad():
         model.get_parameter(name).fill_(math.nan)
-    prepare(model, precision=precision)
+    for_inference(model, precision=precision)
     compile_decoding(model)
     cache = KVCache(model, 1)
     assert model(torch.tensor([[1]]), cache).isnan().all()
