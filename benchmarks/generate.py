@@ -27,7 +27,7 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from minigpt import GPT, TinyGPT
-from minigpt.generation.decoding import compile_decoding
+from minigpt.cpu.decoding import compile_decoding
 from minigpt.generation.engine import generate_ids
 from minigpt.runs import for_inference
 

@@ -20,11 +20,11 @@ from torch import nn
 
 import minigpt
 from minigpt.command_line import command, first_training
+from minigpt.cpu.int8 import quantize_checked
 from minigpt.data import tokenizers
 from minigpt.data.corpus import NAMES, Corpus
 from minigpt.data.tokens import Tokens, tokenize
 from minigpt.errors import MiniGPTError, check_choice, needs, writing
-from minigpt.generation.checks import quantize_checked
 from minigpt.generation.text import LanguageModel
 from minigpt.models import NETWORKS, build_network
 

@@ -6,8 +6,8 @@ import torch
 from minigpt import GPT, MiniGPTError, TinyGPT
 from minigpt.generation.engine import generate_ids
 from minigpt.generation.sampling import filter_logits, sample
-from minigpt.models.gpt import PRESETS
 from minigpt.models.kv_cache import KVCache
+from minigpt.models.presets import PRESETS
 
 SHAPES = {"plain": {}, "grouped": {"n_kv_head": 2}}
 

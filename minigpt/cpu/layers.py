@@ -1,4 +1,4 @@
-"""What PyTorch has as well, where a CPU can be faster, or compiled code exact."""
+"""CPU-optimised drop-in replacements for PyTorch layers, which `optimize` puts into a model."""
 
 import math
 from typing import Any
@@ -7,65 +7,41 @@ import torch
 from torch import library, nn
 from torch.nn import functional as F
 
+from minigpt.models import gpt
+from minigpt.models.stock import PARTS
 
-class Int8Linear(nn.Module):
-    """A linear layer that learns no more, with its weights in 8 bits: a quarter of the memory that float32 takes.
+LONGEST_MATERIALISED = 512  # the longest window for which attention stores the full T x T matrix of weights
 
-    The weights of an output are whole numbers from -127 to 127, times a scale that makes the largest of them its own
-    (weight-only absmax quantisation per output channel, as in Dettmers et al., "LLM.int8()", 2022). On a CPU PyTorch's
-    kernel for such weights rounds what goes in and what comes out to bfloat16, and is faster than float32 for it. It
-    takes whole groups of 16 inputs; for others, and on other devices, the weights are widened for each product.
+
+class Attention(gpt.Attention):
+    """GPT's attention in four operations where those are faster than PyTorch's kernel: with dropout, and in bfloat16.
+
+    Forward and backward take about half of the kernel's time (docs/LOG.md), which draws slowly for dropout.
     """
 
-    weight: torch.Tensor
-    scale: torch.Tensor
-    exact = False  # round nothing but the weights
-
-    def __init__(self, linear: nn.Linear):
-        super().__init__()
-        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
-        weight = linear.weight.detach().float()
-        scale = (weight.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.bfloat16).tiny).bfloat16()
-        self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8))
-        self.register_buffer("scale", scale)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`(..., in_features)` activations to `(..., out_features)`, of the same type."""
-        if (
-            x.is_cpu and self.in_features % 16 == 0 and not self.exact
-        ):  # with other numbers the kernel reads what is not there
-            rows = x.reshape(-1, self.in_features).bfloat16()
-            y = torch._weight_int8pack_mm(rows, self.weight, self.scale.bfloat16())
-            y = y.view(*x.shape[:-1], self.out_features).to(x.dtype)
-        else:
-            y = F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
-        return y if self.bias is None else y + self.bias
-
-
-def quantize(model: nn.Module) -> None:
-    """Put the weights of linear layers into 8 bits, in place; an embedding's stay as they are, also in a layer.
-
-    Only `nn.Linear` itself is replaced: a subclass may compute something else.
-    """
-    tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
-    for module in list(model.modules()):
-        for name, layer in module.named_children():
-            if type(layer) is nn.Linear and not any(layer.weight is table for table in tables):
-                setattr(module, name, Int8Linear(layer))
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Return what each query gathers, `(B, H, T, D)`."""
+        T, share = q.shape[-2], self.dropout.p if self.training else 0.0
+        faster = q.device.type == "cpu" and T <= LONGEST_MATERIALISED
+        if mask is not None or not (faster and (share or torch.is_autocast_enabled("cpu"))):
+            return super().attend(q, k, v, mask)
+        scores = (q / math.sqrt(q.shape[-1])) @ k.mT  # (B, H, T, T)
+        later = torch.full((T, T), -math.inf, dtype=scores.dtype).triu(1)
+        return dropout((scores + later).softmax(-1), share) @ v
 
 
 class Embedding(nn.Embedding):
-    """A table of rows of which each id takes one.
+    """An embedding whose gradient has the same bits in every run of compiled code, on any device.
 
-    Several tokens add to the gradient of one row. torch.compile has its threads add to it as they come, so that the
-    sums are rounded another way in each training; here PyTorch's own kernel adds them in one order.
+    Several tokens add to the gradient of one row. The threads of torch.compile's code add in any order, which rounds
+    differently in each run; PyTorch's own kernel adds in one order.
     """
 
     def forward(self, idx: torch.Tensor) -> torch.Tensor:
-        """Ids of any shape to their rows, `C` numbers each."""
+        """Return the rows of the ids, `C` numbers each."""
         if torch.compiler.is_compiling() and torch.is_grad_enabled():
             return _InOrder.apply(idx, self.weight)
-        return F.embedding(idx, self.weight)
+        return super().forward(idx)
 
 
 class _InOrder(torch.autograd.Function):
@@ -91,24 +67,39 @@ def _(gradient: torch.Tensor, idx: torch.Tensor, rows: int) -> torch.Tensor:
     return gradient.new_empty(rows, gradient.shape[-1])
 
 
-def gelu(x: torch.Tensor) -> torch.Tensor:
-    """GPT-2's GELU, `x / 2 (1 + tanh(u))` with `u = sqrt(2 / pi) (x + 0.044715 x ** 3)`, for numbers of any shape.
+class GELU(nn.GELU):
+    """GPT-2's GELU, which in code compiled for training uses an exponential: it costs a CPU less than a tanh.
 
-    Where torch.compile makes code for training, it is `x sigmoid(2 u)`, the same function: an exponential costs a CPU
-    less than a tanh does. An exported model keeps the operation that runtimes know.
+    `x / 2 (1 + tanh(u))` with `u = sqrt(2 / pi) (x + 0.044715 x ** 3)` is `x sigmoid(2 u)`. An exported model keeps the
+    operation that runtimes know.
     """
-    if torch.compiler.is_compiling() and torch.is_grad_enabled() and not torch.compiler.is_exporting():
-        u = math.sqrt(2 / math.pi) * (1 + 0.044715 * x * x) * x
-        return x * torch.sigmoid(2 * u)
-    return F.gelu(x, approximate="tanh")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the GELU of each number."""
+        if torch.compiler.is_compiling() and torch.is_grad_enabled() and not torch.compiler.is_exporting():
+            u = math.sqrt(2 / math.pi) * (1 + 0.044715 * x * x) * x
+            return x * torch.sigmoid(2 * u)
+        return super().forward(x)
 
 
-def dropped(x: torch.Tensor, share: float) -> torch.Tensor:
-    """`F.dropout` in training: each number is 0 in this share of cases, and the others grow by what is lost.
+class Dropout(nn.Dropout):
+    """Dropout that draws 16 bits of the generator for each number, where PyTorch draws 32 or more."""
 
-    On a CPU a draw of the generator serves four numbers, with 16 bits for each, and the share is met to 1/65,536. A
-    transformer drops among far more numbers than it has parameters, and PyTorch, which draws for each of them, takes
-    longer for it than for the products.
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the activations; in training, some of them are 0 and the others are scaled up."""
+        return dropout(x, self.p) if self.training else x
+
+
+def dropout(x: torch.Tensor, share: float) -> torch.Tensor:
+    """Set each number to 0 with this probability, and divide the others by the probability that they stay.
+
+    On a CPU one 64-bit draw serves four numbers, and the share is met to 1/65,536. A transformer drops among far more
+    numbers than it has parameters, and PyTorch, which draws for each of them, takes longer for dropout than for the
+    matrix products.
+
+    Args:
+        x: Numbers of any shape.
+        share: The probability, below 1.
     """
     if not share:
         return x
@@ -118,7 +109,8 @@ def dropped(x: torch.Tensor, share: float) -> torch.Tensor:
     return x * (words >= min(round(share * 2**16), 2**16 - 1) - 2**15) * (1 / (1 - share))
 
 
-# A function of its seed: compilers leave out what is computed twice, and checkpointing computes it again.
+# The words are a function of a seed, so that checkpointing can compute them again. As an operation of random numbers
+# the compiler would draw once for all layers of one size.
 @library.custom_op("minigpt::words", mutates_args=())
 def _words(seed: torch.Tensor, n: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(int(seed.item()))
@@ -129,3 +121,54 @@ def _words(seed: torch.Tensor, n: int) -> torch.Tensor:
 @_words.register_fake
 def _(seed: torch.Tensor, n: int) -> torch.Tensor:
     return torch.empty(n, dtype=torch.int16)
+
+
+REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Dropout: Dropout, nn.Embedding: Embedding, nn.GELU: GELU, gpt.Attention: Attention,
+}  # fmt: skip
+# The compiled step and the exports take these classes for the ones that they replace.
+PARTS.update({new: PARTS[old] for old, new in REPLACEMENTS.items()})
+
+
+def optimize(model: nn.Module) -> None:
+    """Replace modules of a model by ones that train faster on a CPU, in place.
+
+    `nn.Dropout`, `nn.Embedding`, `nn.GELU` and GPT's attention get another class. The module objects stay, and with
+    them parameters, names in the state dict, hyperparameters and modules that are shared. Subclasses may compute
+    something else, so they are left alone, as are modules with hooks, with a forward of their own, or with options that
+    the replacement does not know. On another device the replacements compute what the originals do.
+
+    Args:
+        model: Any network.
+    """
+    _replace(model, REPLACEMENTS)
+
+
+def order_gradients(model: nn.Module) -> None:
+    """Replace embeddings alone, in place: on every device, compiled code would add up their gradients in any order.
+
+    Args:
+        model: Any network.
+    """
+    _replace(model, {nn.Embedding: Embedding})
+
+
+def _replace(model: nn.Module, replacements: dict[type[nn.Module], type[nn.Module]]) -> None:
+    for module in model.modules():
+        replacement = replacements.get(type(module))
+        if replacement is not None and _replaceable(module):
+            module.__class__ = replacement
+
+
+def _replaceable(module: nn.Module) -> bool:
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    if any(hooks) or "forward" in vars(module):
+        return False
+    if isinstance(module, nn.Dropout):
+        return module.p < 1 and not module.inplace
+    if isinstance(module, nn.Embedding):
+        options = (module.padding_idx, module.max_norm, module.scale_grad_by_freq, module.sparse)
+        return options == (None, None, False, False)
+    if isinstance(module, nn.GELU):
+        return module.approximate == "tanh"
+    return not (isinstance(module, gpt.Attention) and "attend" in vars(module))

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from minigpt.errors import MiniGPTError
-from minigpt.generation.checks import block_size_of, usable_paths
+from minigpt.generation.checks import block_size_of, compiled_step, usable_paths
 from minigpt.generation.sampling import draw, filter_logits
 from minigpt.models import device_of, has_cache, has_context
 from minigpt.models.gpt import GPT
@@ -216,6 +216,7 @@ class _Logits:
         self.model, self.rows = model, rows
         self.size = model.context_size if "context" in paths and has_context(model) else block_size
         self.cache = model.new_cache(len(rows.lengths)) if "cache" in paths and has_cache(model) else None
+        self.step = (compiled_step(model) if "compiled" in paths else None) or model  # for one id a row
 
     def __call__(self) -> torch.Tensor:
         rows, cache = self.rows, self.cache
@@ -224,12 +225,13 @@ class _Logits:
             windows, last = rows.windows(self.size)
             if cache is None or cache.columns:
                 return plain_logits(self.model, windows)[rows.numbers, last]
-            logits = self.model(windows, cache)[rows.numbers, last]
+            read = self.step if windows.shape[1] == 1 else self.model
+            logits = read(windows, cache)[rows.numbers, last]
             cache.length = last + 1
             return logits
         if full:
             cache.length = cache.length.clamp(max=self.size - 1)  # what full rows hold will not be read again
-        logits = self.model(rows.latest[:, None], cache)[:, -1]
+        logits = self.step(rows.latest[:, None], cache)[:, -1]
         if full:
             windows, _ = rows.windows(self.size)
             logits[full] = self.model(windows[full])[:, -1].to(logits.dtype)  # compiled code answers in float32

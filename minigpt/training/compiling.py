@@ -1,4 +1,4 @@
-"""A callback that compiles the training step with `torch.compile`, where that gives the model's own gradients."""
+"""Callbacks for speed: faster modules on a CPU, and a step compiled with `torch.compile`."""
 
 import time
 from collections.abc import Callable
@@ -8,7 +8,17 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from minigpt.cpu.layers import optimize, order_gradients
 from minigpt.errors import note
+
+
+class OptimizeForCPU(Callback):
+    """Gives a network that trains on a CPU the modules of `minigpt.cpu`."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Replace them before the network is shared out over processes."""
+        if stage == "fit" and trainer.strategy.root_device.type == "cpu":
+            optimize(pl_module.network)
 
 
 class Compiling(Callback):
@@ -16,6 +26,7 @@ class Compiling(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Drop the code of an earlier training, which may have had another network or precision."""
+        order_gradients(pl_module.network)
         vars(pl_module).pop("loss", None)
         self._done = False
 

@@ -16,7 +16,7 @@ from minigpt.generation.engine import check_network
 from minigpt.models import describe
 from minigpt.training import resume
 from minigpt.training.callbacks import Baselines, Throughput, TrainMetrics
-from minigpt.training.compiling import Compiling
+from minigpt.training.compiling import Compiling, OptimizeForCPU
 from minigpt.training.datamodule import TextDataModule
 from minigpt.training.optim import OPTIMIZERS, Schedule, parameter_groups
 
@@ -179,8 +179,8 @@ class LitLanguageModel(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Return what every training takes: metrics, and what makes a resumed run end with the same bits."""
-        compiling = [Compiling()] if self.hparams.compile else []
-        return [*compiling, *resume.callbacks(self.trainer), TrainMetrics(), Throughput(), Baselines()]
+        speed = [OptimizeForCPU(), *([Compiling()] if self.hparams.compile else [])]
+        return [*speed, *resume.callbacks(self.trainer), TrainMetrics(), Throughput(), Baselines()]
 
     def setup(self, stage: str) -> None:
         """Learn from the data how many characters each token stands for, and hold the network to them.
