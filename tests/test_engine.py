@@ -97,7 +97,7 @@ def test_a_bigram_draws_what_the_plain_loop_draws(repetition_penalty):
 
 
 def test_a_bigram_with_many_ids_needs_no_table(monkeypatch):
-    monkeypatch.setattr("minigpt.generation.engine.LARGEST_TABLE", 20)
+    monkeypatch.setattr("minigpt.generation.table.LARGEST_TABLE", 20)
     torch.manual_seed(5)
     model = TinyGPT(30, 8)
     assert rows(generate_ids(model, [[3, 1]], 20, temperature=0.0)) == [plainly(model, [3, 1], 20, temperature=0.0)]

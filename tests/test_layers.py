@@ -2,18 +2,22 @@
 
 import copy
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning import Trainer
 from test_gpt import randomise
 from torch.nn import functional as F
 
+import minigpt
 from minigpt import GPT
 from minigpt.cpu import layers, optimize
 from minigpt.cpu.int8 import Int8Linear, quantize
 from minigpt.cpu.layers import GELU, Embedding, dropout
 from minigpt.models import describe
 from minigpt.models.stock import unknown_part
+from minigpt.training.compiling import Compiling, OptimizeForCPU
 
 PARTITIONED = "aot_eager_decomp_partition"  # the compiler's ways with random numbers, without its C++
 
@@ -200,6 +204,28 @@ def test_modules_that_may_compute_something_else_are_left_alone():
     kinds = [type(module) for module in model]
     optimize(model)
     assert [type(module) for module in model] == kinds
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("stage", ["fit", "validate"])
+def test_a_training_on_a_cpu_optimizes_its_network(device, stage):
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)))
+    module = SimpleNamespace(network=GPT(30, 16, 1, 2, 32))
+    OptimizeForCPU().setup(trainer, module, stage)
+    optimized = (device, stage) == ("cpu", "fit")
+    assert isinstance(module.network.blocks[0].attn, layers.Attention) == optimized
+    Compiling().setup(trainer, module, stage)  # on any device it needs the embedding whose gradient has one order
+    assert type(module.network.embed) is layers.Embedding
+    assert isinstance(module.network.dropout, layers.Dropout) == optimized
+
+
+def test_the_trainer_of_lightning_optimizes_a_network_of_ones_own(folder):
+    (folder / "text.txt").write_text("abcd " * 200, encoding="utf-8")
+    data = minigpt.TextDataModule("text.txt", block_size=8, batch_size=2)
+    network = torch.nn.Sequential(torch.nn.Embedding(5, 8), torch.nn.Dropout(0.1), torch.nn.Linear(8, 5))
+    trainer = Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, limit_val_batches=0)
+    trainer.fit(minigpt.LitLanguageModel(network), data)
+    assert [type(module) for module in network] == [layers.Embedding, layers.Dropout, torch.nn.Linear]
 
 
 def test_an_optimized_model_is_still_a_stock_one():

@@ -20,7 +20,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from minigpt.errors import MiniGPTError
 from minigpt.figures import figures, name_of
-from minigpt.generation.sampling import check_controls
+from minigpt.generation.sampling import SamplingParams
 from minigpt.generation.text import LanguageModel
 from minigpt.terminal import GAP, Bar, compact, on_one_line
 from minigpt.training.datamodule import TextDataModule
@@ -225,7 +225,7 @@ class Samples(Callback):
         top_p: float = 0.9,
         seed: int = 0,
     ):
-        check_controls(temperature, top_k, top_p)
+        SamplingParams(temperature, top_k, top_p)
         if every_n_steps < 0:
             raise MiniGPTError(f"samples.every_n_steps is {every_n_steps}. Give it 1 or more, or 0 for no samples.")
         if max_new_tokens < 0:

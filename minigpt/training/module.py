@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from minigpt.errors import MiniGPTError
 from minigpt.evaluation import TextMetrics
-from minigpt.generation.engine import check_network
+from minigpt.generation.contract import check_network
 from minigpt.models import describe
 from minigpt.training import resume
 from minigpt.training.callbacks import Baselines, Throughput, TrainMetrics
