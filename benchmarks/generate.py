@@ -27,9 +27,9 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from minigpt import GPT, TinyGPT
-from minigpt.generation.decoding import compile_decoding
+from minigpt.cpu.decoding import compile_decoding
 from minigpt.generation.engine import generate_ids
-from minigpt.runs import prepare
+from minigpt.runs import for_inference
 
 V = 65
 CONTROLS = {"temperature": 0.8, "top_k": 30, "top_p": 0.9}
@@ -101,7 +101,7 @@ def project(shape: tuple[int, ...], compiled: bool, precision: str) -> tuple[Con
     block, n_layer, n_head, n_embd = shape
     torch.manual_seed(0)
     model = GPT(V, block, n_layer, n_head, n_embd)
-    prepare(model, precision=precision)
+    for_inference(model, precision=precision)
     started = time.perf_counter()
     if compiled:
         compile_decoding(model)

@@ -141,7 +141,7 @@ def generate(args: list[str]) -> int:
     announce("torch")
 
     from minigpt import runs
-    from minigpt.generation.decoding import compile_decoding
+    from minigpt.cpu.decoding import compile_decoding
 
     file, _, lm = runs.open_checkpoint(asked.ckpt_path, asked.device, asked.precision, asked.allow_code)
     prompt = (sys.stdin.read() if sys.stdin else "") if asked.prompt == "-" else asked.prompt

@@ -63,14 +63,14 @@ def surprisal(model: nn.Module, ids: Sequence[int], first: int = 1) -> torch.Ten
     return F.cross_entropy(logits, torch.as_tensor(ids[first:]), reduction="none") / math.log(2)
 
 
-def next_probabilities(model: nn.Module, ids: Sequence[int], **controls: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """The probabilities `(V,)` of the id after `ids`: the model's own, and what the controls of `filter_logits` leave.
+def next_probabilities(model: nn.Module, ids: Sequence[int], **sampling: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The probabilities `(V,)` of the id after `ids`: the model's own, and what `filter_logits` leaves.
 
     Raises:
-        MiniGPTError: A control is outside its range.
+        MiniGPTError: A sampling parameter is outside its range.
     """
     logits = next_logits(model, ids, len(ids))
-    left = filter_logits(logits, **controls, generated=torch.as_tensor(ids)[None])
+    left = filter_logits(logits, **sampling, generated=torch.as_tensor(ids)[None])
     return logits[0].softmax(-1), left[0].softmax(-1)
 
 

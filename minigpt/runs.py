@@ -20,14 +20,13 @@ from torch import nn
 
 import minigpt
 from minigpt.command_line import command, first_training
+from minigpt.cpu.int8 import quantize_checked
 from minigpt.data import tokenizers
 from minigpt.data.corpus import NAMES, Corpus
 from minigpt.data.tokens import Tokens, tokenize
 from minigpt.errors import MiniGPTError, check_choice, needs, writing
-from minigpt.generation.checks import quantize_checked
 from minigpt.generation.text import LanguageModel
 from minigpt.models import NETWORKS, build_network
-from minigpt.models.layers import lay_out
 
 ROOT = "lightning_logs"
 EXPORTED = "minigpt.json"  # beside model.safetensors, in a folder that `minigpt export` wrote
@@ -188,7 +187,7 @@ def language_model(
         raise
     except Exception as error:  # what was altered can be wrong in any way
         raise MiniGPTError("The checkpoint is damaged: what it says does not fit together. Name another.") from error
-    prepare(model, device, precision)
+    for_inference(model, device, precision)
     return LanguageModel(model, tokenizer)
 
 
@@ -202,12 +201,11 @@ def _load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
         ) from error
 
 
-def prepare(model: nn.Module, device: str | torch.device = "cpu", precision: str = "32") -> None:
-    """Put a model that learns no more, in place, where and in what it generates; arguments as in `load`."""
+def for_inference(model: nn.Module, device: str | torch.device = "cpu", precision: str = "32") -> None:
+    """Move a model to its device and precision for inference, in place; arguments as in `load`."""
     model.to(device, PRECISIONS[precision]).eval()
     if precision == "int8":
         quantize_checked(model)
-    lay_out(model)
 
 
 def _check_sizes(description: dict, weights: dict[str, torch.Tensor], vocab_size: int) -> None:

@@ -10,17 +10,19 @@ from torch import nn
 from torch.nn import functional as F
 
 from minigpt import GPT, MiniGPTError, TinyGPT, generate
+from minigpt.cpu import int8
+from minigpt.cpu.decoding import CompiledDecoder, compile_decoding
 from minigpt.export.gguf import files as gguf_files
 from minigpt.export.hugging_face import to_hugging_face
 from minigpt.generation import checks
-from minigpt.generation.checks import usable_paths
-from minigpt.generation.decoding import CompiledDecoder, compile_decoding
+from minigpt.generation.checks import compiled_step, usable_paths
 from minigpt.generation.engine import generate_ids
 from minigpt.generation.text import LanguageModel
 from minigpt.introspection import attention, is_bigram
-from minigpt.models import gpt, layers, summary
+from minigpt.models import gpt, summary
 from minigpt.models.gpt import Block
-from minigpt.runs import prepare
+from minigpt.models.presets import CHOICES, PRESETS
+from minigpt.runs import for_inference
 
 BLOCK = 48
 
@@ -140,10 +142,10 @@ def test_the_noise_of_bfloat16_would_hide_a_running_mean(monkeypatch):
 
 
 @pytest.mark.parametrize("precision", ["32", "bf16", "int8"])
-@pytest.mark.parametrize("preset", gpt.PRESETS)
+@pytest.mark.parametrize("preset", PRESETS)
 def test_stock_models_keep_their_cache_in_every_precision_fresh_or_not(preset, precision, capfd):
     for model in (lively(preset, BLOCK, ngrams=50), GPT(30, BLOCK, 2, 4, 32, preset).eval()):
-        prepare(model, precision=precision)
+        for_inference(model, precision=precision)
         assert usable_paths(model, BLOCK) == {"cache"}
     assert capfd.readouterr().err == ""
 
@@ -158,7 +160,7 @@ def test_a_forward_hook_is_not_run_by_a_check_and_drops_every_faster_path(capfd)
     compile_decoding(model)
     handle = model.blocks[1].mlp.register_forward_hook(late)
     assert_plain_text(model)
-    assert model.compiled is None
+    assert compiled_step(model) is None
     assert max(seen) == BLOCK
     assert "blocks.1.mlp has a forward hook" in capfd.readouterr().err
     with pytest.raises(MiniGPTError, match=r"the forward hook of blocks\.1\.mlp"):
@@ -169,8 +171,8 @@ def test_a_forward_hook_is_not_run_by_a_check_and_drops_every_faster_path(capfd)
 
 def with_silu(monkeypatch) -> GPT:
     """A GPT as after adding an MLP kind in models/gpt.py alone."""
-    monkeypatch.setitem(gpt.CHOICES, "mlp", (*gpt.CHOICES["mlp"], "silu"))
-    monkeypatch.setitem(gpt.ACTIVATIONS, "silu", F.silu)
+    monkeypatch.setitem(CHOICES, "mlp", (*CHOICES["mlp"], "silu"))
+    monkeypatch.setitem(gpt.ACTIVATIONS, "silu", nn.SiLU)
     return lively("gpt2", BLOCK, mlp="silu")
 
 
@@ -194,9 +196,9 @@ def test_the_compiled_gelu_is_far_from_silu_and_within_rounding_of_its_own(monke
     for of_weights, plain, least, most in ((stock, stock(ids), 0.0, 1e-5), (model, model(ids), 0.1, math.inf)):
         stepped = copy.deepcopy(stock)
         stepped.load_state_dict(of_weights.state_dict())
-        stepped.compiled = CompiledDecoder(stepped)
+        step = CompiledDecoder(stepped)
         cache = stepped.new_cache(2)
-        logits = torch.cat([stepped(ids[:, n : n + 1], cache) for n in range(BLOCK)], dim=1)
+        logits = torch.cat([step(ids[:, n : n + 1], cache) for n in range(BLOCK)], dim=1)
         assert least <= (logits - plain).abs().max() / plain.std() <= most
 
 
@@ -216,7 +218,7 @@ def test_a_change_that_no_name_shows_is_found_in_the_logits_of_the_compiled_code
     monkeypatch.setattr(Block, "forward", lambda self, x, rope, cache: 1.01 * forward(self, x, rope, cache))
     with pytest.raises(MiniGPTError, match="without the compiled step of this model: its logits differ by"):
         compile_decoding(model)
-    assert model.compiled is None
+    assert compiled_step(model) is None
     assert_plain_text(model)
     monkeypatch.undo()
     compile_decoding(model)
@@ -230,12 +232,14 @@ CHANGES = {
     "a module more": lambda model: model.blocks[1].add_module("gate", nn.Linear(32, 32)),
     "a wider MLP": lambda model: setattr(model.blocks[1], "mlp", gpt.MLP(64, 0.0, model.settings)),
     "an adapter": lambda model: setattr(model.blocks[0].attn, "proj", Adapter(32, 32)),
+    "another activation": lambda model: setattr(model.blocks[1].mlp, "activation", nn.SiLU()),
+    "another GELU": lambda model: setattr(model.blocks[1].mlp, "activation", nn.GELU()),
     "another order": lambda model: setattr(model, "blocks", nn.ModuleList(reversed(model.blocks))),
     "a replaced forward": lambda model: setattr(model.blocks[0].mlp, "forward", lambda x: x),
 }
 
 
-class Adapter(layers.Linear):
+class Adapter(nn.Linear):
     """A linear layer that adds something to what its weights give."""
 
     def forward(self, x):
@@ -253,22 +257,20 @@ def test_parts_and_shapes_of_another_kind_are_refused(change):
 CHANGES_OF_WEIGHTS = {
     "in place": lambda model: model.lm_head.weight.detach().mul_(-1),
     "through data": lambda model: model.lm_head.weight.data.mul_(-1),
-    "loaded": lambda model: model.load_state_dict(lively("llama", BLOCK, n_embd=512).state_dict()),
+    "loaded": lambda model: model.load_state_dict(lively("modern", BLOCK, mlp="swiglu", softcap=0.0).state_dict()),
     "a setting": lambda model: setattr(model, "softcap", 0.5),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES_OF_WEIGHTS.values(), ids=CHANGES_OF_WEIGHTS)
-def test_copies_of_weights_are_given_up_when_the_weights_change(change):
-    model = lively("llama", BLOCK, n_embd=512)  # large enough for panels
-    layers.lay_out(model)
+def test_the_compiled_step_is_given_up_when_the_weights_change(change):
+    model = lively("llama", BLOCK)
     compile_decoding(model)
     list(generate_ids(model, [[1, 2, 3]], 5, temperature=0.0))
-    assert model.compiled is not None
-    assert model.blocks[0].attn.qkv.kept is not None
+    assert compiled_step(model) is not None
     change(model)
     drawn = rows(generate_ids(model, [[1, 2, 3]], 9, temperature=0.0))
-    assert model.compiled is None
+    assert compiled_step(model) is None
     with torch.no_grad():
         assert drawn == [plainly(copy.deepcopy(model), [1, 2, 3], 9, temperature=0.0)]
 
@@ -328,9 +330,9 @@ def test_int8_is_not_put_where_a_layer_computes_something_else(capfd):
     model = lively(block_size=BLOCK)
     model.blocks[0].attn.proj = Adapter(32, 32)
     plain = copy.deepcopy(model)
-    prepare(model, precision="int8")
+    for_inference(model, precision="int8")
     assert type(model.blocks[0].attn.proj) is Adapter  # it keeps its own weights and its forward
-    assert type(model.blocks[0].attn.qkv) is layers.Int8Linear
+    assert type(model.blocks[0].attn.qkv) is int8.Int8Linear
     assert_plain_text(model)
 
     class Functional(GPT):
@@ -339,7 +341,7 @@ def test_int8_is_not_put_where_a_layer_computes_something_else(capfd):
 
     model = Functional(**plain.config).eval()
     before = copy.deepcopy(model)
-    prepare(model, precision="int8")
+    for_inference(model, precision="int8")
     ids = checks.random_ids(model, BLOCK)
     torch.testing.assert_close(model(ids), before(ids))
     assert "The weights of this Functional stay in float32: in 8 bits its logits differ" in capfd.readouterr().err
@@ -349,11 +351,11 @@ def test_int8_is_not_put_where_a_layer_computes_something_else(capfd):
 def test_an_int8_kernel_that_computes_something_else_is_not_used(monkeypatch, capfd):
     model = lively(block_size=BLOCK)
     monkeypatch.setattr(torch, "_weight_int8pack_mm", lambda x, weight, scale: x @ weight.to(x.dtype).mT)
-    prepare(model, precision="int8")
+    for_inference(model, precision="int8")
     assert "kernel for 8 bits is not used" in capfd.readouterr().err
     wide = copy.deepcopy(model)
     monkeypatch.undo()
-    assert all(layer.exact for layer in wide.modules() if isinstance(layer, layers.Int8Linear))
+    assert all(layer.exact for layer in wide.modules() if isinstance(layer, int8.Int8Linear))
 
 
 def test_a_check_leaves_the_model_and_the_draws_as_they_were():
@@ -379,8 +381,8 @@ def test_a_model_that_cannot_be_copied_is_generated_from_by_its_plain_forward(ca
 def test_an_attention_map_of_a_layer_that_was_changed_is_not_shown(monkeypatch):
     model = lively(block_size=BLOCK)
     assert attention(model, [1, 2, 3]).shape == (3, 4, 3, 3)
-    attend = gpt._attend
-    monkeypatch.setattr(gpt, "_attend", lambda q, k, v, mask, p: attend(2 * q, k, v, mask, p))
+    attend = gpt.Attention.attend
+    monkeypatch.setattr(gpt.Attention, "attend", lambda self, q, k, v, mask: attend(self, 2 * q, k, v, mask))
     with pytest.raises(MiniGPTError, match="attention of layer 1 cannot be shown"):
         attention(model, [1, 2, 3])
 
@@ -428,6 +430,6 @@ def test_a_forward_that_returns_something_else_is_named_with_the_rule(kind, mess
 
 
 def test_a_window_longer_than_the_block_is_named():
-    for preset in gpt.PRESETS:
+    for preset in PRESETS:
         with pytest.raises(MiniGPTError, match="has 17 ids, and this model's block_size is 16"):
             lively(preset)(torch.zeros(1, 17, dtype=torch.int64))

@@ -7,12 +7,14 @@ import torch
 from test_engine import disturbed, lively, plainly, rows
 
 from minigpt import GPT, MiniGPTError, TinyGPT
-from minigpt.generation import decoding
-from minigpt.generation.decoding import compile_decoding
+from minigpt.cpu import decoding
+from minigpt.cpu.decoding import compile_decoding
+from minigpt.cpu.int8 import Int8Linear, quantize
+from minigpt.generation import checks
+from minigpt.generation.checks import CompiledStep, compiled_step, usable_paths
 from minigpt.generation.engine import generate_ids
-from minigpt.models.gpt import KVCache
-from minigpt.models.layers import Int8Linear, lay_out, quantize
-from minigpt.runs import prepare
+from minigpt.models.kv_cache import KVCache
+from minigpt.runs import for_inference
 
 BLOCK = 37  # no whole number of vectors
 MODELS = {
@@ -34,6 +36,12 @@ def made(vocab_size: int = 30, block_size: int = BLOCK, n_head: int = 4, n_embd:
     return disturbed(GPT(vocab_size, block_size, 3, n_head, n_embd, **settings))
 
 
+def compiled(model: GPT) -> CompiledStep:
+    """The compiled step of a model, which gives the logits of one id a row."""
+    compile_decoding(model)
+    return compiled_step(model)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def compiler():
     try:
@@ -44,18 +52,15 @@ def compiler():
 
 @pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("n_rows", [1, 2, 13])  # of which 8, 4 and 1 go together
-@pytest.mark.parametrize("laid_out", [False, True])
 @torch.no_grad()
-def test_the_compiled_step_gives_the_plain_logits_at_every_position(settings, n_rows, laid_out):
+def test_the_compiled_step_gives_the_plain_logits_at_every_position(settings, n_rows):
     torch.manual_seed(0)
     model = made(**settings)
     idx = torch.randint(30, (model.block_size, n_rows), generator=torch.Generator().manual_seed(2)).T  # not contiguous
     whole = model(idx)
-    if laid_out:
-        lay_out(model)
-    compile_decoding(model)
+    step = compiled(model)
     cache = KVCache(model, n_rows)
-    pieces = [model(idx[:, :3], cache)] + [model(idx[:, t : t + 1], cache) for t in range(3, model.block_size)]
+    pieces = [model(idx[:, :3], cache)] + [step(idx[:, t : t + 1], cache) for t in range(3, model.block_size)]
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-4, atol=1e-4 * whole.abs().max().item())
 
 
@@ -67,16 +72,15 @@ def test_bfloat16_is_nearer_to_its_float32_than_pytorchs(settings, n_rows):
     model = made(**settings).bfloat16()
     idx = torch.randint(30, (n_rows, model.block_size), generator=torch.Generator().manual_seed(2))
     whole = copy.deepcopy(model).float()(idx)
-    compiled = copy.deepcopy(model)
-    compile_decoding(compiled)
 
-    def away(model):
+    def away(step):
         cache = KVCache(model, n_rows)
-        logits = torch.cat([model(idx[:, t : t + 1], cache) for t in range(model.block_size)], dim=1)
+        logits = torch.cat([step(idx[:, t : t + 1], cache) for t in range(model.block_size)], dim=1)
         return (logits - whole).square().mean().sqrt()
 
-    assert away(compiled) < away(model)
-    assert away(compiled) < 0.03 * whole.square().mean().sqrt()
+    step = compiled(model)
+    assert away(step) < away(model)
+    assert away(step) < 0.03 * whole.square().mean().sqrt()
 
 
 def multiplied_out(model: GPT) -> GPT:
@@ -99,18 +103,17 @@ def test_in_int8_the_compiled_step_rounds_weights_and_nothing_else(settings, n_r
     whole = multiplied_out(model)(idx)
     assert not torch.allclose(whole, model(idx), rtol=1e-3, atol=1e-3)
     quantize(model)
-    compile_decoding(model)
+    step = compiled(model)
     cache = KVCache(model, n_rows)
-    logits = torch.cat([model(idx[:, t : t + 1], cache) for t in range(model.block_size)], dim=1)
+    logits = torch.cat([step(idx[:, t : t + 1], cache) for t in range(model.block_size)], dim=1)
     torch.testing.assert_close(logits, whole, rtol=1e-4, atol=1e-4 * whole.abs().max().item())
 
 
 @pytest.mark.parametrize("precision", ["32", "int8"])
 def test_tables_are_not_held_twice(precision):
     model = lively("modern", ngrams=50)
-    prepare(model, precision=precision)
-    compile_decoding(model)
-    held = {tensor.data_ptr() for tensor in model.compiled._kept}
+    for_inference(model, precision=precision)
+    held = {tensor.data_ptr() for tensor in compiled(model)._kept}
     assert {model.embed.weight.data_ptr(), model.ngrams[0].weight.data_ptr()} <= held
 
 
@@ -123,14 +126,13 @@ def test_older_processors_compute_the_same(monkeypatch, simdlen, march):
         model = made(**MODELS["odd sizes"])
         idx = torch.randint(30, (9, 6), generator=torch.Generator().manual_seed(2))
         whole = (multiplied_out(model) if precision == "int8" else model)(idx)
-        prepare(model, precision=precision)
-        native = copy.deepcopy(model)
-        compile_decoding(native)
+        for_inference(model, precision=precision)
+        native = compiled(model)
         with torch._inductor.config.patch({"cpp.simdlen": simdlen}):
-            compile_decoding(model)
-        assert model.compiled.columns < native.compiled.columns or native.compiled.columns < 32
+            step = compiled(model)
+        assert step.columns < native.columns or native.columns < 32
         cache = KVCache(model, 9)
-        logits = torch.cat([model(idx[:, t : t + 1], cache) for t in range(6)], dim=1)
+        logits = torch.cat([step(idx[:, t : t + 1], cache) for t in range(6)], dim=1)
         torch.testing.assert_close(logits, whole, rtol=tolerance, atol=tolerance * whole.abs().max().item())
 
 
@@ -150,10 +152,10 @@ def test_compiled_models_give_the_plain_texts_each_its_own_also_past_the_block()
         assert expected[0] != expected[1]
         for model in models:
             compile_decoding(model)
-            assert model.compiled is not None
+            assert compiled_step(model) is not None
         assert [drawn(model) for model in models] == expected
         for model in models:
-            model.compiled = None
+            del checks._compiled[model]
 
 
 @torch.no_grad()
@@ -161,19 +163,19 @@ def test_the_compiled_step_goes_on_after_a_cache_has_forgotten():
     model = lively("llama", ngrams=50)
     idx = torch.randint(30, (2, 12), generator=torch.Generator().manual_seed(3))
     expected = model(idx[:, :7])[:, -1]
-    compile_decoding(model)
+    step = compiled(model)
     cache = KVCache(model, 2)
     model(idx[:, :6], cache)
     for _ in range(3):
-        model(torch.zeros(2, 1, dtype=torch.int64), cache)  # a guess that was wrong
+        step(torch.zeros(2, 1, dtype=torch.int64), cache)  # a guess that was wrong
     cache.length -= 3
-    torch.testing.assert_close(model(idx[:, 6:7], cache)[:, 0], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(step(idx[:, 6:7], cache)[:, 0], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_rounded_rows_of_unequal_length_go_past_the_block(precision):
     model = lively("modern")
-    prepare(model, precision=precision)
+    for_inference(model, precision=precision)
     compile_decoding(model)
     assert torch.tensor(rows(generate_ids(model, [[1], [2, 3, 4]], 20, temperature=0.0))).shape == (2, 20)
 
@@ -184,29 +186,30 @@ def test_predictions_that_are_no_numbers_stay_none(name, precision):
     model = lively("modern")
     with torch.no_grad():
         model.get_parameter(name).fill_(math.nan)
-    prepare(model, precision=precision)
-    compile_decoding(model)
+    for_inference(model, precision=precision)
+    step = compiled(model)
     cache = KVCache(model, 1)
-    assert model(torch.tensor([[1]]), cache).isnan().all()
+    assert step(torch.tensor([[1]]), cache).isnan().all()
 
 
 def test_an_id_outside_the_vocabulary_or_the_block_is_refused():
     model = lively()
-    compile_decoding(model)
+    step = compiled(model)
     cache = KVCache(model, 2)
     for wrong in (30, -1):
         with pytest.raises(IndexError):
-            model(torch.tensor([[1], [wrong]]), cache)
+            step(torch.tensor([[1], [wrong]]), cache)
     cache = KVCache(model, 1)
     cache.length += 16
     with pytest.raises(IndexError):
-        model(torch.tensor([[1]]), cache)
+        step(torch.tensor([[1]]), cache)
 
 
 def test_a_model_that_is_cast_is_compiled_no_more():
     model = lively()
     compile_decoding(model)
-    assert model.bfloat16().compiled is None
+    usable_paths(model.bfloat16(), 5)
+    assert compiled_step(model) is None
     model = lively()
     quantize(model)
     with pytest.raises(MiniGPTError, match="float32, bfloat16 or int8"):
@@ -226,5 +229,5 @@ def test_a_model_that_cannot_be_compiled_is_left_as_it_was(monkeypatch):
     model = lively()
     with pytest.raises(MiniGPTError, match="cannot be compiled here"):
         compile_decoding(model)
-    assert model.compiled is None
+    assert compiled_step(model) is None
     assert rows(generate_ids(model, [[1]], 5, temperature=0.0)) == [plainly(model, [1], 5, temperature=0.0)]

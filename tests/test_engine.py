@@ -1,4 +1,3 @@
-import copy
 import math
 
 import pytest
@@ -7,8 +6,8 @@ import torch
 from minigpt import GPT, MiniGPTError, TinyGPT
 from minigpt.generation.engine import generate_ids
 from minigpt.generation.sampling import filter_logits, sample
-from minigpt.models.gpt import PRESETS, KVCache
-from minigpt.models.layers import Linear, lay_out
+from minigpt.models.kv_cache import KVCache
+from minigpt.models.presets import PRESETS
 
 SHAPES = {"plain": {}, "grouped": {"n_kv_head": 2}}
 
@@ -98,7 +97,7 @@ def test_a_bigram_draws_what_the_plain_loop_draws(repetition_penalty):
 
 
 def test_a_bigram_with_many_ids_needs_no_table(monkeypatch):
-    monkeypatch.setattr("minigpt.generation.engine.LARGEST_TABLE", 20)
+    monkeypatch.setattr("minigpt.generation.table.LARGEST_TABLE", 20)
     torch.manual_seed(5)
     model = TinyGPT(30, 8)
     assert rows(generate_ids(model, [[3, 1]], 20, temperature=0.0)) == [plainly(model, [3, 1], 20, temperature=0.0)]
@@ -110,45 +109,6 @@ def test_predictions_that_are_no_numbers_are_named():
         model.embed.weight.fill_(math.nan)
     with pytest.raises(MiniGPTError, match="training diverged"):
         next(generate_ids(model, [[1]], 5))
-
-
-@pytest.mark.parametrize("shape", [(384, 512), (512, 384), (400, 400)])
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("laid_out", [True, False])
-@torch.no_grad()
-def test_a_linear_layer_gives_few_rows_what_it_gives_many(shape, bias, laid_out):
-    torch.manual_seed(6)
-    layer = Linear(*shape, bias=bias)
-    x = torch.randn(2, 20, shape[0])
-    expected = torch.nn.functional.linear(x, layer.weight, layer.bias)
-    state = {name: value.clone() for name, value in layer.state_dict().items()}
-    if laid_out:
-        lay_out(layer)
-    for some in (slice(None), slice(1), slice(4, 12)):  # 40, 2 and 16 rows
-        torch.testing.assert_close(layer(x[:, some]), expected[:, some])
-    assert (layer.kept is not None) == laid_out
-    torch.testing.assert_close(layer(x[:1, :1]), expected[:1, :1])
-    for vectors in (x[0, 0], x[0, :5], x[:, None, :3], x[:0]):  # as one who looks inside may ask
-        torch.testing.assert_close(layer(vectors), torch.nn.functional.linear(vectors, layer.weight, layer.bias))
-    assert all(torch.equal(value, state[name]) for name, value in layer.state_dict().items())
-
-
-@pytest.mark.parametrize("shape", [(384, 512), (512, 384)])
-@torch.no_grad()
-def test_a_layer_laid_out_answers_with_the_weights_it_has_now(shape):
-    torch.manual_seed(6)
-    layer, other = Linear(*shape, bias=False), Linear(*shape, bias=False)
-    lay_out(layer)
-    x = torch.randn(1, 1, shape[0])
-    copied, assigned = copy.deepcopy(layer), copy.deepcopy(layer)
-    copied.weight.mul_(2)
-    torch.testing.assert_close(copied(x), 2 * layer(x))
-    assigned.load_state_dict(other.state_dict(), assign=True)
-    torch.testing.assert_close(assigned(x), other(x))
-    layer.load_state_dict(other.state_dict())
-    torch.testing.assert_close(layer(x), other(x))
-    torch.testing.assert_close(layer.double()(x.double()).float(), other(x))
-    assert layer.kept is None  # a cast weight is not kept in its old form
 
 
 def test_what_a_hook_or_a_model_keeps_of_a_step_can_be_trained_on():

@@ -8,7 +8,7 @@ import pytest
 
 from minigpt import GPT, MiniGPTError, TextDataModule, TinyGPT
 from minigpt.errors import check_choice, check_number
-from minigpt.generation.sampling import check_controls
+from minigpt.generation.sampling import SamplingParams
 from minigpt.training.optim import Schedule, parameter_groups
 
 WRONG = [math.nan, math.inf, -math.inf, True, "8", None, [8], 8j, np.array([1, 2]), object()]
@@ -76,8 +76,8 @@ def test_the_nearest_choice_is_named():
         (lambda: TextDataModule(max_val_tokens=0.5), r"data\.max_val_tokens"),
         (lambda: TextDataModule(in_memory_mb=math.nan), r"data\.in_memory_mb"),
         (lambda: TextDataModule(tokenizer=["char"]).tokens, r"data\.tokenizer"),
-        (lambda: check_controls(temperature="hot"), "temperature"), (lambda: check_controls(top_k=2.5), "top_k"),
-        (lambda: check_controls(top_p="0.9"), "top_p"), (lambda: check_controls(min_p=True), "min_p"),
+        (lambda: SamplingParams(temperature="hot"), "temperature"), (lambda: SamplingParams(top_k=2.5), "top_k"),
+        (lambda: SamplingParams(top_p="0.9"), "top_p"), (lambda: SamplingParams(min_p=True), "min_p"),
         (lambda: parameter_groups(TinyGPT(9), None, 1e-3, 1e-3, 0.0), r"model\.optimizer"),
         (lambda: Schedule("cosine", "3", 10, 0.1, 0.4), r"model\.warmup_steps"),
         (lambda: Schedule("wsd", 3, 10, 0.1, None), r"model\.cooldown"),

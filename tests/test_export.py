@@ -10,7 +10,6 @@ import minigpt
 from minigpt import GPT, BPETokenizer, CharTokenizer, LanguageModel, MiniGPTError, TinyGPT
 from minigpt.data import tokenizers
 from minigpt.export import files_of
-from minigpt.models.layers import lay_out
 
 NANO = [
     "--model.network.n_layer",
@@ -156,7 +155,6 @@ def test_onnxruntime_gives_the_logits_of_every_model(settings):
     pytest.importorskip("onnxscript")
     tokenizer = CharTokenizer.from_text(TEXT)
     lm = characters() if settings is None else untrained(tokenizer, **settings)
-    lay_out(lm.model)
     with torch.no_grad():
         lm.model(torch.zeros(1, 1, dtype=torch.int64))  # a model that has written something can be exported
         files = files_of("onnx", {}, lm)

@@ -10,7 +10,8 @@ from minigpt.data.tokenizers import BPETokenizer, CharTokenizer, Tokenizer, byte
 from minigpt.errors import MiniGPTError, needs
 from minigpt.export.hugging_face import llama
 from minigpt.generation.text import LanguageModel
-from minigpt.models.gpt import GPT, PRESETS
+from minigpt.models.gpt import GPT
+from minigpt.models.presets import PRESETS
 from minigpt.models.stock import unknown_part
 
 # Llama's switches, without those that change only how a model is trained or stored.

@@ -8,7 +8,9 @@ from minigpt.data.tokenizers import BPETokenizer, CharTokenizer, Tokenizer
 from minigpt.errors import MiniGPTError
 from minigpt.export.safetensors import as_json, as_safetensors
 from minigpt.generation.text import LanguageModel
-from minigpt.models.gpt import GPT, NORM_EPS, PRESETS, ROPE_BASE, mlp_width
+from minigpt.models.gpt import GPT, mlp_width
+from minigpt.models.presets import NORM_EPS, PRESETS
+from minigpt.models.rope import ROPE_BASE
 from minigpt.models.stock import unknown_part
 
 

@@ -15,7 +15,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -23,8 +23,6 @@ from torch import nn
 
 from minigpt.errors import note
 from minigpt.models import HasCache, HasContext, device_of, has_cache, has_context
-from minigpt.models.gpt import GPT
-from minigpt.models.layers import Int8Linear, forget_panels, quantize
 from minigpt.models.stock import hooked
 
 TOLERANCE = 1e-4  # of the spread of the logits; in float32 a cache differs by 1e-6, a 0.1 % running mean by 1e-3
@@ -45,7 +43,14 @@ class Verdict(NamedTuple):
     refused: dict[str, str]  # path to reason
 
 
+class CompiledStep(Protocol):
+    """A network's `forward(idx, cache)` for one id a row, in compiled code made of its weights."""
+
+    def __call__(self, idx: torch.Tensor, cache: Any) -> torch.Tensor: ...
+
+
 _verdicts: "WeakKeyDictionary[nn.Module, Verdict]" = WeakKeyDictionary()
+_compiled: "WeakKeyDictionary[nn.Module, tuple[tuple, CompiledStep]]" = WeakKeyDictionary()  # and the state it is of
 _noted: "WeakKeyDictionary[nn.Module, set[str]]" = WeakKeyDictionary()
 
 
@@ -54,7 +59,7 @@ def usable_paths(model: nn.Module, length: int) -> set[str]:
 
     - `context`: the model has a `context_size`; a window of that many ids gives the logits of a longer one.
     - `cache`: the model has `new_cache(batch_size)`; see `GPT.new_cache`.
-    - `compiled`: a GPT has a `compiled` step, made of its present weights and checked by `compile_decoding`.
+    - `compiled`: the model has a compiled step of its present weights; see `cpu.decoding.compile_decoding`.
 
     A model is checked once for its present weights, modules and hooks, and again when one of them has changed.
 
@@ -66,19 +71,27 @@ def usable_paths(model: nn.Module, length: int) -> set[str]:
     if not claims:
         return set()
     state, length = state_of(model), min(length, block_size_of(model, LONGEST))
-    if isinstance(model, GPT) and model.compiled is not None and model.compiled.state != state:
-        model.compiled = None
+    if model in _compiled and _compiled[model][0] != state:
+        del _compiled[model]
         _tell(model, "compiled", "the model has changed since it was compiled")
     known = _verdicts.get(model)
     if known is None or known.state != state or known.length < length:
-        forget_panels(model)
         refused = _check(model, claims, length)
         _verdicts[model] = Verdict(state, length, refused)
         for path, reason in refused.items():
             _tell(model, path, reason)
     usable = claims - _verdicts[model].refused.keys()
-    compiled = isinstance(model, GPT) and model.compiled is not None
-    return usable | {"compiled"} if "cache" in usable and compiled else usable
+    return usable | {"compiled"} if "cache" in usable and model in _compiled else usable
+
+
+def use_compiled_step(model: nn.Module, step: CompiledStep) -> None:
+    """Have generation use compiled code of a model until the model changes."""
+    _compiled[model] = state_of(model), step
+
+
+def compiled_step(model: nn.Module) -> CompiledStep | None:
+    """Return the compiled code of a model, if it has some."""
+    return _compiled[model][1] if model in _compiled else None
 
 
 def block_size_of(model: nn.Module, default: int) -> int:
@@ -169,8 +182,8 @@ def exact_copy(model: Network) -> Network:
         if not parameter.any():
             parameter.copy_(NOISE * torch.randn(parameter.shape, generator=generator))
     for module in exact.modules():
-        if isinstance(module, Int8Linear):
-            module.exact = True
+        if hasattr(type(module), "exact"):  # a layer whose kernel rounds, such as `cpu.int8.Int8Linear`
+            setattr(module, "exact", True)  # noqa: B010  (mypy takes attributes of modules for tensors)
     return exact
 
 
@@ -200,8 +213,23 @@ def context_differs(model: HasContext, ids: torch.Tensor, plain: torch.Tensor) -
     return differs(model(windows)[:, -1], plain[:, windows.shape[1] - 1 :].flatten(0, 1))
 
 
-def cache_differs(model: HasCache, ids: torch.Tensor, plain: torch.Tensor, tolerance: float = TOLERANCE) -> str | None:
-    """Compare the logits with a cache: all ids but the last few at once, then one by one, in rows of unequal length."""
+def cache_differs(
+    model: HasCache,
+    ids: torch.Tensor,
+    plain: torch.Tensor,
+    tolerance: float = TOLERANCE,
+    step: CompiledStep | None = None,
+) -> str | None:
+    """Compare the logits with a cache: all ids but the last few at once, then one by one, in rows of unequal length.
+
+    Args:
+        model: The model.
+        ids: `(2, T)` ids.
+        plain: The logits of its plain forward for these ids.
+        tolerance: The share of their spread by which logits may differ.
+        step: What computes the logits of one id a row; the model if None.
+    """
+    step = model if step is None else step
     length = ids.shape[1]
     first = max(1, length - ONE_BY_ONE)
     second = max(1, first // 2)  # the length of the second row, which is padded as generation pads it
@@ -215,48 +243,10 @@ def cache_differs(model: HasCache, ids: torch.Tensor, plain: torch.Tensor, toler
         return said
     ends = [first, second]
     cache.length = torch.tensor(ends, device=ids.device)
-    for step in range(length - first):
-        places = [end + step for end in ends]
+    for n in range(length - first):
+        places = [end + n for end in ends]
         new = torch.stack([row[place] for row, place in zip(ids, places, strict=True)])[:, None]
         expected = torch.stack([row[place] for row, place in zip(plain, places, strict=True)])
-        if said := differs(model(new, cache)[:, -1], expected, tolerance):
+        if said := differs(step(new, cache)[:, -1], expected, tolerance):
             return said
     return None
-
-
-@torch.no_grad()
-def quantize_checked(model: nn.Module) -> None:
-    """Put the weights of linear layers into 8 bits, in place, if the model then computes with them what it says.
-
-    The model is held to a copy in float32 whose weights are the rounded ones, and PyTorch's kernel for 8 bits to the
-    same weights widened. Where either differs, the slower way is taken, with a note.
-    """
-    name = type(model).__name__
-    with in_float32(model):
-        try:
-            rounded, widened = exact_copy(model), exact_copy(model)
-            quantize(rounded)
-            for path, layer in rounded.named_modules():
-                if isinstance(layer, Int8Linear):
-                    layer.exact = True
-                    weight = layer.weight.float() * layer.scale.float()[:, None]
-                    widened.get_submodule(path).weight = nn.Parameter(weight, requires_grad=False)
-            ids = random_ids(widened, block_size_of(model, LONGEST))
-            reason = differs(rounded(ids), widened(ids))
-        except Exception as error:  # of any model
-            reason = f"it fails ({one_line(error)})"
-        if hook := hooked(model):
-            reason = f"{hook} has a forward hook"
-        if reason:
-            note(f"The weights of this {name} stay in float32: in 8 bits {reason}.")
-            return
-        quantize(model)
-        layers = [layer for layer in model.modules() if isinstance(layer, Int8Linear)]
-        plain = model.train(False)(ids)
-        for layer in layers:
-            layer.exact = True
-        if not differs(plain, model(ids), ROUNDED):
-            for layer in layers:
-                layer.exact = False
-        else:
-            note(f"PyTorch's kernel for 8 bits is not used for this {name}: its logits are not those of the weights.")

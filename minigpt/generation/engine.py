@@ -1,34 +1,28 @@
-"""From ids to ids, one at a time for each row of a batch. Knows nothing of text.
+"""The loop of generation, from ids to ids: the logits after the ids so far, filter them, draw, append.
 
-What a model sees is the last `block_size` ids, at positions counted from the first of them. There are three ways to the
-next logits. The plain one is the window itself, for any model. The others are taken where `checks.py` has found that
-they give the same on the model at hand:
+Text is encoded and decoded in `text.py`. The model reads the window of the last `block_size` ids of each row, as in the
+article. `checks.py` may have found that faster ways give the same logits on the model at hand; they are used then:
 
-- a table, for a model whose prediction depends on the last id alone (`context_size` is 1): computed, filtered and
-  softmaxed once;
-- a cache, for a model that makes one (`new_cache`): each id is computed once, while they fit into the block (in C++,
-  where that was asked for: `decoding.py`). Past the block each new id moves all positions by one (and in a deeper layer
-  even what lies under a relative position has looked at ids that are gone), so nothing cached is right.
+- A cache of keys and values computes each id once. It serves up to block_size ids. Beyond, the window moves on by one
+  with each id, and since that changes the position of every id, the whole window is computed.
+- For a bigram model a table of the probabilities after each id is computed and filtered once (`table.py`).
 """
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from functools import partial
+from collections.abc import Generator, Sequence
 
 import torch
 from torch import nn
 
-from minigpt.errors import MiniGPTError
-from minigpt.generation.checks import block_size_of, usable_paths
-from minigpt.generation.sampling import check_numbers, draw, filter_logits
-from minigpt.models import device_of, has_cache, has_context
+from minigpt.generation.buffer import TokenBuffer
+from minigpt.generation.checks import block_size_of, compiled_step, usable_paths
+from minigpt.generation.contract import plain_logits
+from minigpt.generation.sampling import SamplingParams, draw
+from minigpt.generation.table import sample_from_table, transition_table
+from minigpt.models import Cache, device_of, has_cache, has_context
 from minigpt.models.gpt import GPT
 from minigpt.models.stock import hooked
 
-RULE = "A network takes (B, T) ids and returns (B, T, V) logits, one score for each token of the vocabulary."
-LARGEST_TABLE = 2048  # ids of vocabulary, for the sake of memory
 
-
-@torch.no_grad()
 def generate_ids(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
@@ -42,205 +36,103 @@ def generate_ids(
 ) -> Generator[torch.Tensor, None, None]:
     """Continue each of `prompts`, yielding the `(B,)` new ids of every step as they are drawn.
 
+    The model is in eval mode while ids are drawn, and back in its own mode afterwards, however the loop is left.
+
     Args:
         model: A network: any module whose `forward` takes `(B, T)` ids and returns `(B, T, V)` logits, each of which
             depends on no later id. It sees the last `block_size` ids where it has such an attribute, else all of them.
             With a `context_size` or a method `new_cache` (see `GPT.new_cache`) generation is faster.
         prompts: `B` rows of ids to begin with, at least one each; their lengths may differ.
         max_new_tokens: How many ids to draw for each row.
-        temperature: See `filter_logits`, as for the controls that follow.
+        temperature: See `filter_logits`, as for the parameters that follow.
         top_k: The number of candidates kept.
         top_p: The probability mass kept.
         min_p: The least probability kept, as a share of the greatest.
         repetition_penalty: How much less likely the ids so far become.
         generators: Where the draws come from, one for each row; torch's global generator if None.
-
-    The model is in eval mode while ids are drawn, and back in its own mode afterwards, however the loop is left.
     """
-    filtered = partial(filter_logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    params = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty)
+    return sample_ids(model, prompts, max_new_tokens, params, generators)
+
+
+@torch.no_grad()
+def sample_ids(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    params: SamplingParams,
+    generators: Sequence[torch.Generator] | None = None,
+) -> Generator[torch.Tensor, None, None]:
+    """Continue each of `prompts` as `generate_ids` does."""
     was_training = model.training
     model.eval()
     try:
         length = max(map(len, prompts)) + max_new_tokens
         paths = usable_paths(model, length)
-        is_bigram = "context" in paths and has_context(model) and model.context_size == 1
-        if is_bigram and repetition_penalty is None:
-            # For fewer ids than rows, a table would not pay.
-            table = _table(model, min(max_new_tokens, LARGEST_TABLE), filtered)
-            if table is not None:
-                yield from _walk(table, prompts, max_new_tokens, generators)
-                return
-        mode = _mode(model)
+        table = transition_table(model, paths, params, max_new_tokens)
+        if table is not None:
+            yield from sample_from_table(table, prompts, max_new_tokens, generators)
+            return
+        mode = grad_mode(model)
         with mode():
-            rows = _Rows(prompts, device_of(model))
-            read = _Logits(model, rows, paths, block_size_of(model, length))
+            buffer = TokenBuffer(prompts, device_of(model))
+            next_logits = NextLogits(model, buffer, paths, block_size_of(model, length))
         for _ in range(max_new_tokens):
             with mode():
-                seen = rows.all() if repetition_penalty is not None else None
-                logits = filtered(read(), repetition_penalty=repetition_penalty, generated=seen)
-                drawn = draw(logits.softmax(dim=-1), generators)[:, 0]
-                rows.append(drawn)
-            yield drawn.clone()  # a tensor like any other, which could be trained on
+                logits = next_logits()  # (B, V)
+                logits = params.filter(logits, buffer.all() if params.repetition_penalty is not None else None)
+                new = draw(logits.softmax(dim=-1), generators)[:, 0]  # (B,)
+                buffer.append(new)
+            yield new.clone()  # an ordinary tensor, with which one may train
     finally:
         model.train(was_training)
 
 
-def plain_logits(model: nn.Module, idx: torch.Tensor) -> torch.Tensor:
-    """Return the `(B, T, V)` logits of a network for `(B, T)` ids.
+def grad_mode(model: nn.Module) -> type[torch.no_grad] | type[torch.inference_mode]:
+    """Return `inference_mode`, which is a tenth faster, for a stock GPT, and `no_grad` for others.
 
-    Raises:
-        MiniGPTError: The network returns something else.
-    """
-    logits = model(idx)
-    if not isinstance(logits, torch.Tensor):
-        raise MiniGPTError(f"The forward of {type(model).__name__} returns a {type(logits).__name__}. {RULE}")
-    if logits.dim() != 3 or logits.shape[:2] != idx.shape:
-        raise MiniGPTError(
-            f"The forward of {type(model).__name__} returns {tuple(logits.shape)} for {tuple(idx.shape)} ids. {RULE}"
-        )
-    return logits
-
-
-@torch.no_grad()
-def check_network(model: nn.Module, vocab_size: int, block_size: int) -> None:
-    """Ask a network for the logits after two ids, the last of the vocabulary.
-
-    Raises:
-        MiniGPTError: It does not take the ids or a window of this length, or returns something else than logits.
-    """
-    name, longest = type(model).__name__, getattr(model, "block_size", None)
-    if longest is not None and longest < block_size:
-        raise MiniGPTError(
-            f"The data have a block_size of {block_size}, and {name} one of {longest}. Give the network the data's."
-        )
-    was_training = model.training
-    ids = torch.tensor([[vocab_size - 1] * min(2, block_size)], device=device_of(model))
-    try:
-        logits = plain_logits(model.eval(), ids)
-    except IndexError as error:
-        raise MiniGPTError(
-            f"The data have a vocab_size of {vocab_size}, and {name} does not take the id {vocab_size - 1}. Give the "
-            "network the data's vocab_size."
-        ) from error
-    except NotImplementedError as error:
-        raise MiniGPTError(f"{name} has no forward. {RULE}") from error
-    except (TypeError, RuntimeError) as error:
-        raise MiniGPTError(f"{name} fails on two ids: {' '.join(str(error).split())[:200]}. {RULE}") from error
-    finally:
-        model.train(was_training)
-    if logits.shape[-1] < vocab_size:
-        raise MiniGPTError(
-            f"The data have a vocab_size of {vocab_size}, and {name} scores {logits.shape[-1]} tokens. Give the "
-            "network the data's vocab_size."
-        )
-
-
-def _mode(model: nn.Module) -> type[torch.no_grad] | type[torch.inference_mode]:
-    """`inference_mode`, in which many small operations take a tenth less time, where nobody keeps their tensors.
-
-    They cannot be trained on: a hook may want to, and a model of another kind may keep some for its next `forward`.
+    Tensors of inference mode can never be trained on, and a hook or another model may keep some.
     """
     return torch.inference_mode if type(model) is GPT and not hooked(model) else torch.no_grad
 
 
-def _table(model: nn.Module, largest: int, filtered: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor | None:
-    """The `(V, V)` probabilities of the next id after each id; None where V is above `largest`."""
-    device = device_of(model)
-    vocab_size = model(torch.zeros(1, 1, dtype=torch.int64, device=device)).shape[-1]
-    if vocab_size > largest:
-        return None
-    logits = model(torch.arange(vocab_size, device=device)[:, None])[:, -1]
-    return filtered(logits).softmax(dim=-1)
+class NextLogits:
+    """The `(B, V)` logits after the last id of each row, from a cache as long as the ids fit into it."""
 
-
-def _walk(
-    table: torch.Tensor,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    generators: Sequence[torch.Generator] | None,
-) -> Iterator[torch.Tensor]:
-    """Draw from the rows of a table."""
-    if len(prompts) == 1:
-        # What `draw` does, with its check made once, which would take half as long again.
-        generator = generators[0] if generators else None
-        after, last, race = table.unbind(), prompts[0][-1], torch.empty_like(table[0])
-        check_numbers(table)
-        for _ in range(max_new_tokens):
-            drawn = (after[last] / race.exponential_(generator=generator)).argmax(dim=-1, keepdim=True)
-            yield drawn
-            last = int(drawn)
-    else:
-        drawn = torch.tensor([row[-1] for row in prompts], device=table.device)
-        for _ in range(max_new_tokens):
-            drawn = draw(table[drawn], generators)[:, 0]
-            yield drawn
-
-
-class _Rows:
-    """The ids of a batch so far, of different lengths.
-
-    Behind its end a row repeats its first id, which a repetition penalty has counted already.
-    """
-
-    def __init__(self, prompts: Sequence[Sequence[int]], device: torch.device):
-        self.lengths = [len(row) for row in prompts]
-        width = max(self.lengths)
-        self.ids = torch.tensor([[*row, *[row[0]] * (width - len(row))] for row in prompts], device=device)
-        self.ends = torch.tensor(self.lengths, device=device)
-        self.numbers = torch.arange(len(prompts), device=device)
-        self.drawn: list[torch.Tensor] = []  # what is still to be written into `ids`
-
-    @property
-    def longest(self) -> int:
-        return max(self.lengths)
-
-    def append(self, drawn: torch.Tensor) -> None:
-        """Add a `(B,)` id to each row."""
-        self.latest = drawn
-        self.drawn.append(drawn)
-        self.lengths = [length + 1 for length in self.lengths]
-
-    def all(self) -> torch.Tensor:
-        """The ids of all rows, `(B, T)`."""
-        if self.drawn:
-            new = torch.stack(self.drawn, dim=1)
-            if self.longest > self.ids.shape[1]:  # twice the room, so that growing costs little however long it goes on
-                room = self.ids[:, :1].expand(-1, self.longest)
-                self.ids = torch.cat([self.ids, room], dim=1)
-            self.ids.scatter_(1, self.ends[:, None] + torch.arange(len(self.drawn), device=new.device), new)
-            self.ends += len(self.drawn)
-            self.drawn.clear()
-        return self.ids[:, : self.longest]
-
-    def windows(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The last `size` ids of each row, `(B, T)`, and where in it each row's last id stands, `(B,)`."""
-        ids = self.all()
-        columns = (self.ends - size).clamp(min=0)[:, None] + torch.arange(min(size, self.longest), device=ids.device)
-        return ids.gather(1, columns), self.ends.clamp(max=size) - 1
-
-
-class _Logits:
-    """The `(B, V)` logits after the last id of each row: from a cache while its ids fit, else from the window."""
-
-    def __init__(self, model: nn.Module, rows: _Rows, paths: set[str], block_size: int):
-        self.model, self.rows = model, rows
+    def __init__(self, model: nn.Module, buffer: TokenBuffer, paths: set[str], block_size: int):
+        self.model, self.buffer = model, buffer
         self.size = model.context_size if "context" in paths and has_context(model) else block_size
-        self.cache = model.new_cache(len(rows.lengths)) if "cache" in paths and has_cache(model) else None
+        self.cache = model.new_cache(len(buffer.lengths)) if "cache" in paths and has_cache(model) else None
+        self.step = (compiled_step(model) if "compiled" in paths else None) or model  # for one id a row, with the cache
 
     def __call__(self) -> torch.Tensor:
-        rows, cache = self.rows, self.cache
-        full = [n for n, length in enumerate(rows.lengths) if length > self.size]
-        if cache is None or cache.columns == 0 or len(full) == len(rows.lengths):
-            windows, last = rows.windows(self.size)
-            if cache is None or cache.columns:
-                return plain_logits(self.model, windows)[rows.numbers, last]
-            logits = self.model(windows, cache)[rows.numbers, last]
-            cache.length = last + 1
-            return logits
+        full = [row for row, length in enumerate(self.buffer.lengths) if length > self.size]
+        if self.cache is None:
+            return self.of_windows()
+        if self.cache.columns == 0:
+            return self.of_prompts(self.cache)
+        return self.of_windows() if len(full) == len(self.buffer.lengths) else self.of_latest(full, self.cache)
+
+    def of_windows(self) -> torch.Tensor:
+        """Compute the windows of all rows, without the cache."""
+        windows, last = self.buffer.windows(self.size)
+        return plain_logits(self.model, windows)[self.buffer.rows, last]
+
+    def of_prompts(self, cache: Cache) -> torch.Tensor:
+        """Compute the prompts, padded on the right, and fill the cache with them."""
+        windows, last = self.buffer.windows(self.size)
+        read = self.step if windows.shape[1] == 1 else self.model
+        logits = read(windows, cache)[self.buffer.rows, last]
+        cache.length = last + 1  # the cache forgets the padding
+        return logits
+
+    def of_latest(self, full: list[int], cache: Cache) -> torch.Tensor:
+        """Compute the latest id of each row, and for the rows that no longer fit into the cache the window."""
         if full:
-            cache.length = cache.length.clamp(max=self.size - 1)  # what full rows hold will not be read again
-        logits = self.model(rows.latest[:, None], cache)[:, -1]
+            # Full rows stay in the batch, one place below the end; their logits are replaced below.
+            cache.length = cache.length.clamp(max=self.size - 1)
+        logits = self.step(self.buffer.latest[:, None], cache)[:, -1]
         if full:
-            windows, _ = rows.windows(self.size)
-            logits[full] = self.model(windows[full])[:, -1].to(logits.dtype)  # compiled code answers in float32
+            windows, _ = self.buffer.windows(self.size)
+            logits[full] = self.model(windows[full])[:, -1].to(logits.dtype)  # a compiled step gives float32
         return logits

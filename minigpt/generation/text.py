@@ -9,8 +9,8 @@ from torch import nn
 
 from minigpt.data.tokenizers import Decoder, Tokenizer
 from minigpt.errors import MiniGPTError, check_number
-from minigpt.generation.engine import generate_ids
-from minigpt.generation.sampling import check_controls
+from minigpt.generation.engine import sample_ids
+from minigpt.generation.sampling import SamplingParams
 from minigpt.models import device_of
 from minigpt.seeds import derive_seed
 
@@ -45,19 +45,19 @@ class LanguageModel:
         """
         return self.tokenizer.decode(self.tokenizer.encode(self.tokenizer.clean(prompt), unknown))
 
-    def stream(self, prompt: str, max_new_tokens: int = 100, sample: int = 0, **controls: Any) -> Iterator[str]:
+    def stream(self, prompt: str, max_new_tokens: int = 100, sample: int = 0, **sampling: Any) -> Iterator[str]:
         """Continue `prompt`, yielding the new text piece by piece as it is drawn; arguments as in `stream_batch`.
 
         Args:
             prompt: The text to continue.
             max_new_tokens: How many tokens to draw.
             sample: Which of the texts of a seed to draw; each has a stream of its own.
-            **controls: temperature, top_k, top_p, min_p, repetition_penalty, seed, stop and unknown.
+            **sampling: temperature, top_k, top_p, min_p, repetition_penalty, seed, stop and unknown.
 
         Raises:
-            MiniGPTError: A control is outside its range, or the prompt holds unknown characters.
+            MiniGPTError: A sampling parameter is outside its range, or the prompt holds unknown characters.
         """
-        steps = self.stream_batch([prompt], max_new_tokens, first=sample, **controls)
+        steps = self.stream_batch([prompt], max_new_tokens, first=sample, **sampling)
         return (pieces[0] for pieces in steps if pieces[0])
 
     def stream_batch(
@@ -93,10 +93,9 @@ class LanguageModel:
             unknown: `error` or `skip`: what to do with characters of a prompt that the model has never seen.
 
         Raises:
-            MiniGPTError: A control is outside its range, or a prompt holds unknown characters.
+            MiniGPTError: A sampling parameter is outside its range, or a prompt holds unknown characters.
         """
-        controls = (temperature, top_k, top_p, min_p, repetition_penalty)
-        check_controls(*controls)
+        params = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty)
         check_number("max_new_tokens", max_new_tokens, at_least=0, whole=True)
         if stop == "":
             raise MiniGPTError("The stop string is empty. Give it some text, or leave it out.")
@@ -104,7 +103,7 @@ class LanguageModel:
         cleaned = map(self.tokenizer.clean, prompts)
         ids = [self.tokenizer.encode(prompt, unknown) or [self._opening_id()] for prompt in cleaned]
         generators = seed if seed is None else [self._generator(seed, first + n) for n in range(len(prompts))]
-        drawn = generate_ids(self.model, ids, max_new_tokens, *controls, generators)
+        drawn = sample_ids(self.model, ids, max_new_tokens, params, generators)
         return self._pieces(drawn, [Until(stop, Decoder(self.tokenizer.tokens)) for _ in prompts])
 
     def _pieces(self, drawn: Generator[torch.Tensor, None, None], texts: list["Until"]) -> Iterator[list[str]]:
@@ -122,24 +121,24 @@ class LanguageModel:
         """What stands before an empty prompt: a line break, or the first id of a text that has none."""
         return (self.tokenizer.encode("\n", unknown="skip") or [0])[0]
 
-    def generate(self, prompt: str, max_new_tokens: int = 100, unknown: str = "error", **controls: Any) -> str:
+    def generate(self, prompt: str, max_new_tokens: int = 100, unknown: str = "error", **sampling: Any) -> str:
         """The prompt, cleaned as the training text was, and its continuation; arguments as in `stream`.
 
         Raises:
-            MiniGPTError: A control is outside its range, or the prompt holds unknown characters.
+            MiniGPTError: A sampling parameter is outside its range, or the prompt holds unknown characters.
         """
-        new = self.stream(prompt, max_new_tokens, unknown=unknown, **controls)
+        new = self.stream(prompt, max_new_tokens, unknown=unknown, **sampling)
         return self.prepare(prompt, unknown) + "".join(new)
 
     def generate_batch(
-        self, prompts: Sequence[str], max_new_tokens: int = 100, unknown: str = "error", **controls: Any
+        self, prompts: Sequence[str], max_new_tokens: int = 100, unknown: str = "error", **sampling: Any
     ) -> list[str]:
         """Each prompt, cleaned, and its continuation, all at once; arguments as in `stream_batch`.
 
         Raises:
-            MiniGPTError: A control is outside its range, or a prompt holds unknown characters.
+            MiniGPTError: A sampling parameter is outside its range, or a prompt holds unknown characters.
         """
-        steps = self.stream_batch(prompts, max_new_tokens, unknown=unknown, **controls)
+        steps = self.stream_batch(prompts, max_new_tokens, unknown=unknown, **sampling)
         shown = (self.prepare(prompt, unknown) for prompt in prompts)
         return ["".join(pieces) for pieces in zip(shown, *steps, strict=True)]
 
@@ -182,7 +181,7 @@ def generate(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    **controls: Any,
+    **sampling: Any,
 ) -> str:
     """The article's function: continue `prompt` with any network and its tokenizer.
 
@@ -195,12 +194,12 @@ def generate(
         temperature: See `LanguageModel.stream_batch`, as for the parameters that follow.
         top_k: The number of candidates kept.
         top_p: The probability mass kept.
-        **controls: min_p, repetition_penalty, seed, stop and unknown.
+        **sampling: min_p, repetition_penalty, seed, stop and unknown.
 
     Raises:
         MiniGPTError: A parameter is outside its range, the prompt holds unknown characters, or the network returns
             something else than logits.
     """
     return LanguageModel(model, tokenizer).generate(
-        prompt, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, **controls
+        prompt, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, **sampling
     )

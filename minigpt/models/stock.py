@@ -6,16 +6,19 @@ Such code would leave out, without a word, what someone has added to a model. So
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-from minigpt.models.gpt import GPT, MLP, NORM_EPS, Attention, Block
-from minigpt.models.layers import Embedding, Int8Linear, Linear
+from minigpt.models.gpt import ACTIVATIONS, GPT, MLP, Attention, Block, SquaredReLU
+from minigpt.models.ngrams import NGrams
+from minigpt.models.presets import NORM_EPS
+from minigpt.models.rope import Rope
 
-# Of each class of module its children, parameters and buffers.
+# Of each class of module its children, parameters and buffers. `minigpt.cpu` adds its replacements.
 TENSORS = {"weight", "bias"}
-PARTS = {
-    GPT: {"embed", "ngrams", "position", "blocks", "norm", "lm_head"},
-    Block: {"norm1", "attn", "norm2", "mlp"}, Attention: {"qkv", "proj"}, MLP: {"up", "gate", "down"},
-    nn.Linear: TENSORS, Linear: TENSORS, Int8Linear: TENSORS | {"scale"}, nn.Embedding: TENSORS, Embedding: TENSORS,
-    nn.LayerNorm: TENSORS, nn.RMSNorm: TENSORS,
+PARTS: dict[type[nn.Module], set[str]] = {
+    GPT: {"embed", "ngrams", "position", "rope", "dropout", "blocks", "norm", "lm_head"},
+    Block: {"norm1", "attn", "norm2", "mlp"}, Attention: {"qkv", "proj", "dropout"},
+    MLP: {"up", "gate", "activation", "down", "dropout"}, NGrams: {"0", "1"}, Rope: set(),
+    nn.Linear: TENSORS, nn.Embedding: TENSORS, nn.LayerNorm: TENSORS, nn.RMSNorm: TENSORS,
+    nn.Dropout: set(), nn.GELU: set(), nn.SiLU: set(), SquaredReLU: set(),
 }  # fmt: skip
 SWITCHES: dict[str, tuple | None] = {
     "position": ("learned", "rope"), "norm": ("layernorm", "rmsnorm"), "mlp": ("gelu", "relu2", "swiglu"),
@@ -52,7 +55,7 @@ def unknown_part(model: nn.Module) -> str | None:
 
 def _unknown_shape(model: GPT) -> str | None:
     C, size, V = model.n_embd, model.n_embd // model.n_head, model.lm_head.weight.shape[0]
-    if len(model.blocks) != model.n_layer or len(model.ngrams) != 2 * (model.settings["ngrams"] > 0):
+    if len(model.blocks) != model.n_layer or len(model.ngrams or ()) != 2 * (model.settings["ngrams"] > 0):
         return "the number of layers or of n-gram tables"
     hidden = model.blocks[0].mlp.up.weight.shape[0] if model.blocks else 0
     shapes = {"embed": (V, C), "lm_head": (V, C), "position": (model.block_size, C), "norm": (C,)}
@@ -65,6 +68,9 @@ def _unknown_shape(model: GPT) -> str | None:
             return f"the shape of {name}"
         if hasattr(module, "eps") and module.eps != NORM_EPS[model.settings["norm"]]:
             return f"eps {module.eps} of {name}"
+    activation = repr(ACTIVATIONS[model.settings["mlp"]]())  # with its options
+    if any(repr(block.mlp.activation) != activation for block in model.blocks):
+        return "the activation of an MLP"
     if any(block.attn.layer != n for n, block in enumerate(model.blocks)):
         return "the order of the blocks"
     return None

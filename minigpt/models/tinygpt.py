@@ -4,7 +4,6 @@ import torch
 from torch import nn
 
 from minigpt.errors import check_number
-from minigpt.models.layers import Embedding
 
 
 class TinyGPT(nn.Module):
@@ -27,7 +26,7 @@ class TinyGPT(nn.Module):
         for name, size in self.config.items():
             check_number(name, size, at_least=1, whole=True)
         self.block_size = block_size
-        self.embed = Embedding(vocab_size, n_embd)
+        self.embed = nn.Embedding(vocab_size, n_embd)
         self.lm_head = nn.Linear(n_embd, vocab_size)
 
     def forward(self, idx: torch.Tensor) -> torch.Tensor:

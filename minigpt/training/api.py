@@ -70,7 +70,7 @@ def train(
         raise KeyboardInterrupt from stop
     run = cli.run_dir or cli.checkpoint
     if run is None or not (cli.finished or callbacks_of(cli.trainer, Checkpoints)):
-        runs.prepare(cli.model.network)
+        runs.for_inference(cli.model.network)
         return LanguageModel(cli.model.network, cli.datamodule.tokenizer, cli.run_dir)
     network = cli.model.architecture["class_path"]
     return runs.load(runs.find_checkpoint(run), allow_code=[] if network in NETWORKS else [network])

@@ -21,7 +21,7 @@ from torch.utils.tensorboard.summary import hparams
 from minigpt import processes
 from minigpt.errors import check_number
 from minigpt.figures import figures, name_of
-from minigpt.generation.sampling import check_controls
+from minigpt.generation.sampling import SamplingParams
 from minigpt.generation.text import LanguageModel
 from minigpt.terminal import GAP, Bar, compact, on_one_line
 from minigpt.training.distributed import full_network
@@ -238,7 +238,7 @@ class Samples(Callback):
         top_p: float = 0.9,
         seed: int = 0,
     ):
-        check_controls(temperature, top_k, top_p)
+        SamplingParams(temperature, top_k, top_p)  # refuses values out of range
         check_number("samples.every_n_steps", every_n_steps, at_least=0, whole=True, hint="where 0 means no samples")
         check_number("samples.max_new_tokens", max_new_tokens, at_least=0, whole=True)
         self.every_n_steps = every_n_steps

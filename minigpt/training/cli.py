@@ -25,7 +25,7 @@ from torch import nn
 from minigpt import processes, runs
 from minigpt.command_line import CommandLine, command, example_recipe
 from minigpt.errors import MiniGPTError, check_number, note, writing
-from minigpt.generation.engine import check_network
+from minigpt.generation.contract import check_network
 from minigpt.models import instantiate, summary
 from minigpt.training import recipes, trust
 from minigpt.training.callbacks import Figures, Progress, Samples

@@ -11,11 +11,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from minigpt.errors import MiniGPTError, check_number
 from minigpt.evaluation import TextMetrics
-from minigpt.generation.engine import check_network
+from minigpt.generation.contract import check_network
 from minigpt.models import describe
-from minigpt.training import resume
+from minigpt.training import compiling, resume
 from minigpt.training.callbacks import Baselines, Throughput, TrainMetrics
-from minigpt.training.compiling import Compiling
 from minigpt.training.optim import OPTIMIZERS, Schedule, parameter_groups
 from minigpt.training.typed import text_data
 
@@ -179,8 +178,8 @@ class LitLanguageModel(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Return what every training takes: metrics, and what makes a resumed run end with the same bits."""
-        compiling = [Compiling()] if self.hparams.compile else []
-        return [*compiling, *resume.callbacks(self.trainer), TrainMetrics(), Throughput(), Baselines()]
+        faster = compiling.callbacks(self.hparams.compile)
+        return [*faster, *resume.callbacks(self.trainer), TrainMetrics(), Throughput(), Baselines()]
 
     def setup(self, stage: str) -> None:
         """Learn from the data how many characters each token stands for, and hold the network to them.

@@ -11,10 +11,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from minigpt.cpu.int8 import Int8Linear
 from minigpt.errors import MiniGPTError
-from minigpt.generation.checks import ROUNDED, cache_differs, exact_copy, in_float32, random_ids, state_of
-from minigpt.models.gpt import GPT, NORM_EPS, Block, KVCache
-from minigpt.models.layers import Int8Linear
+from minigpt.generation.checks import ROUNDED, cache_differs, exact_copy, in_float32, random_ids, use_compiled_step
+from minigpt.models.gpt import GPT, Block
+from minigpt.models.kv_cache import KVCache
+from minigpt.models.presets import NORM_EPS
 from minigpt.models.stock import unknown_part
 
 # Let sums be reordered and fused with products, and loops be vectorised: torch.compile's own flags forbid it.
@@ -47,8 +49,7 @@ def compile_decoding(model: nn.Module) -> None:
     compiled = CompiledDecoder(model)
     if reason := _differs(model, compiled):
         raise MiniGPTError(f"Text is generated without the compiled step of this model: {reason}.")
-    model.compiled = compiled
-    compiled.state = state_of(model)
+    use_compiled_step(model, compiled)
 
 
 @torch.no_grad()
@@ -63,16 +64,12 @@ def _differs(model: GPT, compiled: "CompiledDecoder") -> str | None:
             plain = exact(ids)
             if plain.isnan().any():  # the sampler says so
                 return None
-            exact.compiled = CompiledDecoder(exact)
-            if reason := cache_differs(exact, ids, plain):
+            if reason := cache_differs(exact, ids, plain, step=CompiledDecoder(exact)):
                 return reason
             if model.embed.weight.dtype == torch.float32:  # nothing is rounded but weights, on both sides
                 return None
-            plain = model(ids)
-            model.compiled = compiled
-            return cache_differs(model, ids, plain, ROUNDED)
+            return cache_differs(model, ids, model(ids), ROUNDED, compiled)
     finally:
-        model.compiled = None
         model.train(was_training)
 
 
@@ -119,8 +116,6 @@ class CompiledDecoder:
         MiniGPTError: It is elsewhere, or cannot be compiled here, for want of a C++ compiler, say.
     """
 
-    state: tuple | None = None  # of the model when it was compiled
-
     def __init__(self, model: GPT):
         types = model.embed.weight.dtype, model.blocks[0].attn.qkv.weight.dtype
         if model.embed.weight.device.type != "cpu" or types not in FUNCTIONS:
@@ -136,8 +131,9 @@ class CompiledDecoder:
         settings = model.settings
         numbers = sum(tensor.numel() for tensor in chain(model.parameters(), model.buffers()))
         threads = 1 if numbers < ALONE else torch.get_num_threads()
-        tables = {"embed": model.embed.weight, "cos": model.cos, "sin": model.sin}
-        tables |= dict(zip(("pair", "triple"), (table.weight for table in model.ngrams), strict=False))
+        tables = {"embed": model.embed.weight}
+        tables |= {} if model.rope is None else {"cos": model.rope.cos, "sin": model.rope.sin}
+        tables |= {} if model.ngrams is None else dict(zip(("pair", "triple"), model.ngrams.parameters(), strict=True))
         tables |= {} if model.position is None else {"position": model.position.weight}
         self._model = _Model(
             model.n_layer, model.n_head, model.n_kv_head, model.n_embd, self.vocab_size, model.block_size,
@@ -147,15 +143,13 @@ class CompiledDecoder:
             layers=self._layers, norm=self._norm(model.norm), head=self._linear(model.lm_head),
         )  # fmt: skip
 
-    def __deepcopy__(self, memo: dict) -> None:
-        """A copy of the model has weights of its own, which this code does not read."""
-
     def __call__(self, idx: torch.Tensor, cache: KVCache) -> torch.Tensor:
-        """`(B, 1)` ids, for which the cache has made place, to `(B, 1, V)` logits."""
+        """Return the `(B, 1, V)` float32 logits of `(B, 1)` ids that follow those in the cache, and add them to it."""
+        cache.advance(idx)
         rows = len(idx)
         logits = torch.empty(rows, 1, self.vocab_size, dtype=torch.float32)
         idx, positions = idx.to(torch.int64).contiguous(), cache.positions.contiguous()
-        before = None if cache.ids is None else cache.before.contiguous()
+        before = None if cache.before is None else cache.before.contiguous()
         outside = self.run(
             ctypes.byref(self._model), ctypes.c_int64(rows), _address(idx), _address(before), _address(positions),
             _address(cache.keys[0]), _address(cache.values[0]), _address(logits),

@@ -1,0 +1,55 @@
+"""The ids of a batch in generation, in rows of different lengths."""
+
+from collections.abc import Sequence
+
+import torch
+
+
+class TokenBuffer:
+    """The ids so far of each row of a batch.
+
+    Rows are padded on the right with their first id, so that padding never changes a repetition penalty.
+
+    Args:
+        prompts: `B` rows of ids, at least one each.
+        device: Where the ids are kept.
+    """
+
+    def __init__(self, prompts: Sequence[Sequence[int]], device: torch.device):
+        self.lengths = [len(row) for row in prompts]
+        width = max(self.lengths)
+        self.ids = torch.tensor([[*row, *[row[0]] * (width - len(row))] for row in prompts], device=device)
+        self.ends = torch.tensor(self.lengths, device=device)
+        self.rows = torch.arange(len(prompts), device=device)
+        self.pending: list[torch.Tensor] = []  # new ids; they are written into `ids` when those are read
+
+    @property
+    def longest(self) -> int:
+        """The length of the longest row."""
+        return max(self.lengths)
+
+    def append(self, new: torch.Tensor) -> None:
+        """Add a `(B,)` id to each row."""
+        self.latest = new
+        self.pending.append(new)
+        self.lengths = [length + 1 for length in self.lengths]
+
+    def all(self) -> torch.Tensor:
+        """Return the ids of all rows, `(B, T)`."""
+        if self.pending:
+            new = torch.stack(self.pending, dim=1)
+            if self.longest > self.ids.shape[1]:  # the room is doubled, so that it is seldom copied
+                room = self.ids[:, :1].expand(-1, self.longest)
+                self.ids = torch.cat([self.ids, room], dim=1)
+            columns = self.ends[:, None] + torch.arange(len(self.pending), device=new.device)
+            self.ids.scatter_(1, columns, new)
+            self.ends += len(self.pending)
+            self.pending.clear()
+        return self.ids[:, : self.longest]
+
+    def windows(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the last `size` ids of each row, `(B, T)`, and the column of each row's last id, `(B,)`."""
+        ids = self.all()
+        first = (self.ends - size).clamp(min=0)
+        columns = first[:, None] + torch.arange(min(size, self.longest), device=ids.device)
+        return ids.gather(1, columns), self.ends.clamp(max=size) - 1

@@ -1,0 +1,59 @@
+"""What a network has to do, `(B, T)` ids to `(B, T, V)` logits, held against what it does."""
+
+import torch
+from torch import nn
+
+from minigpt.errors import MiniGPTError
+from minigpt.models import device_of
+
+RULE = "A network takes (B, T) ids and returns (B, T, V) logits, one score for each token of the vocabulary."
+
+
+def plain_logits(model: nn.Module, idx: torch.Tensor) -> torch.Tensor:
+    """Return the `(B, T, V)` logits of a network for `(B, T)` ids.
+
+    Raises:
+        MiniGPTError: The network returns something else.
+    """
+    logits = model(idx)
+    if not isinstance(logits, torch.Tensor):
+        raise MiniGPTError(f"The forward of {type(model).__name__} returns a {type(logits).__name__}. {RULE}")
+    if logits.dim() != 3 or logits.shape[:2] != idx.shape:
+        raise MiniGPTError(
+            f"The forward of {type(model).__name__} returns {tuple(logits.shape)} for {tuple(idx.shape)} ids. {RULE}"
+        )
+    return logits
+
+
+@torch.no_grad()
+def check_network(model: nn.Module, vocab_size: int, block_size: int) -> None:
+    """Ask a network for the logits after two ids, the last of the vocabulary.
+
+    Raises:
+        MiniGPTError: It does not take the ids or a window of this length, or returns something else than logits.
+    """
+    name, longest = type(model).__name__, getattr(model, "block_size", None)
+    if longest is not None and longest < block_size:
+        raise MiniGPTError(
+            f"The data have a block_size of {block_size}, and {name} one of {longest}. Give the network the data's."
+        )
+    was_training = model.training
+    ids = torch.tensor([[vocab_size - 1] * min(2, block_size)], device=device_of(model))
+    try:
+        logits = plain_logits(model.eval(), ids)
+    except IndexError as error:
+        raise MiniGPTError(
+            f"The data have a vocab_size of {vocab_size}, and {name} does not take the id {vocab_size - 1}. Give the "
+            "network the data's vocab_size."
+        ) from error
+    except NotImplementedError as error:
+        raise MiniGPTError(f"{name} has no forward. {RULE}") from error
+    except (TypeError, RuntimeError) as error:
+        raise MiniGPTError(f"{name} fails on two ids: {' '.join(str(error).split())[:200]}. {RULE}") from error
+    finally:
+        model.train(was_training)
+    if logits.shape[-1] < vocab_size:
+        raise MiniGPTError(
+            f"The data have a vocab_size of {vocab_size}, and {name} scores {logits.shape[-1]} tokens. Give the "
+            "network the data's vocab_size."
+        )

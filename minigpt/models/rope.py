@@ -1,0 +1,46 @@
+"""Rotary position embeddings (Su et al., "RoFormer", 2021): queries and keys are turned by angles of their positions.
+
+The score of a query and a key then depends on the distance between them alone.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+ROPE_BASE = 10_000.0
+
+
+class Rope(nn.Module):
+    """The cosines and sines `(n_positions, D)` of the angles, one angle for each pair of elements of a head.
+
+    The angle of pair i at position p is `p / 10,000 ** (2 i / D)`. Both elements of a pair have the same cosine, and
+    the first has the sine with a minus, as in the first row of a rotation matrix.
+
+    Args:
+        n_positions: How many positions the tables have.
+        head_size: `D`, an even number.
+    """
+
+    def __init__(self, n_positions: int, head_size: int):
+        super().__init__()
+        frequencies = ROPE_BASE ** -(torch.arange(0, head_size, 2).float() / head_size)
+        angles = torch.outer(torch.arange(n_positions).float(), frequencies)  # (n_positions, D / 2)
+        self.cos = angles.cos().repeat(1, 2)
+        self.sin = torch.cat((-angles.sin(), angles.sin()), dim=1)
+
+    def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the rows of `(T,)` or `(B, T)` positions with a dimension for heads: `(1, T, D)` or `(B, 1, T, D)`."""
+        return self.cos[positions].unsqueeze(-3), self.sin[positions].unsqueeze(-3)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "Rope":
+        # The tables are moved and cast with the weights. They are no buffers, since weight averaging rounds buffers.
+        self.cos, self.sin = fn(self.cos), fn(self.sin)
+        return super()._apply(fn, recurse)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn `(B, H, T, D)` queries or keys: elements i and i + D / 2 are a pair, the coordinates of a plane."""
+    # `roll` swaps the halves. Written with `torch.cat`, the step that torch.compile makes of it in bfloat16 gives NaN
+    # gradients on some processors (torch 2.13, Intel's with AVX512-FP16).
+    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
