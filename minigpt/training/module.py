@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -88,24 +88,22 @@ class LitLanguageModel(LightningModule):
         self.optimizer()  # a mistake in the settings is answered now, not when training starts
         self.schedule(10)
 
-    def forward(self, idx: torch.Tensor) -> torch.Tensor:
+    def forward(self, idx: Tensor) -> Tensor:
         """Return the `(B, T, V)` logits of `(B, T)` ids."""
         return self.network(idx)
 
-    def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the mean cross-entropy of `(B, T)` next ids y after the ids x."""
         return F.cross_entropy(self.network(x).flatten(0, 1), y.flatten())
 
-    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch of windows.
 
         Lightning then does `zero_grad`, `backward`, clipping and the optimizer's step; `TrainMetrics` logs the loss.
         """
         return self.loss(*batch)
 
-    def validation_step(
-        self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Score a batch of windows without autocast: in float32, unless the weights themselves are not."""
         x, y = batch
         while dataloader_idx >= len(self.val_metrics):  # by more than one where a loader has no batches
@@ -117,7 +115,7 @@ class LitLanguageModel(LightningModule):
         """Log loss, bits per character, perplexity and accuracy of the whole validation text."""
         self._log_scores("val")
 
-    def test_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Score a batch as a validation does."""
         self.validation_step(batch, batch_idx, dataloader_idx)
 
@@ -136,9 +134,9 @@ class LitLanguageModel(LightningModule):
         if self.trainer.state.fn == "fit":
             self.log("step", float(self.global_step))  # curves carry the number of finished steps
 
-    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> torch.Tensor:
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Return the `(B, T, V)` logits of `(B, T)` ids, which may come with their targets."""
-        x = batch if isinstance(batch, torch.Tensor) else batch[0]
+        x = batch if isinstance(batch, Tensor) else batch[0]
         with torch.autocast(self.device.type, enabled=False):
             return self.network(x)
 
