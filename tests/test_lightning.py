@@ -126,6 +126,23 @@ def test_an_epoch_is_one_pass_over_the_windows(text, accumulate):
     assert seen.steps == [trainer.global_step]
 
 
+def test_a_model_is_trained_on_after_a_validation_and_a_test(text):
+    """They run in inference mode, and one may be left half way or have had more loaders."""
+    data = TextDataModule(text, block_size=16)
+    model = LitLanguageModel(TinyGPT(data.vocab_size, 64, 16))
+    trainer = Trainer(max_steps=20, **NOTHING)
+    trainer.fit(model, data)
+    (expected,) = trainer.validate(model, data, verbose=False)
+    assert len(trainer.validate(model, [data.val_dataloader(), data.val_dataloader()], verbose=False)) == 2
+    trainer.test(model, data, verbose=False)
+    with torch.inference_mode():
+        model.val_metrics[0].update(torch.zeros(1, 16, data.vocab_size), torch.zeros(1, 16, dtype=torch.int64))
+    assert trainer.validate(model, data, verbose=False) == [expected]
+    Trainer(max_steps=20, **NOTHING).fit(model, data)
+    (trained,) = trainer.validate(model, data, verbose=False)
+    assert trained["val/loss"] < expected["val/loss"]
+
+
 def test_a_training_by_steps_ends_with_a_validation(text):
     data = TextDataModule(text, block_size=16)
     seen = Validations()

@@ -104,6 +104,15 @@ class LitLanguageModel(LightningModule):
         """
         return self.loss(*batch)
 
+    def on_validation_epoch_start(self) -> None:
+        """Begin to measure anew, in the mode of this pass: a training cannot add to tensors of inference mode."""
+        del self.val_metrics[1:]
+        self.val_metrics[0].reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Begin as a validation does."""
+        self.on_validation_epoch_start()
+
     def validation_step(
         self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
@@ -131,7 +140,6 @@ class LitLanguageModel(LightningModule):
         for n, metrics in enumerate(self.val_metrics):
             group = part if n == 0 else f"{part}_{n}"
             self.log_dict({f"{group}/{name}": value for name, value in metrics.compute().items()})
-            metrics.reset()
         if self.trainer.state.fn == "fit":
             self.log("step", float(self.global_step))  # curves carry the number of finished steps
 
