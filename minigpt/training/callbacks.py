@@ -193,7 +193,8 @@ class Baselines(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log them with each validation of a training."""
-        pl_module.log_dict(self.values)
+        if trainer.state.fn == "fit":
+            pl_module.log_dict(self.values)
 
 
 def callback_of(trainer: Trainer, kind: type[C]) -> C:

@@ -17,7 +17,7 @@ from minigpt.training import resume
 from minigpt.training.callbacks import Baselines, Throughput, TrainMetrics
 from minigpt.training.compiling import Compiling
 from minigpt.training.optim import OPTIMIZERS, Schedule, parameter_groups
-from minigpt.training.typed import text_data
+from minigpt.training.typed import callbacks_of, text_data
 
 
 class LitLanguageModel(LightningModule):
@@ -186,7 +186,11 @@ class LitLanguageModel(LightningModule):
     def configure_callbacks(self) -> list[Callback]:
         """Return what every training takes: metrics, and what makes a resumed run end with the same bits."""
         compiling = [Compiling()] if self.hparams.compile else []
-        return [*compiling, *resume.callbacks(self.trainer), TrainMetrics(), Throughput(), Baselines()]
+        callbacks = [*compiling, *resume.callbacks(self.trainer), TrainMetrics(), Throughput(), Baselines()]
+        if self.trainer.state.fn == "fit":
+            return callbacks
+        # Those of a training before this validation stay: Lightning would report each that is replaced.
+        return [callback for callback in callbacks if not callbacks_of(self.trainer, type(callback))]
 
     def setup(self, stage: str) -> None:
         """Learn from the data how many characters each token stands for, and hold the network to them.
