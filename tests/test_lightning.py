@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import warnings
 
 import pytest
 import torch
@@ -124,6 +125,42 @@ def test_an_epoch_is_one_pass_over_the_windows(text, accumulate):
     batches = (len(data.train_ids) - 16) // 64 // accumulate * accumulate
     assert trainer.global_step == batches // accumulate
     assert seen.steps == [trainer.global_step]
+
+
+def test_a_resume_and_the_validation_after_a_training_give_no_reason_to_doubt_them(text, folder, caplog):
+    """Lightning says nothing of callbacks that it replaces, and nothing of a loader that could not be resumed."""
+    data = TextDataModule(text, block_size=16)
+    model = LitLanguageModel(TinyGPT(data.vocab_size, 64, 16))
+    with caplog.at_level("INFO", "lightning.pytorch"), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer = Trainer(max_steps=20, **NOTHING)
+        trainer.fit(model, data)
+        (scores,) = trainer.validate(model, data, verbose=False)
+        trainer.save_checkpoint(folder / "twenty.ckpt")
+        resumed = Trainer(max_steps=25, **NOTHING)
+        resumed.fit(model, data, ckpt_path="twenty.ckpt", weights_only=True)
+    assert scores.keys() == {"val/loss", "val/bits_per_char", "val/perplexity", "val/accuracy"}
+    assert resumed.global_step == 25
+    assert "override existing callbacks" not in caplog.text
+    assert "max_steps=25" in caplog.text, "what Lightning says is caught"
+    assert not [w for w in caught if "not resumable" in str(w.message)]
+
+
+def test_a_model_is_trained_on_after_a_validation_and_a_test(text):
+    """They run in inference mode, and one may be left half way or have had more loaders."""
+    data = TextDataModule(text, block_size=16)
+    model = LitLanguageModel(TinyGPT(data.vocab_size, 64, 16))
+    trainer = Trainer(max_steps=20, **NOTHING)
+    trainer.fit(model, data)
+    (expected,) = trainer.validate(model, data, verbose=False)
+    assert len(trainer.validate(model, [data.val_dataloader(), data.val_dataloader()], verbose=False)) == 2
+    trainer.test(model, data, verbose=False)
+    with torch.inference_mode():
+        model.val_metrics[0].update(torch.zeros(1, 16, data.vocab_size), torch.zeros(1, 16, dtype=torch.int64))
+    assert trainer.validate(model, data, verbose=False) == [expected]
+    Trainer(max_steps=20, **NOTHING).fit(model, data)
+    (trained,) = trainer.validate(model, data, verbose=False)
+    assert trained["val/loss"] < expected["val/loss"]
 
 
 def test_a_training_by_steps_ends_with_a_validation(text):

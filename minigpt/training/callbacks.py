@@ -204,7 +204,8 @@ class Baselines(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log them with each validation of a training."""
-        pl_module.log_dict(self.values)
+        if trainer.state.fn == "fit":
+            pl_module.log_dict(self.values)
 
 
 def callback_of(trainer: Trainer, kind: type[C]) -> C:
@@ -340,10 +341,11 @@ class Figures(Callback):
             return
         if step % self.every_n_steps and step != trainer.max_steps:
             return
+        by_position = lit(pl_module).val_metrics[0].by_position.compute().cpu()  # adds up all processes' losses
         if (model := full_network(trainer)) is None:
             return
         data = needed_text_data(trainer, "Figures")
-        drawn = figures(model, data.tokenizer, data.val_ids, lit(pl_module).val_loss_by_position.cpu())
+        drawn = figures(model, data.tokenizer, data.val_ids, by_position)
         for name, image in drawn.items():
             png = io.BytesIO()
             image.save(png, "PNG", compress_level=1)

@@ -24,6 +24,20 @@ def n_of(amount: int | float, n: int) -> int:
     return int(amount * n) if isinstance(amount, float) else int(amount)
 
 
+class ResumableLoader(DataLoader):
+    """A loader that needs no state to be resumed within a pass: `BatchOrder` starts at the batch that is due.
+
+    Lightning warns of a resume within a pass unless the loader has these two methods.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return no state."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it back."""
+
+
 class TextDataModule(LightningDataModule):
     """Reads a text, builds its tokenizer, and cuts it into batches of windows to train and to validate on.
 
@@ -186,7 +200,7 @@ class TextDataModule(LightningDataModule):
             slice(rank, None, world_size),
             n,
         )
-        return DataLoader(dataset, batch_size=None, sampler=order)
+        return ResumableLoader(dataset, batch_size=None, sampler=order)
 
     def n_batches(self, accumulate_grad_batches: int) -> int:
         """How many batches a pass has: full ones, in whole optimizer steps, at least one."""

@@ -23,8 +23,7 @@ class LitLanguageModel(LightningModule):
     """Trains a network to predict the next token with cross-entropy.
 
     Args:
-        network: Any module whose `forward` takes `(B, T)` ids and returns `(B, T, V)` logits: `minigpt.GPT`,
-            `minigpt.TinyGPT` or a class of one's own; see `minigpt.models`.
+        network: Any module whose `forward` takes `(B, T)` ids and returns `(B, T, V)` logits; see `minigpt.models`.
         optimizer: `adamw`, or `muon`: Muon for the blocks' matrices and AdamW for the rest.
         learning_rate: AdamW's step size.
         muon_learning_rate: Muon's step size.
@@ -34,13 +33,11 @@ class LitLanguageModel(LightningModule):
         lr_schedule: `constant`, `cosine`, or `wsd` (stable, then a straight line down).
         warmup_steps: Steps in which the learning rates rise from zero; fewer where the training is shorter.
         min_lr: The value to which cosine and wsd lower learning_rate; Muon's falls by the same factor.
-        decay_steps: The step at which they are there; null for the end of the training. A run that is resumed with more
-            steps has its schedule laid anew over all of them.
+        decay_steps: The step at which they are there; null for the last one, also of a run that is resumed with more.
         cooldown: The share of those steps in which wsd goes down.
         activation_checkpointing: Keep only what goes from block to block, and compute the rest again for the gradients:
             less memory for a third more work, and the same bits. For networks that have such a flag, as GPT does.
-        compile: Spend up to a minute before the first step on faster code for all others; where that cannot be done,
-            train without, and say so.
+        compile: Spend up to a minute on faster code for the steps, where that can be done here.
         seed: Where the randomness of a step comes from; always the same as seed_everything.
 
     Raises:
@@ -103,6 +100,11 @@ class LitLanguageModel(LightningModule):
         """
         return self.loss(*batch)
 
+    def on_validation_epoch_start(self) -> None:
+        """Begin to measure anew, in the mode of this pass: a training cannot add to tensors of inference mode."""
+        del self.val_metrics[1:]
+        self.val_metrics[0].reset()
+
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Score a batch of windows without autocast: in float32, unless the weights themselves are not."""
         x, y = batch
@@ -115,6 +117,8 @@ class LitLanguageModel(LightningModule):
         """Log loss, bits per character, perplexity and accuracy of the whole validation text."""
         self._log_scores("val")
 
+    on_test_epoch_start = on_validation_epoch_start
+
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Score a batch as a validation does."""
         self.validation_step(batch, batch_idx, dataloader_idx)
@@ -124,13 +128,10 @@ class LitLanguageModel(LightningModule):
         self._log_scores("test")
 
     def _log_scores(self, part: str) -> None:
-        self.val_loss_by_position = self.val_metrics[0].by_position.compute()
         for n, metrics in enumerate(self.val_metrics):
-            if not metrics.loss.update_called:  # a loader of an earlier validation, or one without batches
-                continue
             group = part if n == 0 else f"{part}_{n}"
-            self.log_dict({f"{group}/{name}": value for name, value in metrics.compute().items()})
-            metrics.reset()
+            if metrics.loss.update_called:  # a loader may have no batches
+                self.log_dict({f"{group}/{name}": value for name, value in metrics.compute().items()})
         if self.trainer.state.fn == "fit":
             self.log("step", float(self.global_step))  # curves carry the number of finished steps
 
@@ -176,8 +177,9 @@ class LitLanguageModel(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Return what every training takes: metrics, and what makes a resumed run end with the same bits."""
-        faster = compiling.callbacks(self.hparams.compile)
-        return [*faster, *resume.callbacks(self.trainer), TrainMetrics(), Throughput(), Baselines()]
+        exact = [*compiling.callbacks(self.hparams.compile), *resume.callbacks(self.trainer)]
+        metrics = [TrainMetrics(), Throughput(), Baselines()]
+        return [*exact, *metrics] if self.trainer.state.fn == "fit" else []
 
     def setup(self, stage: str) -> None:
         """Learn from the data how many characters each token stands for, and hold the network to them.
@@ -188,8 +190,7 @@ class LitLanguageModel(LightningModule):
         if data := text_data(self.trainer):
             check_network(self.network, data.vocab_size, data.block_size)
             if getattr(self.network, "block_size", None) is None:
-                # Text is generated from windows as it was trained on.
-                self.network.block_size = data.block_size  # type: ignore[assignment]  # no tensor: a number
+                self.network.block_size = data.block_size  # type: ignore[assignment]  # generation takes such windows
             for metrics in self.val_metrics:
                 metrics.lengths = data.tokenizer.lengths
 
