@@ -14,7 +14,7 @@ from minigpt.training.optim import Schedule, parameter_groups
 WRONG = [math.nan, math.inf, -math.inf, True, "8", None, [8], 8j, np.array([1, 2]), object()]
 
 
-@pytest.mark.parametrize("value", WRONG, ids=repr)
+@pytest.mark.parametrize("value", WRONG, ids=lambda value: f"{type(value).__name__} {value}".partition(" at 0x")[0])
 def test_what_is_not_a_finite_number_is_refused_whatever_its_type(value):
     for limits in ({}, {"at_least": 0}, {"above": 0, "at_most": 1}, {"below": 9, "whole": True}):
         with pytest.raises(MiniGPTError, match=r"^n_embd is "):
