@@ -119,7 +119,7 @@ def test_a_schedule_warms_up_and_comes_down():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [(("linear", 0, 10, 0.0, 0.4), "lr_schedule is 'linear'"), (("cosine", 0, -1, 0.0, 0.4), "-1 steps, with 0"),
-     (("wsd", 0, 10, 0.0, 0.0), "cooldown is 0")],
+     (("wsd", 0, 10, 0.0, 0.0), "cooldown is 0"), (("constant", 0, 10, 0.0, 0.4, -5), "decay_steps is -5")],
 )  # fmt: skip
 def test_a_schedule_that_does_not_fit_is_refused(arguments, words):
     with pytest.raises(MiniGPTError, match=words):

@@ -162,7 +162,7 @@ class LitLanguageModel(LightningModule):
         """
         rates = self.hparams
         end = min(1.0, rates.min_lr / rates.learning_rate) if rates.learning_rate else 0.0
-        return Schedule(rates.lr_schedule, rates.warmup_steps, rates.decay_steps or steps, end, rates.cooldown)
+        return Schedule(rates.lr_schedule, rates.warmup_steps, steps, end, rates.cooldown, rates.decay_steps)
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer and, unless the rates are constant, a LambdaLR with the schedule's factor."""

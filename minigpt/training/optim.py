@@ -190,15 +190,20 @@ class Schedule:
         steps: The step at which the factor reaches its end.
         end: The factor at which cosine and wsd end.
         cooldown: The share of the steps over which wsd goes down.
+        decay_steps: In place of `steps`, where that is not None.
 
     Raises:
         MiniGPTError: There is no such schedule, or its parts do not fit the steps.
     """
 
-    def __init__(self, kind: str, warmup_steps: int, steps: int, end: float, cooldown: float):
+    def __init__(
+        self, kind: str, warmup_steps: int, steps: int, end: float, cooldown: float, decay_steps: int | None = None
+    ):
         check_choice("model.lr_schedule", kind, SCHEDULES)
         check_number("model.warmup_steps", warmup_steps, at_least=0, whole=True)
         check_number("model.cooldown", cooldown, above=0, at_most=1)
+        check_number("model.decay_steps", decay_steps, at_least=1, whole=True, optional=True)
+        steps = decay_steps or steps
         self.kind, self.steps, self.end = kind, steps, end
         self.constant = kind == "constant" and warmup_steps == 0
         self.shortened: tuple[int, int] | None = None  # the steps of a shorter warm-up, and those asked for
