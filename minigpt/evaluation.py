@@ -68,10 +68,14 @@ class LossByPosition(Metric):
 
     def update(self, losses: torch.Tensor) -> None:
         """Add the `(B, T)` losses of windows that begin at the first position."""
-        more = max(0, losses.shape[1] - len(self.nats))
-        self.nats, self.windows = F.pad(self.nats, (0, more)), F.pad(self.windows, (0, more))
+        self.grow(losses.shape[1])
         self.nats[: losses.shape[1]] += losses.sum(0)
         self.windows[: losses.shape[1]] += len(losses)
+
+    def grow(self, length: int) -> None:
+        """Make room for windows of this length; of several processes all need the same before `compute`."""
+        more = max(0, length - len(self.nats))
+        self.nats, self.windows = F.pad(self.nats, (0, more)), F.pad(self.windows, (0, more))
 
     def compute(self) -> torch.Tensor:
         """`(T,)` nats per token; T is the longest window seen."""

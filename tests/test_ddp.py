@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, read
 from test_resume import same, state
 from test_training import curves
 
@@ -54,6 +54,14 @@ def test_two_processes_see_the_same_batches_and_give_the_same_losses():
         for (step, value), (other_step, other) in zip(one[tag], two[tag], strict=True):
             assert step == other_step
             assert value == pytest.approx(other, abs=1e-5), (tag, step)
+
+
+def test_a_process_may_have_the_short_last_window_alone_to_validate(folder):
+    (folder / "short.txt").write_text(read("exemple")[:3600], encoding="utf-8")
+    flags = [*MODEL, "--trainer.max_steps", "3", "--data.path", "short.txt"]
+    one, two = (curves(finish(start(*flags, *more))) for more in ([], TWO))
+    ((_, value),), ((_, other),) = one["val/loss"], two["val/loss"]
+    assert value == pytest.approx(other, abs=1e-5)
 
 
 def test_torchrun_starts_it_too():

@@ -341,7 +341,10 @@ class Figures(Callback):
             return
         if step % self.every_n_steps and step != trainer.max_steps:
             return
-        by_position = lit(pl_module).val_metrics[0].by_position.compute().cpu()  # adds up all processes' losses
+        metric = lit(pl_module).val_metrics[0].by_position
+        length = torch.tensor(len(metric.nats), device=pl_module.device)  # a process may have short windows only
+        metric.grow(int(trainer.strategy.reduce(length, reduce_op="max")))
+        by_position = metric.compute().cpu()  # adds up all processes' losses
         if (model := full_network(trainer)) is None:
             return
         data = needed_text_data(trainer, "Figures")
