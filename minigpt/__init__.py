@@ -46,7 +46,10 @@ __all__ = sorted(_HOMES)
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'minigpt' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    from minigpt.errors import required
+
+    with required():
+        return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -29,7 +29,7 @@ from minigpt.command_line import (
     tool,
     unexpected_argument,
 )
-from minigpt.errors import MiniGPTError, check_number, did_you_mean, needs, note, writing
+from minigpt.errors import MiniGPTError, check_number, did_you_mean, needs, note, required, writing
 from minigpt.words import message
 
 if TYPE_CHECKING:  # commands import what they need when they run, since it takes seconds
@@ -84,7 +84,8 @@ def run(command: Callable[[list[str]], int], args: list[str] | None = None) -> i
         note(f"Ignoring {' and '.join(ignored)} in the environment: no launcher started this process.")
     processes.known = None if command is train else 0
     try:
-        return command(sys.argv[1:] if args is None else args)
+        with required():
+            return command(sys.argv[1:] if args is None else args)
     except MiniGPTError as error:
         print(error, file=sys.stderr)
         return 2

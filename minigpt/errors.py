@@ -57,6 +57,23 @@ def needs(who: str, extra: str, *packages: str) -> Iterator[None]:
 
 
 @contextmanager
+def required() -> Iterator[None]:
+    """Say what to install where one of the libraries that everything here is built on is absent.
+
+    Raises:
+        MiniGPTError: PyTorch or Lightning is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "lightning"):
+            raise
+        raise MiniGPTError(
+            f"minigpt needs {error.name}, which is not installed in this Python: pip install {error.name}."
+        ) from error
+
+
+@contextmanager
 def writing(folder: Path, flag: str) -> Iterator[None]:
     """Make a folder, and say so plainly if nothing can be written there.
 

@@ -192,6 +192,15 @@ MISTAKES = {
     "another shape": (NETWORK.replace("embed(idx)", "embed(idx)[:, -1]"), "returns (1, 4) for (1, 2) ids"),
     "no tensor": (NETWORK.replace("self.embed(idx)", "self.embed(idx), None"), "returns a tuple"),
     "too few scores": (NETWORK, "GRU scores 4 tokens"),
+    "a sight of later ids": (
+        NETWORK.replace("4)", "vocab_size)").replace("embed(idx)", "embed(idx).flip(1)"),
+        "The logits of GRU at a position change with later ids",
+    ),
+    "a fault in forward": (NETWORK.replace("embed(idx)", "embedding(idx)"), "'embedding' (my_models.py, line 10)."),
+    "shapes that do not fit": (
+        NETWORK.replace("embed(idx)", "embed(idx) @ self.embed.weight[:2]"),
+        "(my_models.py, line 10). A network takes",
+    ),
     "no forward": (NETWORK.replace("forward", "backward"), "has no forward"),
     "no parameters": ("from torch import nn\nclass GRU(nn.Module):\n    pass\n", "GRU has no parameters"),
     "an argument that is not given": (NETWORK.replace("vocab_size", "size"), "cannot be made with {'size': None}"),

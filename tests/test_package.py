@@ -77,3 +77,25 @@ def test_sampling_needs_neither_lightning_nor_torchmetrics(trained_run):
         "print({'lightning', 'torchmetrics', 'jsonargparse', 'tensorboard'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "set()\n"
+
+
+ABSENT = """
+import sys
+
+class Absent:
+    def find_spec(name, path=None, target=None):
+        if name == "lightning":
+            raise ModuleNotFoundError(name=name)
+
+sys.meta_path.insert(0, Absent)
+import minigpt
+"""
+
+
+def test_without_lightning_a_sentence_says_what_to_install():
+    sentence = "minigpt needs lightning, which is not installed in this Python: pip install lightning."
+    python = [sys.executable, "-c", f"{ABSENT}try:\n    minigpt.train\nexcept minigpt.MiniGPTError as e:\n    print(e)"]
+    assert subprocess.run(python, capture_output=True, text=True, check=True).stdout.strip() == sentence
+    code = f"{ABSENT}from minigpt import commands\nsys.exit(commands.run(commands.train, ['--config', 'tiny']))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stderr.splitlines()[-1]) == (2, sentence)

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from minigpt.errors import MiniGPTError
-from minigpt.models import device_of
+from minigpt.models import device_of, with_place
 
 RULE = "A network takes (B, T) ids and returns (B, T, V) logits, one score for each token of the vocabulary."
 
@@ -27,10 +27,11 @@ def plain_logits(model: nn.Module, idx: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def check_network(model: nn.Module, vocab_size: int, block_size: int) -> None:
-    """Ask a network for the logits after two ids, the last of the vocabulary.
+    """Ask a network for the logits after two ids, the last of the vocabulary, and after two that differ in the second.
 
     Raises:
-        MiniGPTError: It does not take the ids or a window of this length, or returns something else than logits.
+        MiniGPTError: It does not take the ids or a window of this length, returns something else than logits, or sees
+            later ids.
     """
     name, longest = type(model).__name__, getattr(model, "block_size", None)
     if longest is not None and longest < block_size:
@@ -39,8 +40,11 @@ def check_network(model: nn.Module, vocab_size: int, block_size: int) -> None:
         )
     was_training = model.training
     ids = torch.tensor([[vocab_size - 1] * min(2, block_size)], device=device_of(model))
+    other = ids.clone()
+    other[:, 1:] = 0
     try:
-        logits = plain_logits(model.eval(), ids)
+        model.eval()
+        logits, after_other, again = (plain_logits(model, idx) for idx in (ids, other, ids))
     except IndexError as error:
         raise MiniGPTError(
             f"The data have a vocab_size of {vocab_size}, and {name} does not take the id {vocab_size - 1}. Give the "
@@ -48,12 +52,20 @@ def check_network(model: nn.Module, vocab_size: int, block_size: int) -> None:
         ) from error
     except NotImplementedError as error:
         raise MiniGPTError(f"{name} has no forward. {RULE}") from error
-    except (TypeError, RuntimeError) as error:
-        raise MiniGPTError(f"{name} fails on two ids: {' '.join(str(error).split())[:200]}. {RULE}") from error
+    except MiniGPTError:
+        raise
+    except Exception as error:  # of anyone's code
+        raise MiniGPTError(f"{name} fails on two ids: {with_place(error)}. {RULE}") from error
     finally:
         model.train(was_training)
     if logits.shape[-1] < vocab_size:
         raise MiniGPTError(
             f"The data have a vocab_size of {vocab_size}, and {name} scores {logits.shape[-1]} tokens. Give the "
             "network the data's vocab_size."
+        )
+    change = (after_other - logits)[:, 0].abs().max()
+    if logits.equal(again) and change > 1e-4 * (logits.max() - logits.min()):
+        raise MiniGPTError(
+            f"The logits of {name} at a position change with later ids, so it sees what it is to predict. Mask "
+            "the later positions."
         )

@@ -20,6 +20,7 @@ from typing import Any, Protocol, TypeGuard
 import torch
 from torch import nn
 
+import minigpt
 from minigpt.errors import MiniGPTError, did_you_mean
 from minigpt.models.gpt import GPT
 from minigpt.models.tinygpt import TinyGPT
@@ -81,7 +82,7 @@ def instantiate(kind: type[nn.Module], **init_args: Any) -> nn.Module:
                 f"A network with these sizes does not fit into memory: {init_args}. Lower one."
             ) from error
         raise MiniGPTError(
-            f"The network {kind.__name__} cannot be made with {init_args}: {_with_place(error)}."
+            f"The network {kind.__name__} cannot be made with {init_args}: {with_place(error)}."
         ) from error
     vars(network)[_INIT_ARGS] = init_args
     return network
@@ -145,15 +146,17 @@ def import_network(path: str) -> type[nn.Module]:
 
 
 def _not_imported(path: str, error: Exception) -> MiniGPTError:
-    return MiniGPTError(f"The network {path} cannot be imported: {_with_place(error)}.")
+    return MiniGPTError(f"The network {path} cannot be imported: {with_place(error)}.")
 
 
-def _with_place(error: Exception) -> str:
-    """Return what an error in anyone's code says, and in which line; a syntax error says that itself."""
-    if isinstance(error, SyntaxError):
-        return f"{type(error).__name__}: {error}"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
-    return f"{type(error).__name__}: {error} ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})"
+def with_place(error: Exception) -> str:
+    """Return what an error in anyone's code says, and in which line of it; a syntax error says that itself."""
+    says = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    elsewhere = ("<frozen", os.path.dirname(torch.__file__), os.path.dirname(minigpt.__file__))
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(elsewhere)]
+    if isinstance(error, SyntaxError) or not frames:
+        return says
+    return f"{says} ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})"
 
 
 def look_in_working_folder() -> None:

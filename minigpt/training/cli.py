@@ -9,6 +9,7 @@ import warnings
 from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import rich
@@ -108,7 +109,8 @@ class MiniGPTCLI(LightningCLI):
         except ValueError as error:  # a class's arguments that only making it shows to be wrong
             if "Requirement '" in str(error):
                 raise _not_installed(error) from error
-            raise MiniGPTError(f"The settings do not fit: {inner_reason(str(error))[:300]}") from error
+            reason = shorten(inner_reason(str(error)), 300, placeholder=" …")
+            raise MiniGPTError(f"The settings do not fit: {reason}") from error
         except ImportError as error:
             raise _not_installed(error) from error
 

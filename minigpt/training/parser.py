@@ -249,7 +249,8 @@ def _in_words(hint: Any) -> str:
         return ", ".join(str(value) for value in get_args(hint))
     if get_origin(hint) in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(_in_words(member) for member in get_args(hint)))
-    return f"a {getattr(hint, '__name__', hint)}"
+    name = getattr(hint, "__name__", str(hint))
+    return f"an {name}" if name[0] in "AEIOU" else f"a {name}"
 
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
