@@ -90,7 +90,8 @@ def train(
     return {
         "rung": name, "seed": seed, "parameters": sum(p.numel() for p in model.parameters()),
         **evaluate(model, data.val_ids, data.tokenizer.lengths), "seconds": seconds,
-        "tokens_per_s": steps * data.batch_size * data.block_size / seconds, "sample": sample, "floors": data.floors,
+        "tokens_per_s": steps * data.batch_size * data.block_size / seconds, "sample": sample,
+        "baselines": data.baselines,
     }  # fmt: skip
 
 
@@ -104,7 +105,7 @@ def bigram_width(corpus: str, tokenizer: str) -> int:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """The rungs of one corpus as a Markdown table, the floors, and what each rung writes."""
+    """The rungs of one corpus as a Markdown table, the baselines, and what each rung writes."""
     lines = [
         "| rung | parameters | val bits per character | nats | seconds | tokens/s |",
         "|---|---|---|---|---|---|",
@@ -122,8 +123,8 @@ def table(results: list[dict[str, Any]]) -> str:
             f"| {seconds:.0f} | {speed:,.0f} |"
         )
         samples += [f"{name}:", "", *(f"    {line}" for line in runs[0]["sample"].splitlines()), ""]
-    floors = ", ".join(f"{name} {bits:.4f}" for name, bits in results[0]["floors"].items())
-    return "\n".join([*lines, "", f"Floors in bits per character: {floors}.", "", *samples])
+    baselines = ", ".join(f"{name} {bits:.4f}" for name, bits in results[0]["baselines"].items())
+    return "\n".join([*lines, "", f"Baselines in bits per character: {baselines}.", "", *samples])
 
 
 INTRO = """# The ladder
@@ -151,7 +152,7 @@ def page(out: Path) -> str:
 
 
 def plot(results: list[dict[str, Any]], path: Path, title: str) -> None:
-    """A dot per run and a line through the means, with the floors."""
+    """A dot per run and a line through the means, with the baselines."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -165,9 +166,9 @@ def plot(results: list[dict[str, Any]], path: Path, title: str) -> None:
         axes.plot([x] * len(bits), bits, "o", color="#1f77b4", alpha=0.4)
         means.append(statistics.mean(bits))
     axes.plot(range(len(names)), means, "-o", color="#1f77b4", label="validation, mean of the seeds")
-    for (name, bits), style in zip(results[0]["floors"].items(), ((0, (1, 4)), ":", "--", "-."), strict=True):
+    for (name, bits), style in zip(results[0]["baselines"].items(), ((0, (1, 4)), ":", "--", "-."), strict=True):
         if bits < max(means) * 1.3:
-            axes.axhline(bits, color="grey", linestyle=style, linewidth=1, label=f"{name} floor: {bits:.2f}")
+            axes.axhline(bits, color="grey", linestyle=style, linewidth=1, label=f"{name} baseline: {bits:.2f}")
     axes.set_xticks(range(len(names)), [name.replace("`", "") for name in names], rotation=30, ha="right")
     axes.set_ylabel("bits per character, lower is better")
     axes.set_title(title)

@@ -210,7 +210,7 @@ def evaluate(args: list[str]) -> int:
 
     from minigpt import runs
     from minigpt.data.corpus import Corpus
-    from minigpt.evaluation import as_table, floors, measure, memorisation
+    from minigpt.evaluation import as_table, baselines, measure, memorisation
 
     file, checkpoint, lm = runs.open_checkpoint(asked.ckpt_path, asked.device, asked.precision, asked.allow_code)
     about = checkpoint["minigpt"]["data"]
@@ -219,7 +219,7 @@ def evaluate(args: list[str]) -> int:
     except MiniGPTError as error:
         if asked.path is None or asked.memorisation:
             raise
-        note(f"No floors: {error}")
+        note(f"No baselines: {error}")
         own = None
     if own and asked.path is None:
         val = own.val
@@ -229,9 +229,9 @@ def evaluate(args: list[str]) -> int:
         val = torch.cat([torch.from_numpy(lm.tokenizer.encode_array(piece, asked.unknown)) for piece in pieces])
     metrics = measure(lm.model, val, lm.tokenizer.lengths)
     scores: dict[str, Any] = {name: round(value, 6) for name, value in metrics.scores().items()}
-    scores["floors"] = None
+    scores["baselines"] = None
     if own:
-        scores["floors"] = {name: round(bits, 6) for name, bits in floors(own.train, val, lm.tokenizer).items()}
+        scores["baselines"] = {name: round(bits, 6) for name, bits in baselines(own.train, val, lm.tokenizer).items()}
     if own and asked.memorisation:
         scores["memorisation"] = memorisation(lm, own.train, val, asked.memorisation, **CONTROLS)
     note(f"({file})")
@@ -390,12 +390,12 @@ def _summary(cli: "MiniGPTCLI", run_dir: Path, model: "nn.Module", seconds: floa
         message("last_steps", trainer.global_step - cli.start_step) if cli.start_step else "",
         seconds, message("early") if early else "",
     )  # fmt: skip
-    floors = (message("floor", message(name), bits) for name, bits in cli.datamodule.floors.items())
+    baselines = (message("baseline", message(name), bits) for name, bits in cli.datamodule.baselines.items())
     print(
         message("final_loss", metrics["val/loss"].item(), metrics["val/bits_per_char"].item()),
         f"  {duration}",
-        message("floors"),
-        f"  {GAP.join(floors)}\n",
+        message("baselines"),
+        f"  {GAP.join(baselines)}\n",
         f"{wrapped(sample)}\n",
         message("curves"),
         f"  {tool('tensorboard', '--logdir', run)}",

@@ -1,6 +1,6 @@
 """How good a model is on a text: loss, bits per character, perplexity and accuracy over the whole of it.
 
-And the floors beside it: what a text costs when next to nothing is known of it, or what a compressor makes of it.
+And the baselines beside it: what a text costs when next to nothing is known of it, or what a compressor makes of it.
 """
 
 import lzma
@@ -23,7 +23,7 @@ from minigpt.models import device_of
 LOGITS = 1 << 24  # of them at once, 64 MB in float32
 PIECE = 20  # characters; as long as two or three words, so that few are common by chance
 SEARCHED = 1 << 24  # tokens of a training text, for what a model recites
-UNITS = {"loss": "  nats per token", "floors": " (bits per char)"}  # where a score's name does not tell
+UNITS = {"loss": "  nats per token", "baselines": " (bits per char)"}  # where a score's name does not tell
 
 
 class BitsPerCharacter(Metric):
@@ -180,7 +180,7 @@ def evaluate(model: nn.Module, data: Ids, lengths: torch.Tensor, block_size: int
     return measure(model, data, lengths, block_size).scores()
 
 
-def floors(train: Ids, val: Ids, tokenizer: Tokenizer) -> dict[str, float]:
+def baselines(train: Ids, val: Ids, tokenizer: Tokenizer) -> dict[str, float]:
     """What simple models make of the validation text, in bits per character: a scale for every other figure.
 
     Of a large text the parts next to the split are taken: the last 2 ** 22 tokens to count and the first 2 ** 20 to

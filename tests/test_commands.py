@@ -110,8 +110,8 @@ def test_evaluate_scores_the_validation_text_of_the_run(call, trained_run):
     scores = json.loads(result.out)
     data = minigpt.TextDataModule(lower=True, strip=True)
     expected = evaluate(minigpt.load(trained_run).model, data.val_ids, data.tokenizer.lengths)
-    assert list(scores) == ["loss", "bits_per_char", "perplexity", "accuracy", "tokens", "characters", "floors"]
-    assert scores.pop("floors") == pytest.approx(data.floors, abs=1e-6)
+    assert list(scores) == ["loss", "bits_per_char", "perplexity", "accuracy", "tokens", "characters", "baselines"]
+    assert scores.pop("baselines") == pytest.approx(data.baselines, abs=1e-6)
     assert scores == pytest.approx(expected, abs=1e-6)
 
 
@@ -125,7 +125,7 @@ def test_evaluate_prints_a_table_on_a_terminal_unless_json_is_asked_for(call, tr
     assert rows["loss"] == f"{scores['loss']:.4f}  nats per token"
     assert rows["tokens"] == f"{scores['tokens']:,}"
     names = [line.split("  ")[0] for line in table.splitlines() if line[0] != " "]
-    assert names == [name.replace("_", " ") + " (bits per char)" * (name == "floors") for name in scores]
+    assert names == [name.replace("_", " ") + " (bits per char)" * (name == "baselines") for name in scores]
     found = scores["memorisation"]["samples"]
     assert re.search(rf"^    longest +{found['longest']}\n    share +{found['share']:.4f}\n", table, re.MULTILINE)
     assert f" {found['run']!r}\n" in table

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 import minigpt
 from minigpt import MiniGPTError, TinyGPT
-from minigpt.evaluation import BitsPerCharacter, TextMetrics, copied, evaluate, floors
+from minigpt.evaluation import BitsPerCharacter, TextMetrics, baselines, copied, evaluate
 
 
 @pytest.fixture
@@ -62,10 +62,10 @@ def test_the_mode_of_the_model_is_given_back(model):
     assert model.training
 
 
-def test_floors_are_what_they_say():
+def test_baselines_are_what_they_say():
     train_text, val_text = "abab" * 100 + "abac", "ababac"
     tokenizer = minigpt.CharTokenizer("abcd")
-    bits = floors(*(torch.tensor(tokenizer.encode(text)) for text in (train_text, val_text)), tokenizer)
+    bits = baselines(*(torch.tensor(tokenizer.encode(text)) for text in (train_text, val_text)), tokenizer)
     counts = {"a": 202, "b": 201, "c": 1, "d": 0}
     unigram = {c: (n + 1) / 408 for c, n in counts.items()}
     pairs = {"ab": 201, "ba": 201, "ac": 1}
@@ -78,12 +78,12 @@ def test_floors_are_what_they_say():
     assert bits["xz"] >= 0
 
 
-def test_floors_hold_what_was_never_seen():
-    bits = floors(torch.tensor([0, 1, 0, 1]), torch.tensor([2, 3, 3]), minigpt.CharTokenizer("abcd"))
+def test_baselines_hold_what_was_never_seen():
+    bits = baselines(torch.tensor([0, 1, 0, 1]), torch.tensor([2, 3, 3]), minigpt.CharTokenizer("abcd"))
     assert all(math.isfinite(value) for value in bits.values())
 
 
-def test_a_trained_bigram_comes_down_to_its_floor():
+def test_a_trained_bigram_comes_down_to_its_baseline():
     data = minigpt.TextDataModule(lower=True, strip=True)
     counts = torch.zeros(data.vocab_size, data.vocab_size)
     counts.index_put_((data.train_ids[:-1], data.train_ids[1:]), torch.ones(()), accumulate=True)
@@ -94,8 +94,8 @@ def test_a_trained_bigram_comes_down_to_its_floor():
         model.lm_head.weight.copy_(((counts + unigram) / (counts.sum(1, keepdim=True) + 1)).log().T)
         model.lm_head.bias.zero_()
     scores = evaluate(model, data.val_ids, data.tokenizer.lengths)
-    assert scores["bits_per_char"] == pytest.approx(data.floors["bigram"], abs=2e-3)
-    assert data.floors["bigram"] < data.floors["unigram"] < data.floors["uniform"]
+    assert scores["bits_per_char"] == pytest.approx(data.baselines["bigram"], abs=2e-3)
+    assert data.baselines["bigram"] < data.baselines["unigram"] < data.baselines["uniform"]
 
 
 def test_copied_finds_the_longest_run_and_the_share_of_pieces():

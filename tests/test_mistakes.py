@@ -381,10 +381,10 @@ def test_a_corpus_that_changed_since_is_not_scored(place, call):
     assert "has changed" in result.err
     result = call(
         "evaluate", "--data.path", "other.txt", "--unknown", "skip"
-    )  # which needs the old one for floors alone
+    )  # which needs the old one for baselines alone
     assert result.status == 0
-    assert "No floors" in result.err
-    assert json.loads(result.out)["floors"] is None
+    assert "No baselines" in result.err
+    assert json.loads(result.out)["baselines"] is None
 
 
 BROKEN = [

@@ -258,7 +258,7 @@ SUMMARY = {
     "C": [
         r"validation loss \d\.\d{4} nats per token, \d\.\d{4} bits per character",
         r"  after 20 steps in \d+ s",
-        r"floors in bits per character:",
+        r"baselines in bits per character:",
         r"  uniform 5\.7279  unigram 4\.3328  bigram 3\.3470  xz 2\.6052",
         r"Curves and samples:",
         r"  \S*tensorboard --logdir lightning_logs/tiny/version_0",
@@ -268,7 +268,7 @@ SUMMARY = {
     FRENCH: [
         r"perte de validation : \d,\d{4} nats par jeton, \d,\d{4} bits par caractère",
         r"  après 20 étapes en \d+ s",
-        r"planchers en bits par caractère :",
+        r"valeurs de référence en bits par caractère :",
         r"  uniforme 5,7279  unigramme 4,3328  bigramme 3,3470  xz 2,6052",
         r"Courbes et échantillons :",
         r"  \S*tensorboard --logdir lightning_logs/tiny/version_0",

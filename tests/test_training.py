@@ -461,7 +461,7 @@ def test_bits_per_character_compare_whatever_the_tokens(folder, tokenizer, in_me
     step, bits = curves(cli.run_dir)["train/bits_per_char"][-1]
     loss = dict(curves(cli.run_dir)["train/loss"])[step]
     assert bits / loss == pytest.approx(len(data.train_ids) / math.log(2) / (data.tokens.n_characters * 0.9), rel=0.25)
-    assert data.floors["bigram"] < data.floors["uniform"]
+    assert data.baselines["bigram"] < data.baselines["uniform"]
 
 
 def test_a_text_too_short_for_the_recipe_is_trained_with_less(train, folder):

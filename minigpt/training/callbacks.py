@@ -34,14 +34,14 @@ COMPARED = ("val/loss", "val/bits_per_char", "train/loss")  # the figures of a r
 PROJECTED = 10_000  # tokens that the projector is given
 INDENT = " " * 4  # of a sample under the figures of a validation
 LENGTH = COLUMNS - len(INDENT) - 4  # characters of it
-# TensorBoard's tab of combined charts: the two curves, and in bits with the floors as lines beside them.
+# TensorBoard's tab of combined charts: the two curves, and in bits with the baselines as lines beside them.
 CHARTS = {
     "loss": {"train and validation, nats per token": ["Multiline", ["train/loss", "val/loss"]]},
     "bits per character": {
-        "train, validation and floors": [
+        "train, validation and baselines": [
             "Multiline",
             [f"{part}/bits_per_char" for part in ("train", "val")]
-            + [f"floors/{name}" for name in ("uniform", "unigram", "bigram", "xz")],
+            + [f"val_baselines/{name}" for name in ("uniform", "unigram", "bigram", "xz")],
         ]
     },
 }
@@ -195,7 +195,7 @@ class Baselines(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Score the simple models."""
         if stage == "fit" and (data := text_data(trainer)):
-            self.values = {f"floors/{name}": bits for name, bits in data.floors.items()}
+            self.values = {f"val_baselines/{name}": bits for name, bits in data.baselines.items()}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Have TensorBoard draw curves and baselines in one chart."""

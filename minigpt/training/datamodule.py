@@ -13,7 +13,7 @@ from minigpt.data.dataset import SHORTEST, BatchOrder, CharDataset, Ids, MappedI
 from minigpt.data.tokenizers import Tokenizer
 from minigpt.data.tokens import Tokens, tokenize
 from minigpt.errors import MiniGPTError, check_number, note
-from minigpt.evaluation import eval_windows, floors
+from minigpt.evaluation import baselines, eval_windows
 from minigpt.words import message
 
 MAPPED_VAL_TOKENS = 1 << 20  # scored at most at a validation, where the text is too large for memory
@@ -165,9 +165,9 @@ class TextDataModule(LightningDataModule):
         return self._max_val_tokens
 
     @cached_property
-    def floors(self) -> dict[str, float]:
+    def baselines(self) -> dict[str, float]:
         """What simple models make of the validation text, in bits per character."""
-        return floors(self.train_ids, self.val_ids, self.tokenizer)
+        return baselines(self.train_ids, self.val_ids, self.tokenizer)
 
     @property
     def tokenizer(self) -> Tokenizer:
