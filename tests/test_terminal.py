@@ -315,7 +315,7 @@ def test_the_progress_of_every_recipe_fits_into_80_columns(capfd, monkeypatch, r
     )  # fmt: skip
     for speed in (2.5, 999, 64_000, 512_000, 9_876_543):
         progress = Progress()
-        progress._step, progress._mark, progress._tokens_per_step = steps, (0, 0.0), 1
+        progress._step, progress._mark, progress._tokens_per_step, progress._bar = steps, (0, 0.0), 1, SimpleNamespace()
         progress._clock = SimpleNamespace(seconds=lambda speed=speed: steps / speed)
         progress._metrics = SimpleNamespace(last_record={"step": steps, "metrics": {"train/loss": 8.3178}})
         progress.on_validation_end(trainer, None)
