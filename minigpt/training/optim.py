@@ -74,7 +74,7 @@ class MuonAdamW(torch.optim.Optimizer):
         groups: Parameter groups with `lr`, `weight_decay` and `muon`; Muon's hold matrices only.
         momentum: Muon's momentum, in Nesterov's form.
         betas: AdamW's.
-        ns_dtype: In which precision Newton-Schulz runs.
+        ns_dtype: In which precision Newton-Schulz runs; None for `newton_schulz_dtype`'s.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class MuonAdamW(torch.optim.Optimizer):
         groups: list[dict[str, Any]],
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.95),
-        ns_dtype: torch.dtype = torch.bfloat16,
+        ns_dtype: torch.dtype | None = None,
     ):
         self.momentum, self.betas, self.ns_dtype = momentum, betas, ns_dtype
         super().__init__(groups, {"lr": 1e-3, "weight_decay": 0.0, "muon": False})
@@ -126,7 +126,8 @@ class MuonAdamW(torch.optim.Optimizer):
             buffers = [self._buffer(parameter) for parameter in parameters]
             torch._foreach_lerp_(buffers, gradients, 1 - self.momentum)
             updates = [full_tensor(update) for update in torch._foreach_lerp(gradients, buffers, self.momentum)]
-            orthogonal = orthogonalise(torch.stack(updates), self.ns_dtype).to(gradients[0].dtype)
+            dtype = self.ns_dtype or newton_schulz_dtype(gradients[0].device)
+            orthogonal = orthogonalise(torch.stack(updates), dtype).to(gradients[0].dtype)
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             scale = group["lr"] * max(1, rows / columns) ** 0.5
             shares = [_share(update, parameter) for update, parameter in zip(orthogonal, parameters, strict=True)]
@@ -161,6 +162,15 @@ def _share(matrix: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     if not isinstance(parameter, DTensor):
         return matrix
     return distribute_tensor(matrix, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+def newton_schulz_dtype(device: torch.device) -> torch.dtype:
+    """Return the precision in which a device multiplies matrices fast: bfloat16, but float32 on a CPU without AVX-512.
+
+    There PyTorch has no kernel for bfloat16, and its products take forty times as long as those in float32.
+    """
+    slow = device.type == "cpu" and not torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return torch.float32 if slow else torch.bfloat16
 
 
 def orthogonalise(matrices: torch.Tensor, dtype: torch.dtype = torch.bfloat16, steps: int = 5) -> torch.Tensor:
