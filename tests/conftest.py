@@ -1,8 +1,12 @@
 """What the tests share: a working folder of their own, and commands called as a shell would call them."""
 
+import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # each of several processes takes one core; torch reads this as it starts
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
