@@ -1,4 +1,4 @@
-"""What the commands share: their parser, commands to paste, and answers to mistakes in the words of a command line."""
+"""Parsing command lines, answering mistakes in them, and printing commands to paste."""
 
 import argparse
 import os

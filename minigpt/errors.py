@@ -123,11 +123,10 @@ def check_number(
     """
     if value is None and optional:
         return
-    # Comparing the type itself is faster than isinstance with an abstract class, and each token drawn is checked.
-    number = type(value) is int or (not whole and type(value) is float)
-    if number or (not isinstance(value, bool) and isinstance(value, Integral if whole else Real)):
-        low = value >= at_least if at_least is not None else value > (-math.inf if above is None else above)
-        if low and (value <= at_most if at_most is not None else value < (math.inf if below is None else below)):
+    is_number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    if is_number:
+        enough = value >= at_least if at_least is not None else value > (-math.inf if above is None else above)
+        if enough and (value <= at_most if at_most is not None else value < (math.inf if below is None else below)):
             return
     kind = "a whole number" if whole else "a number"
     low = f" of {at_least} or more" if at_least is not None else f" above {above}" if above is not None else ""

@@ -99,7 +99,7 @@ class TextMetrics(nn.Module):
         self.accuracy = MeanMetric()
 
     def characters(self, targets: torch.Tensor) -> torch.Tensor:
-        """How many characters these tokens stand for; `lengths` must be known."""
+        """Return the number of characters that these tokens stand for; `lengths` must be known."""
         assert self.lengths is not None
         self.lengths = self.lengths.to(targets.device)
         return self.lengths[targets].sum()
@@ -247,7 +247,7 @@ def copied(texts: Sequence[str], source: str) -> dict[str, float | str]:
 
 
 def memorisation(lm: LanguageModel, train: Ids, val: Ids, samples: int, **controls: Any) -> dict[str, dict]:
-    """How much of what a model writes stands word for word in its training text, and how much of a fresh text does.
+    """Measure how much of the text of a model, and of a fresh text, stands word for word in its training text.
 
     Args:
         lm: The model.

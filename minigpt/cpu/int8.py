@@ -41,9 +41,8 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(..., in_features)` activations to `(..., out_features)`, of the same type."""
-        if (
-            x.is_cpu and self.in_features % 16 == 0 and not self.exact
-        ):  # with other numbers the kernel reads what is not there
+        whole_groups = self.in_features % 16 == 0  # with other numbers the kernel reads beyond the end
+        if x.is_cpu and whole_groups and not self.exact:
             rows = x.reshape(-1, self.in_features).bfloat16()
             y = torch._weight_int8pack_mm(rows, self.weight, self.scale.bfloat16())
             y = y.view(*x.shape[:-1], self.out_features).to(x.dtype)

@@ -1,4 +1,4 @@
-"""What a network has to do, `(B, T)` ids to `(B, T, V)` logits, held against what it does."""
+"""Checks that a network maps `(B, T)` ids to `(B, T, V)` logits."""
 
 import torch
 from torch import nn

@@ -14,7 +14,7 @@ GREEDY_BELOW = 1e-5
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the next token is chosen; see `filter_logits`.
+    """The sampling parameters of a text, described in `filter_logits`.
 
     Raises:
         MiniGPTError: A parameter is outside its range; the sentence names it and the range.

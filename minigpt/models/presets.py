@@ -23,6 +23,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 CHOICES = {"position": ("learned", "rope"), "norm": ("layernorm", "rmsnorm"), "mlp": ("gelu", "swiglu", "relu2")}
+# The values of each switch, None for any, that the compiled step and the exports may know; see `models.stock`.
+STOCK_VALUES: dict[str, tuple | None] = {
+    "position": ("learned", "rope"), "norm": ("layernorm", "rmsnorm"), "mlp": ("gelu", "relu2", "swiglu"),
+    "qk_norm": (False, True), "bias": None, "tie_weights": None, "softcap": None, "zero_init": None, "ngrams": None,
+}  # fmt: skip
 NORM_EPS = {"layernorm": 1e-5, "rmsnorm": 1e-6}
 
 

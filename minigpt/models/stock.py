@@ -8,7 +8,7 @@ from torch.nn.modules import module as torch_module
 
 from minigpt.models.gpt import ACTIVATIONS, GPT, MLP, Attention, Block, SquaredReLU
 from minigpt.models.ngrams import NGrams
-from minigpt.models.presets import NORM_EPS
+from minigpt.models.presets import NORM_EPS, STOCK_VALUES
 from minigpt.models.rope import Rope
 
 # Of each class of module its children, parameters and buffers. `minigpt.cpu` adds its replacements.
@@ -20,10 +20,6 @@ PARTS: dict[type[nn.Module], set[str]] = {
     nn.Linear: TENSORS, nn.Embedding: TENSORS, nn.LayerNorm: TENSORS, nn.RMSNorm: TENSORS,
     nn.Dropout: set(), nn.GELU: set(), nn.SiLU: set(), SquaredReLU: set(),
 }  # fmt: skip
-SWITCHES: dict[str, tuple | None] = {
-    "position": ("learned", "rope"), "norm": ("layernorm", "rmsnorm"), "mlp": ("gelu", "relu2", "swiglu"),
-    "qk_norm": (False, True), "bias": None, "tie_weights": None, "softcap": None, "zero_init": None, "ngrams": None,
-}  # fmt: skip
 
 
 def unknown_part(model: nn.Module) -> str | None:
@@ -31,7 +27,7 @@ def unknown_part(model: nn.Module) -> str | None:
     if type(model) is not GPT:
         return f"the class {type(model).__name__}"
     for switch, value in model.settings.items():
-        known_values = SWITCHES.get(switch, ())
+        known_values = STOCK_VALUES.get(switch, ())
         if known_values is not None and value not in known_values:
             return f"{switch} {value}"
     if name := hooked(model):

@@ -1,4 +1,4 @@
-"""What is written and shown of a training: metrics, baselines, samples, figures and the progress on the terminal."""
+"""Callbacks that log and show a training: metrics, throughput, baselines, samples, figures and progress."""
 
 import io
 import math

@@ -1,4 +1,4 @@
-"""What a start takes from the checkpoint that it continues: its settings, what may not differ, and the run folder."""
+"""Continuing from a checkpoint: the settings that it gives, those that may not differ, and its run folder."""
 
 from contextlib import suppress
 from functools import cached_property
