@@ -1,5 +1,5 @@
-"""Every command and every line of Python in the READMEs and in the guide runs, in a copy of the project, as a reader
-would type it; the guide's trainings are shortened.
+"""Every command and every line of Python in the README, in the guide and in the pages of `PAGES` runs, in a copy of the
+project, as a reader would type it; the guide's trainings are shortened.
 """
 
 import os
@@ -20,6 +20,18 @@ from lightning.pytorch import Trainer
 from minigpt import GPT, LitLanguageModel, TextDataModule, TinyGPT
 from minigpt.training.callbacks import Figures, Samples
 from minigpt.training.checkpointing import Checkpoints
+
+# The pages in the order in which a reader would go through them; each has a French page beside it.
+PAGES = ("README.md", "docs/reference.md", "docs/export.md", "docs/lightning.md")
+# uv fetches PyTorch's builds for CPUs from an index of PyTorch's own.
+CPU_ONLY = (
+    "python3 -m venv .venv && source .venv/bin/activate && pip install -q uv && "
+    "uv pip install -q --torch-backend=cpu -e ."
+)
+
+
+def french_of(page: str) -> str:
+    return page.replace(".md", ".fr.md")
 
 
 def blocks(file: str, language: str) -> list[str]:
@@ -60,7 +72,7 @@ def environment(clone: Path) -> dict[str, str]:
 def runnable(command: str) -> str | None:
     """The part of a command that needs no network; None where nothing is left, or where it is this very test."""
     command = command.split("  #")[0].strip()
-    if command.startswith(("source ", "deactivate")):
+    if command.startswith(("source ", "deactivate")) or command == CPU_ONLY:
         return None
     if "pip install" in command:
         command = command.rsplit("&&", 1)[1].strip().replace(".venv/bin/", "")
@@ -68,9 +80,12 @@ def runnable(command: str) -> str | None:
 
 
 @pytest.mark.slow
-def test_every_command_of_the_readme_runs_in_order(clone):
-    run = [command for command in map(runnable, commands("README.md")) if command]
-    assert any("minigpt train" in command for command in run)
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_of_a_page_runs_in_order(clone, page):
+    if page != "README.md" and not (clone / "lightning_logs" / "tiny").exists():
+        pytest.skip("the README's commands make the runs that this page is about; run the whole file")
+    run = [command for command in map(runnable, commands(page)) if command]
+    assert any("minigpt" in command for command in run)
     for command in run:
         if command.startswith("tensorboard"):
             serve_and_stop(command, clone, "data/runs", "tiny/version_0")
@@ -108,19 +123,33 @@ def serve_and_stop(command: str, clone: Path, path: str, shown: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_python_of_the_readme_runs(clone):
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_python_of_a_page_runs(clone, number):
     if not (clone / "lightning_logs" / "tiny").exists():
-        pytest.skip("the commands above it make the run that it loads; run the whole file")
-    for program in blocks("README.md", "python"):
+        pytest.skip("the README's commands make the run that it loads; run the whole file")
+    programs = [program for page in PAGES for program in blocks(page, "python")]
+    assert len(programs) == 2
+    for program in programs[number : number + 1]:
         done = subprocess.run([sys.executable, "-c", program], cwd=clone, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert re.search("^un matin,", done.stdout, flags=re.M)  # Lightning prints its tables before it
 
 
-def test_both_readmes_give_the_same_commands():
-    for language in ("bash", "python"):
-        english, french = ([re.sub(r" *#.*", "", block) for block in blocks(f, language)] for f in READMES)
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_gives_the_same_commands_in_both_languages(page):
+    for language in ("bash", "python", "yaml"):
+        files = (page, french_of(page))
+        english, french = ([re.sub(r" *#.*", "", block) for block in blocks(file, language)] for file in files)
         assert english == french
+
+
+def test_the_command_that_no_test_runs_is_in_the_readme():
+    assert CPU_ONLY in commands("README.md")
+
+
+def test_a_readme_fits_a_few_screens():
+    for file in READMES:
+        assert len((ROOT / file).read_text(encoding="utf-8").splitlines()) <= 130
 
 
 @pytest.mark.slow
@@ -169,7 +198,7 @@ SHORT = ["--trainer.max_steps", "4", "--model.warmup_steps", "0", "--model.netwo
 SHORT += ["--data.max_val_tokens", "500", "--samples.max_new_tokens", "20"]
 
 
-@pytest.mark.parametrize("file", [*READMES, *GUIDES])
+@pytest.mark.parametrize("file", [*PAGES, *map(french_of, PAGES), *GUIDES])
 def test_what_a_page_points_to_is_there(file):
     page = ROOT / file
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
