@@ -5,7 +5,7 @@ LC_ALL=fr_FR.UTF-8 python docs/images/record.py docs/images/training.fr.svg -- m
 
 The command runs in an empty folder, in a pseudo-terminal of 80 columns. The SVG holds text, not pictures of text: each
 line of the terminal is drawn once for every content that it had, and a CSS animation shows each at its time. A viewer
-that does not animate shows the last screen. Nothing but Python's standard library is needed, and a Unix system.
+that does not animate shows the last screen. The script needs Python's standard library only, and a Unix system.
 """
 
 import argparse
