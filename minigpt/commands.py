@@ -260,6 +260,12 @@ def export(args: list[str]) -> int:
     parser.add_argument(
         "--out", required=True, type=path, help="the folder to write; it must not exist yet, or be empty"
     )
+    parser.add_argument(
+        "--precision",
+        choices=("32", "bf16", "int8"),
+        default="32",
+        help="of the matrices; gguf alone has bf16 and int8",
+    )
     asked = parser.parse(args)
 
     announce("torch")
@@ -268,7 +274,7 @@ def export(args: list[str]) -> int:
     from minigpt.export import export as write
 
     file, checkpoint, lm = runs.open_checkpoint(asked.ckpt_path, allow_code=asked.allow_code)
-    write(checkpoint, lm, asked.out, asked.format)
+    write(checkpoint, lm, asked.out, asked.format, asked.precision)
     note(f"({file})")
     print(asked.out)
     return 0

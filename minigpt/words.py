@@ -100,6 +100,8 @@ MESSAGES = {
         "encoding_rivals": "'{}' is not UTF-8; it is read as {}, but {} is about as likely. If accented letters come "
         "out wrong, pass --data.encoding {}.",
         "or": " or ",
+        "slow_bf16": "This CPU has no instructions for bfloat16, so {} is many times as slow as float32 here: pass "
+        "--trainer.precision 32.",
         "compiling": "(compiling the training step, for up to a minute)",
         "compiled": "(compiled in {:.0f} s)",
         "not_compiled": "The step cannot be compiled here, for want of a C++ compiler perhaps; training goes on "
@@ -179,6 +181,8 @@ MESSAGES = {
         "encoding_rivals": "« {} » n'est pas en UTF-8 ; il est lu comme {}, mais {} est presque aussi probable. Si les "
         "accents sont faux, essayez --data.encoding {}.",
         "or": " ou ",
+        "slow_bf16": "Ce processeur n'a pas d'instructions pour bfloat16 : {} y est bien plus lent que float32. "
+        "Passez --trainer.precision 32.",
         "compiling": "(compilation de l'étape d'entraînement, une minute au plus)",
         "compiled": "(compilé en {:.0f} s)",
         "not_compiled": "L'étape ne peut pas être compilée ici, peut-être faute de compilateur C++ ; l'entraînement "

@@ -15,7 +15,7 @@ from minigpt.cpu.decoding import CompiledDecoder, compile_decoding
 from minigpt.export.gguf import files as gguf_files
 from minigpt.export.hugging_face import to_hugging_face
 from minigpt.generation import checks
-from minigpt.generation.checks import compiled_step, usable_paths
+from minigpt.generation.checks import compiled_step, state_of, usable_paths
 from minigpt.generation.engine import generate_ids
 from minigpt.generation.text import LanguageModel
 from minigpt.introspection import attention, is_bigram
@@ -273,6 +273,17 @@ def test_the_compiled_step_is_given_up_when_the_weights_change(change):
     assert compiled_step(model) is None
     with torch.no_grad():
         assert drawn == [plainly(copy.deepcopy(model), [1, 2, 3], 9, temperature=0.0)]
+
+
+def test_the_compiled_step_is_kept_when_the_number_of_threads_changes():
+    """A sum of floats depends on how threads share it out; the weights of 10 M parameters are added up so."""
+    weights = torch.randn(3_000_001)
+    sums = set()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        sums.add(state_of(torch.nn.ParameterList([weights]))[2])
+    assert len(sums) == 1
+    assert state_of(torch.nn.ParameterList([weights[1:]]))[2] not in sums  # not aligned to eight bytes either
 
 
 class Wrapped(nn.Module):

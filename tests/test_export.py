@@ -248,6 +248,31 @@ def test_a_gguf_holds_the_model_as_llama_cpp_computes_it(folder, settings):
     assert (theirs.argmax(-1) < lm.tokenizer.vocab_size).all()
 
 
+@pytest.mark.parametrize(("precision", "kind", "tolerance"), [("bf16", "BF16", 2**-8), ("int8", "Q8_0", 2**-7)])
+def test_a_gguf_in_bf16_or_8_bits_holds_the_rounded_matrices(folder, precision, kind, tolerance):
+    gguf = pytest.importorskip("gguf")
+    lm = untrained(CharTokenizer.from_text(TEXT), preset="llama", n_embd=32)
+    _, exact = in_gguf(folder, lm)
+    (folder / "small.gguf").write_bytes(files_of("gguf", {}, lm, precision)["model.gguf"])
+    reader = gguf.GGUFReader(folder / "small.gguf")
+    assert reader.fields["general.file_type"].contents() == gguf.LlamaFileType[f"MOSTLY_{kind}"]
+    kinds = {t.name: t.tensor_type.name for t in reader.tensors}
+    matrices = {name for name, weight in exact.items() if weight.ndim == 2 and weight.shape[1] % 32 == 0}
+    assert {name for name, of in kinds.items() if of == kind} == (
+        matrices if precision == "int8" else {name for name, weight in exact.items() if weight.ndim == 2}
+    )
+    for tensor in reader.tensors:
+        stored = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        assert np.abs(stored - exact[tensor.name]).max() <= tolerance * np.abs(exact[tensor.name]).max()
+
+
+def test_a_precision_that_a_format_lacks_is_refused():
+    with pytest.raises(
+        MiniGPTError, match=r"--format onnx has --precision 32, not int8\. Leave it out, or take --format gguf"
+    ):
+        files_of("onnx", {}, untrained(CharTokenizer.from_text(TEXT)), "int8")
+
+
 @pytest.mark.parametrize("kind", [CharTokenizer, BPETokenizer])
 @pytest.mark.parametrize("text", [TEXT * 9, "ascii alone, and no pair that comes twice"])
 def test_the_tokenizer_in_a_gguf_is_byte_pairs_that_give_the_same_ids(folder, kind, text):

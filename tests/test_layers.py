@@ -209,7 +209,7 @@ def test_modules_that_may_compute_something_else_are_left_alone():
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("stage", ["fit", "validate"])
 def test_a_training_on_a_cpu_optimizes_its_network(device, stage):
-    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)))
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)), precision="32-true")
     module = SimpleNamespace(network=GPT(30, 16, 1, 2, 32))
     OptimizeForCPU().setup(trainer, module, stage)
     optimized = (device, stage) == ("cpu", "fit")
@@ -217,6 +217,17 @@ def test_a_training_on_a_cpu_optimizes_its_network(device, stage):
     Compiling().setup(trainer, module, stage)  # on any device it needs the embedding whose gradient has one order
     assert type(module.network.embed) is layers.Embedding
     assert isinstance(module.network.dropout, layers.Dropout) == optimized
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision", "noted"),
+    [("AVX2", "bf16-mixed", True), ("AVX2", "32-true", False), ("AVX512", "bf16-mixed", False)],
+)
+def test_bf16_on_a_cpu_that_multiplies_it_slowly_is_noted(monkeypatch, capfd, capability, precision, noted):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")), precision=precision)
+    OptimizeForCPU().setup(trainer, SimpleNamespace(network=GPT(30, 16, 1, 2, 32)), "fit")
+    assert ("pass --trainer.precision 32." in capfd.readouterr().err) == noted
 
 
 def test_the_trainer_of_lightning_optimizes_a_network_of_ones_own(folder):

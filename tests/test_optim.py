@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from minigpt import GPT, MiniGPTError, TinyGPT
-from minigpt.training.optim import MuonAdamW, Schedule, newton_schulz_dtype, orthogonalise, parameter_groups
+from minigpt.training.optim import MuonAdamW, Schedule, matmul_dtype, orthogonalise, parameter_groups
 
 
 def groups(model, optimizer="muon", **changes):
@@ -147,7 +147,7 @@ def test_what_muon_cannot_serve_is_refused():
 )
 def test_newton_schulz_runs_in_bfloat16_where_that_is_fast(monkeypatch, capability, device, dtype):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    assert newton_schulz_dtype(torch.device(device)) == dtype
+    assert matmul_dtype(torch.device(device)) == dtype
 
 
 def test_rates_reach_every_group():

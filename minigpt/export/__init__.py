@@ -11,26 +11,38 @@ if TYPE_CHECKING:
 
 
 class Format(NamedTuple):
-    """A format: the module whose `files(checkpoint, lm)` gives a folder's files, and what `--help` says of it."""
+    """A format: the module whose `files(checkpoint, lm)` gives a folder's files, and what `--help` says of it.
+
+    A format with more than one precision has a third argument, `files(checkpoint, lm, precision)`.
+    """
 
     module: str
     help: str
+    precisions: tuple[str, ...] = ("32",)
 
 
 FORMATS = {
     "hf": Format("hugging_face", "Hugging Face's"),
     "onnx": Format("onnx", "onnxruntime's"),
-    "gguf": Format("gguf", "llama.cpp's"),
+    "gguf": Format("gguf", "llama.cpp's", ("32", "bf16", "int8")),
     "safetensors": Format("safetensors", "minigpt's without pickle"),
 }
 
 
-def files_of(form: str, checkpoint: dict[str, Any], lm: "LanguageModel") -> dict[str, bytes]:
-    """The files of a folder in a format, by their names; arguments and errors as in `export`."""
-    return import_module(f"minigpt.export.{FORMATS[form].module}").files(checkpoint, lm)
+def files_of(form: str, checkpoint: dict[str, Any], lm: "LanguageModel", precision: str = "32") -> dict[str, bytes]:
+    """Return the files of a folder in a format, by their names; arguments and errors as in `export`."""
+    precisions = FORMATS[form].precisions
+    if precision not in precisions:
+        others = [name for name, other in FORMATS.items() if precision in other.precisions]
+        hint = f", or take --format {others[0]}" if others else ""
+        raise MiniGPTError(
+            f"--format {form} has --precision {' or '.join(precisions)}, not {precision}. Leave it out{hint}."
+        )
+    chosen = {"precision": precision} if len(precisions) > 1 else {}
+    return import_module(f"minigpt.export.{FORMATS[form].module}").files(checkpoint, lm, **chosen)
 
 
-def export(checkpoint: dict[str, Any], lm: "LanguageModel", out: str | Path, form: str) -> None:
+def export(checkpoint: dict[str, Any], lm: "LanguageModel", out: str | Path, form: str, precision: str = "32") -> None:
     """Write a trained model into a new folder.
 
     Args:
@@ -39,6 +51,7 @@ def export(checkpoint: dict[str, Any], lm: "LanguageModel", out: str | Path, for
         out: The folder; it must not exist, or be empty.
         form: `hf`, for transformers and all that reads its folders; `onnx`, for onnxruntime; `gguf`, for llama.cpp;
             `safetensors`, for `minigpt.load`.
+        precision: `32` for float32; with `gguf` also `bf16` or `int8` for the matrices.
 
     Raises:
         MiniGPTError: The folder is taken, the model does not fit the format, or a library is missing.
@@ -46,7 +59,7 @@ def export(checkpoint: dict[str, Any], lm: "LanguageModel", out: str | Path, for
     out = Path(out)
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise MiniGPTError(f"'{out}' is there already and not empty. Give --out a new folder.")
-    files = files_of(form, checkpoint, lm)
+    files = files_of(form, checkpoint, lm, precision)
     with writing(out, "--out"):
         for name, content in files.items():
             (out / name).write_bytes(content)

@@ -20,7 +20,7 @@ END = "<|endoftext|>"
 NEVER = "ÿ ÿ"  # a pair of bytes that no UTF-8 has
 
 
-def files(checkpoint: dict[str, Any], lm: LanguageModel) -> dict[str, bytes]:
+def files(checkpoint: dict[str, Any], lm: LanguageModel, precision: str = "32") -> dict[str, bytes]:
     """The file for llama.cpp; arguments and errors as in `export`.
 
     llama.cpp takes token 11 for the end of a text where no other is named, so the file has one token more than the
@@ -38,7 +38,12 @@ def files(checkpoint: dict[str, Any], lm: LanguageModel) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.gguf")
         writer = gguf.GGUFWriter(file, "llama")
-        writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+        kind = {
+            "32": gguf.LlamaFileType.ALL_F32,
+            "bf16": gguf.LlamaFileType.MOSTLY_BF16,
+            "int8": gguf.LlamaFileType.MOSTLY_Q8_0,
+        }[precision]
+        writer.add_file_type(kind)
         writer.add_context_length(config["max_position_embeddings"])
         writer.add_embedding_length(config["hidden_size"])
         writer.add_feed_forward_length(config["intermediate_size"])
@@ -55,7 +60,7 @@ def files(checkpoint: dict[str, Any], lm: LanguageModel) -> dict[str, bytes]:
                 weight = _in_pairs(weight, config["head_dim"])
             theirs = names.get_name(name, (".weight",))
             assert theirs is not None, name  # the library knows all of Llama's names
-            writer.add_tensor(theirs, weight.contiguous().numpy())
+            _add_tensor(writer, theirs, weight.contiguous(), precision)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -115,6 +120,21 @@ def _add_tokenizer(writer: Any, tokenizer: CharTokenizer | BPETokenizer) -> None
     writer.add_add_bos_token(False)
     writer.add_add_eos_token(False)
     writer.add_array("tokenizer.ggml.suppress_tokens", [len(names)])  # llama.cpp's own programs never draw it
+
+
+def _add_tensor(writer: Any, name: str, weight: torch.Tensor, precision: str) -> None:
+    """Add a weight in float32, or a matrix in bf16 or 8 bits.
+
+    llama.cpp's Q8_0 has a scale for each 32 numbers of a row; a matrix whose rows are no multiple of 32 stays float32.
+    """
+    import gguf
+
+    kinds = {"bf16": gguf.GGMLQuantizationType.BF16, "int8": gguf.GGMLQuantizationType.Q8_0}
+    kind = kinds.get(precision) if weight.dim() == 2 else None
+    if kind is None or weight.shape[1] % gguf.GGML_QUANT_SIZES[kind][0]:
+        writer.add_tensor(name, weight.numpy())
+    else:
+        writer.add_tensor(name, gguf.quants.quantize(weight.numpy(), kind), raw_dtype=kind)
 
 
 def _in_pairs(weight: torch.Tensor, head_size: int) -> torch.Tensor:

@@ -104,10 +104,17 @@ def state_of(model: nn.Module) -> tuple:
     modules = tuple((id(m), type(m), _hooks(m), _code(m), _settings(m)) for m in model.modules())
     tensors = list(chain(model.parameters(), model.buffers()))
     versions = tuple((t.data_ptr(), 0 if t.is_inference() else t._version, t.dtype) for t in tensors)
-    floats = [t.detach() for t in tensors if t.is_floating_point() and t.numel()]
     # A change through `tensor.data` is not counted in `_version`.
-    sums = torch.stack([t.sum(dtype=torch.float32) for t in floats]).tolist() if floats else []
-    return modules, versions, tuple(map(str, sums))  # as text, so that NaN equals NaN
+    sums = torch.stack([_sum_of_bits(t.detach()) for t in tensors]).tolist() if tensors else []
+    return modules, versions, tuple(sums)
+
+
+def _sum_of_bits(tensor: torch.Tensor) -> torch.Tensor:
+    """Add up a tensor's memory as 64-bit integers, which gives the same sum with any number of threads."""
+    data = tensor.contiguous().flatten().view(torch.uint8)
+    whole = data.numel() // 8 * 8
+    words = data[:whole] if data.storage_offset() % 8 == 0 else data[:whole].clone()
+    return words.view(torch.int64).sum() + data[whole:].sum()
 
 
 def _hooks(module: nn.Module) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 
 from minigpt.cpu.layers import optimize, order_gradients
 from minigpt.errors import note
+from minigpt.training.optim import matmul_dtype
 from minigpt.training.typed import lit
 from minigpt.words import message
 
@@ -21,9 +22,12 @@ class OptimizeForCPU(Callback):
     """Gives a network that trains on a CPU the modules of `minigpt.cpu`."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Replace them before the network is shared out over processes."""
-        if stage == "fit" and trainer.strategy.root_device.type == "cpu":
+        """Replace them before the network is shared out over processes; warn where bf16 is the slow precision."""
+        device = trainer.strategy.root_device
+        if stage == "fit" and device.type == "cpu":
             optimize(lit(pl_module).network)
+            if trainer.precision in ("bf16-mixed", "bf16-true") and matmul_dtype(device) is torch.float32:
+                note(message("slow_bf16", trainer.precision))
 
 
 class Compiling(Callback):

@@ -74,7 +74,7 @@ class MuonAdamW(torch.optim.Optimizer):
         groups: Parameter groups with `lr`, `weight_decay` and `muon`; Muon's hold matrices only.
         momentum: Muon's momentum, in Nesterov's form.
         betas: AdamW's.
-        ns_dtype: In which precision Newton-Schulz runs; None for `newton_schulz_dtype`'s.
+        ns_dtype: In which precision Newton-Schulz runs; None for `matmul_dtype`'s.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class MuonAdamW(torch.optim.Optimizer):
             buffers = [self._buffer(parameter) for parameter in parameters]
             torch._foreach_lerp_(buffers, gradients, 1 - self.momentum)
             updates = [full_tensor(update) for update in torch._foreach_lerp(gradients, buffers, self.momentum)]
-            dtype = self.ns_dtype or newton_schulz_dtype(gradients[0].device)
+            dtype = self.ns_dtype or matmul_dtype(gradients[0].device)
             orthogonal = orthogonalise(torch.stack(updates), dtype).to(gradients[0].dtype)
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             scale = group["lr"] * max(1, rows / columns) ** 0.5
@@ -164,7 +164,7 @@ def _share(matrix: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(matrix, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
-def newton_schulz_dtype(device: torch.device) -> torch.dtype:
+def matmul_dtype(device: torch.device) -> torch.dtype:
     """Return the precision in which a device multiplies matrices fast: bfloat16, but float32 on a CPU without AVX-512.
 
     There PyTorch has no kernel for bfloat16, and its products take forty times as long as those in float32.

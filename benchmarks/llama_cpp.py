@@ -1,0 +1,151 @@
+"""How many tokens a second come out beside llama.cpp, in one run, from the same weights.
+
+    pip install xllamacpp gguf
+    python benchmarks/llama_cpp.py [--rounds 5] [--shape 10.65M] [--out llama_cpp.json]
+
+An untrained model with Llama's switches is exported as GGUF in float32, bf16 and 8 bits, and continues one character up
+to its block, with temperature 0.8, top-k 30, top-p 0.9, min-p 0.02 and a repetition penalty of 1.1: here with the
+compiled step, from a prompt's ids to a text, and in llama.cpp through the completions of the package xllamacpp, also to
+a text. Both draw until the block is full. Each side first tries one thread and all cores and keeps what is faster.
+Then they take turns, round by round; ratios are medians of the ratios within a round. `limit` is the memory's: how
+often a second the weights could be read, at the bandwidth measured in each round. Prints a table, and writes JSON with
+--out.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from generate import bandwidth
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from minigpt import GPT, CharTokenizer, LanguageModel
+from minigpt.cpu.decoding import compile_decoding
+from minigpt.export import files_of
+from minigpt.runs import for_inference
+
+ALPHABET = "".join(chr(code) for code in range(33, 98))  # 65 characters, as tinyshakespeare has
+SHAPES = {"0.80M": (64, 4, 4, 128), "10.65M": (256, 6, 6, 384)}  # block_size, n_layer, n_head, n_embd
+SAMPLING = {"temperature": 0.8, "top_k": 30, "top_p": 0.9, "min_p": 0.02, "repetition_penalty": 1.1}
+BYTES = {"32": 4, "bf16": 2, "int8": 34 / 32}  # a weight's; Q8_0 has a 16-bit scale for 32 weights
+PROMPT = "A"
+Contender = Callable[[int], int]  # writes a text with this seed; how many tokens it has
+
+
+def network(shape: tuple[int, ...]) -> GPT:
+    torch.manual_seed(0)
+    return GPT(len(ALPHABET), *shape, preset="llama").eval()
+
+
+def project(shape: tuple[int, ...], precision: str) -> Contender:
+    model = network(shape)
+    for_inference(model, precision=precision)
+    compile_decoding(model)
+    lm = LanguageModel(model, CharTokenizer.from_text(ALPHABET))
+    return lambda seed: len(lm.generate(PROMPT, shape[0] - 1, seed=seed, **SAMPLING)) - 1
+
+
+def llama_cpp(file: Path, block_size: int, threads: int) -> Contender:
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(file)
+    params.n_ctx = max(256, block_size)
+    params.n_parallel = 1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.warmup = True
+    params.ctx_shift = False
+    params.verbosity = -1
+    server = xllamacpp.Server(params)
+    request = {
+        "prompt": PROMPT, "max_tokens": block_size - 1, "temperature": 0.8, "top_k": 30, "top_p": 0.9, "min_p": 0.02,
+        "repeat_penalty": 1.1, "repeat_last_n": block_size, "ignore_eos": True, "cache_prompt": False,
+        "samplers": ["penalties", "temperature", "top_k", "top_p", "min_p"],
+    }  # fmt: skip
+
+    def run(seed: int) -> int:
+        answer = server.handle_completions(request | {"seed": seed})
+        return answer["usage"]["completion_tokens"]
+
+    return run
+
+
+def speed(run: Contender, seed: int, threads: int) -> float:
+    torch.set_num_threads(threads)
+    started = time.perf_counter()
+    return run(seed) / (time.perf_counter() - started)
+
+
+def measure(shape: tuple[int, ...], precision: str, folder: Path, rounds: int) -> dict:
+    """Each side's tokens per second in each round, its threads, and the limit."""
+    model = network(shape)
+    file = folder / f"{precision}.gguf"
+    file.write_bytes(
+        files_of("gguf", {}, LanguageModel(model, CharTokenizer.from_text(ALPHABET)), precision)["model.gguf"]
+    )
+    counts = sorted({1, os.cpu_count() or 1})
+    ours = project(shape, precision)
+    theirs = {n: llama_cpp(file, shape[0], n) for n in counts}
+    sides: dict[str, dict[int, Contender]] = {"minigpt": dict.fromkeys(counts, ours), "llama.cpp": theirs}
+    best = {}
+    for name, runs in sides.items():
+        trials = {n: max(speed(run, seed, n) for seed in range(4)) for n, run in runs.items()}
+        best[name] = max(trials, key=trials.__getitem__)
+    weights = BYTES[precision] * sum(p.numel() for p in model.blocks.parameters())
+    speeds: dict[str, list[float]] = {name: [] for name in sides}
+    limits = []
+    for seed in range(rounds):
+        torch.set_num_threads(max(counts))
+        limits.append(bandwidth() / weights)
+        for name, runs in sides.items():
+            speeds[name].append(speed(runs[best[name]], seed, best[name]))
+    return {"precision": precision, "threads": best, "tokens_per_second": speeds, "limit": limits}
+
+
+def table(results: list[dict]) -> str:
+    """Medians, their spread, and ratios, as a Markdown table."""
+    lines = [
+        "| precision | | threads | tokens/s (min to max) | of llama.cpp | of the limit |",
+        "|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        speeds = result["tokens_per_second"]
+        for name in ("llama.cpp", "minigpt"):
+            runs = speeds[name]
+            ratios = [a / b for a, b in zip(runs, speeds["llama.cpp"], strict=True)]
+            share = statistics.median(a / b for a, b in zip(runs, result["limit"], strict=True))
+            spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if name == "minigpt" else ""
+            lines.append(
+                f"| {result['precision']} | {name} | {result['threads'][name]} | {statistics.median(runs):,.0f} "
+                f"({min(runs):,.0f} to {max(runs):,.0f}) | {statistics.median(ratios):.2f}{spread} | {share:.2f} |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7, help="how often each side writes a text")
+    parser.add_argument("--shape", choices=SHAPES, default="10.65M", help="which model")
+    parser.add_argument("--precisions", nargs="*", choices=BYTES, default=list(BYTES), help="of the weights")
+    parser.add_argument("--out", type=Path, help="where to write JSON")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        results = [measure(SHAPES[asked.shape], kind, Path(folder), asked.rounds) for kind in asked.precisions]
+    print(table(results))
+    if asked.out:
+        about = {"torch": torch.__version__, "cores": os.cpu_count(), "shape": asked.shape}
+        asked.out.write_text(json.dumps(about | {"results": results}, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
