@@ -35,7 +35,7 @@ from minigpt.words import message
 if TYPE_CHECKING:  # commands import what they need when they run, since it takes seconds
     from torch import nn
 
-    from minigpt.data.tokens import Tokens
+    from minigpt.data.prepare import TokenizedCorpus
     from minigpt.training.cli import MiniGPTCLI
 
 PROMPT = "un matin,"
@@ -215,7 +215,7 @@ def evaluate(args: list[str]) -> int:
     file, checkpoint, lm = runs.open_checkpoint(asked.ckpt_path, asked.device, asked.precision, asked.allow_code)
     about = checkpoint["minigpt"]["data"]
     try:
-        own: Tokens | None = runs.tokens_of(file, about, asked.cache_dir)
+        own: TokenizedCorpus | None = runs.tokens_of(file, about, asked.cache_dir)
     except MiniGPTError as error:
         if asked.path is None or asked.memorisation:
             raise

@@ -14,7 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric
 
-from minigpt.data.dataset import EvalWindows, Ids
+from minigpt.data.dataset import EvalWindows
+from minigpt.data.memmap import Ids
 from minigpt.data.tokenizers import Tokenizer
 from minigpt.errors import MiniGPTError, note
 from minigpt.generation.text import LanguageModel

@@ -3,7 +3,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from minigpt import CharDataset, MiniGPTError
-from minigpt.data.dataset import BatchOrder, EvalWindows, split_at
+from minigpt.data.dataset import EvalWindows
+from minigpt.data.order import BatchOrder
+from minigpt.data.prepare import split_at
 
 
 def test_windows_are_the_articles():

@@ -1,21 +1,17 @@
-"""From a row of ids to batches: windows, the split, the order of batches, and the windows of an evaluation.
+"""From a row of ids to windows to train on and to evaluate on.
 
 `N` is the number of ids, `T` the block size, `B` the batch size.
 """
 
 import math
 import operator
-from collections.abc import Callable, Iterator
-from itertools import islice
-from pathlib import Path
+from collections.abc import Iterator
 
 import torch
-from torch.utils.data import Dataset, SequentialSampler
+from torch.utils.data import Dataset
 
+from minigpt.data.memmap import Ids
 from minigpt.errors import MiniGPTError
-from minigpt.seeds import derive_seed
-
-SHORTEST = 8  # tokens in the shortest window that a text is trained with
 
 
 class CharDataset(Dataset):
@@ -29,7 +25,7 @@ class CharDataset(Dataset):
     of `i`, none below 0, the whole batch `(B, T)` is gathered at once, with no loop over its samples.
     """
 
-    def __init__(self, data: "Ids", block_size: int):
+    def __init__(self, data: Ids, block_size: int):
         self.data = data
         self.block_size = block_size
 
@@ -50,149 +46,6 @@ class CharDataset(Dataset):
         windows = self.data.unfold(0, self.block_size, 1)
         x, y = (windows.index_select(0, starts).long() for starts in (index, index + 1))
         return x, y
-
-
-class MappedIds:
-    """Ids in a file, read through a memory map: of them only what is looked at comes into memory.
-
-    The system counts the pages that were looked at as this process's memory until the map is given up, so that a long
-    training would seem to grow to the size of the file. The map is therefore made anew every few batches.
-
-    Args:
-        file: The ids, one after the other.
-        dtype: Their type.
-        start: The first one that belongs here.
-        stop: The one after the last.
-    """
-
-    _RENEWED = 8  # batches from one map; each window looked at maps up to 64 kB
-
-    def __init__(self, file: Path, dtype: torch.dtype, start: int, stop: int):
-        self.file = file
-        self.dtype = dtype
-        self.start = start
-        self.stop = stop
-        self._map: torch.Tensor | None = None
-        self._uses = 0
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def __getitem__(self, index: slice) -> torch.Tensor:
-        """A copy of the ids in a slice, as int64."""
-        return self._open()[index].long()
-
-    def unfold(self, dimension: int, size: int, step: int) -> torch.Tensor:
-        """All windows of `size` ids, as `torch.Tensor.unfold` gives them; to be used at once."""
-        if self._map is None or self._uses % self._RENEWED == 0:
-            self._map = self._open()
-        self._uses += 1
-        return self._map.unfold(dimension, size, step)
-
-    def _open(self) -> torch.Tensor:
-        try:
-            return torch.from_file(str(self.file), size=self.stop, dtype=self.dtype)[self.start :]
-        except RuntimeError as error:
-            raise MiniGPTError(f"The ids in '{self.file}' are gone. The same command makes them again.") from error
-
-
-def split_at(n_characters: int, val_fraction: float) -> int:
-    """Where the validation text begins: at the last `val_fraction`, with a shortest window's room on both sides."""
-    return max(min(int(n_characters * (1 - val_fraction)), n_characters - SHORTEST - 1), SHORTEST + 1)
-
-
-Ids = torch.Tensor | MappedIds
-
-
-class BatchOrder(SequentialSampler):
-    """The order in which windows are drawn: batch `t` is a pure function of `(seed, t)`, for every `t`.
-
-    The batches cut one endless row of window starts, in which each pass over the data visits every window once, in
-    a new order. No state needs saving: a resumed run asks for the batches from `start` on. The order of a pass
-    comes from a keyed permutation (a Feistel network with cycle walking: Black and Rogaway, "Ciphers with arbitrary
-    finite domains", 2002), so that it takes no memory per window.
-
-    It is a SequentialSampler since Lightning puts one in the place of any other where `overfit_batches` is set.
-
-    Args:
-        n_windows: The length of the dataset.
-        batch_size: `B`, starts in a batch.
-        seed: The key of the permutations.
-        start: The first batch that iteration yields, or a function that tells it when iteration begins.
-        length: How many batches iteration yields; None for no end.
-        cycle: Draw the first so many batches over and over; None for all.
-        rows: The part of each batch that iteration yields.
-    """
-
-    _AHEAD = 8192  # starts computed in one go while iterating; for a few alone, the operations cost as much
-
-    def __init__(
-        self,
-        n_windows: int,
-        batch_size: int,
-        seed: int,
-        start: int | Callable[[], int] = 0,
-        cycle: int | None = None,
-        rows: slice = slice(None),
-        length: int | None = None,
-    ):
-        self.n_windows = n_windows
-        self.batch_size = batch_size
-        self.seed = seed
-        self.start = start
-        self.cycle = cycle
-        self.rows = rows
-        self.length = length
-
-    def __len__(self) -> int:
-        if self.length is None:
-            raise TypeError("an order without end has no length")
-        return self.length
-
-    def batches(self, first: int, count: int) -> torch.Tensor:
-        """The `(count, B)` window starts of batches `first`, `first + 1`, ..."""
-        position, stop = first * self.batch_size, (first + count) * self.batch_size
-        pieces = []
-        while position < stop:
-            n_pass, offset = divmod(position, self.n_windows)
-            length = min(stop - position, self.n_windows - offset)
-            keys = [derive_seed(self.seed, "order", n_pass, r) & 0xFFFFFFFF for r in range(6)]
-            pieces.append(_permute(torch.arange(offset, offset + length), self.n_windows, keys))
-            position += length
-        return torch.cat(pieces).view(count, self.batch_size)
-
-    def __iter__(self) -> Iterator[torch.Tensor]:  # type: ignore[override]  # the base class yields single indices
-        start = self.start() if callable(self.start) else self.start  # asked when the first batch is
-        yield from islice(self._from(start), self.length)
-
-    def _from(self, batch: int) -> Iterator[torch.Tensor]:
-        ahead = max(1, self._AHEAD // self.batch_size)
-        while True:
-            first = batch % self.cycle if self.cycle else batch
-            count = min(ahead, self.cycle - first) if self.cycle else ahead
-            yield from self.batches(first, count)[:, self.rows].unbind()
-            batch += count
-
-
-def _permute(index: torch.Tensor, n: int, keys: list[int]) -> torch.Tensor:
-    """Where a keyed permutation of `0 .. n - 1` sends each `index`."""
-    half = max(1, ((n - 1).bit_length() + 1) // 2)
-    mask = (1 << half) - 1
-    index, outside = index.clone(), torch.ones_like(index, dtype=torch.bool)
-    while outside.any():  # each walk leaves at most 3/4 of the indices outside
-        left, right = index[outside] >> half, index[outside] & mask
-        for key in keys:
-            left, right = right, left ^ (_mix(right + key) & mask)
-        index[outside] = (left << half) | right
-        outside = index >= n
-    return index
-
-
-def _mix(x: torch.Tensor) -> torch.Tensor:
-    """A 32-bit integer hash that flips half of the output bits for each input bit (Murmur3's finaliser)."""
-    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & 0xFFFFFFFF
-    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & 0xFFFFFFFF
-    return x ^ (x >> 16)
 
 
 class EvalWindows(Dataset):

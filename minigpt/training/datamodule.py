@@ -9,9 +9,11 @@ from torch.utils.data import DataLoader
 
 from minigpt.data import corpus
 from minigpt.data.corpus import Corpus
-from minigpt.data.dataset import SHORTEST, BatchOrder, CharDataset, Ids, MappedIds
+from minigpt.data.dataset import CharDataset
+from minigpt.data.memmap import Ids, MemmapIds
+from minigpt.data.order import BatchOrder
+from minigpt.data.prepare import SHORTEST, TokenizedCorpus, tokenize
 from minigpt.data.tokenizers import Tokenizer
-from minigpt.data.tokens import Tokens, tokenize
 from minigpt.errors import MiniGPTError, check_number, note
 from minigpt.evaluation import baselines, eval_windows
 from minigpt.words import message
@@ -119,7 +121,7 @@ class TextDataModule(LightningDataModule):
         return Corpus(self._path, **self._cleaning, cache_dir=self._cache_dir)
 
     @cached_property
-    def tokens(self) -> Tokens:
+    def tokens(self) -> TokenizedCorpus:
         """The text in ids, with its tokenizer; it is read when this is first asked for."""
         tokens = tokenize(
             self.corpus, self._kind, **self._splitting, in_memory_mb=self._in_memory_mb, cache_dir=self._cache_dir
@@ -160,7 +162,7 @@ class TextDataModule(LightningDataModule):
     @cached_property
     def max_val_tokens(self) -> int | None:
         """How many tokens a validation scores at most; None for all."""
-        if self._max_val_tokens is None and isinstance(self.val_ids, MappedIds):
+        if self._max_val_tokens is None and isinstance(self.val_ids, MemmapIds):
             return MAPPED_VAL_TOKENS
         return self._max_val_tokens
 

@@ -19,7 +19,7 @@ from filelock import Timeout
 
 from minigpt import files
 from minigpt.data.corpus import Corpus, cache_folder
-from minigpt.data.dataset import SHORTEST, Ids, MappedIds, split_at
+from minigpt.data.memmap import Ids, MemmapIds
 from minigpt.data.tokenizers import KINDS, CharTokenizer, Tokenizer, from_dict
 from minigpt.errors import MiniGPTError, check_choice, note, writing
 from minigpt.terminal import Bar
@@ -27,9 +27,15 @@ from minigpt.words import message
 
 FORMAT = 2  # of the files in the cache: another number, and old ones are not found
 LEARNED_FROM = 1 << 26  # characters at most, spread over the training text, that words and byte pairs are learned from
+SHORTEST = 8  # tokens in the shortest window that a text is trained with
 
 
-class Tokens(NamedTuple):
+def split_at(n_characters: int, val_fraction: float) -> int:
+    """Where the validation text begins: at the last `val_fraction`, with a shortest window's room on both sides."""
+    return max(min(int(n_characters * (1 - val_fraction)), n_characters - SHORTEST - 1), SHORTEST + 1)
+
+
+class TokenizedCorpus(NamedTuple):
     """A corpus in ids: the first part of the text to train on, the last to validate on.
 
     The text is split between two characters, the same ones whatever the tokenizer, so that tokenizers compare.
@@ -51,7 +57,7 @@ def tokenize(
     val_fraction: float = 0.1,
     in_memory_mb: float = 16,
     cache_dir: str | None = None,
-) -> Tokens:
+) -> TokenizedCorpus:
     """Build a corpus's tokenizer and encode it.
 
     Args:
@@ -122,7 +128,7 @@ def _read_small(corpus: Corpus, most: float) -> list[str] | None:
     return pieces
 
 
-def _in_memory(corpus: Corpus, pieces: list[str], fit: Fit, val_fraction: float) -> Tokens:
+def _in_memory(corpus: Corpus, pieces: list[str], fit: Fit, val_fraction: float) -> TokenizedCorpus:
     about, text = survey(pieces), "".join(pieces)
     for boundary in _boundaries(len(text), val_fraction):
         tokenizer = fit(lambda: pieces, about, boundary)
@@ -130,7 +136,7 @@ def _in_memory(corpus: Corpus, pieces: list[str], fit: Fit, val_fraction: float)
             torch.from_numpy(tokenizer.encode_array(part)).long() for part in (text[:boundary], text[boundary:])
         )
         if min(len(train), len(val)) > SHORTEST:
-            return Tokens(tokenizer, train, val, about.sha256, len(text), 1 - boundary / len(text))
+            return TokenizedCorpus(tokenizer, train, val, about.sha256, len(text), 1 - boundary / len(text))
         if len(train) + len(val) < 2 * (SHORTEST + 1):
             break
     raise _too_short(corpus, len(text))
@@ -152,7 +158,7 @@ def _boundaries(n_characters: int, val_fraction: float) -> Iterator[int]:
                 yield boundary
 
 
-def _in_file(corpus: Corpus, settings: list, fit: Fit, val_fraction: float, cache: Path) -> Tokens:
+def _in_file(corpus: Corpus, settings: list, fit: Fit, val_fraction: float, cache: Path) -> TokenizedCorpus:
     cleaning = [corpus.encoding, corpus.lower, corpus.strip, corpus.nfc]
     raw = _known_sha256(corpus, cache)
     key = sha256(json.dumps([FORMAT, raw, cleaning, settings]).encode()).hexdigest()[:32]
@@ -189,7 +195,7 @@ def _known_sha256(corpus: Corpus, cache: Path) -> str:
     return found
 
 
-def _open(folder: Path) -> Tokens | None:
+def _open(folder: Path) -> TokenizedCorpus | None:
     """What lies in the cache; None if nothing does, or what lies there is not what was put there."""
     about, ids = folder / "tokens.json", folder / "ids.bin"
     try:
@@ -200,8 +206,8 @@ def _open(folder: Path) -> Tokens | None:
         return None
     dtype, boundary, n = getattr(torch, found["dtype"]), found["n_train"], found["n_tokens"]
     tokenizer = from_dict(found["tokenizer"])
-    train, val = MappedIds(ids, dtype, 0, boundary), MappedIds(ids, dtype, boundary, n)
-    return Tokens(tokenizer, train, val, found["sha256"], found["n_characters"], found["val_fraction"])
+    train, val = MemmapIds(ids, dtype, 0, boundary), MemmapIds(ids, dtype, boundary, n)
+    return TokenizedCorpus(tokenizer, train, val, found["sha256"], found["n_characters"], found["val_fraction"])
 
 
 def _check(found: dict) -> str:
@@ -216,7 +222,7 @@ def _crc32(file: Path) -> int:
     return crc
 
 
-def _build(corpus: Corpus, fit: Fit, val_fraction: float, folder: Path) -> Tokens:
+def _build(corpus: Corpus, fit: Fit, val_fraction: float, folder: Path) -> TokenizedCorpus:
     """Encode a text into a folder, which appears under its name when all of it is written."""
     partial = folder.with_suffix(".partial")  # the lock is ours: what a killed process left under this name is no one's
     if folder.exists():

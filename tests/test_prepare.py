@@ -14,10 +14,11 @@ import torch
 from conftest import read
 
 from minigpt import CharDataset, MiniGPTError, files
-from minigpt.data import reading, tokens
+from minigpt.data import prepare, reading
 from minigpt.data.corpus import Corpus
-from minigpt.data.dataset import BatchOrder, MappedIds
-from minigpt.data.tokens import tokenize
+from minigpt.data.memmap import MemmapIds
+from minigpt.data.order import BatchOrder
+from minigpt.data.prepare import TokenizedCorpus, tokenize
 from minigpt.evaluation import eval_windows
 
 FRENCH = read("exemple")
@@ -30,7 +31,7 @@ def small_blocks(folder, monkeypatch):
     (folder / "a.txt").write_text(FRENCH[:60_000], encoding="utf-8")
 
 
-def in_file(path: str = "a.txt", kind: str = "char", **options) -> tokens.Tokens:
+def in_file(path: str = "a.txt", kind: str = "char", **options) -> TokenizedCorpus:
     return tokenize(Corpus(path, **options), kind, in_memory_mb=0.01, cache_dir="cache")
 
 
@@ -41,7 +42,7 @@ def kept(folder) -> list[str]:
 @pytest.mark.parametrize("kind", ["char", "word", "bpe"])
 def test_memory_and_file_hold_the_same_ids(kind, monkeypatch):
     memory, file = tokenize(Corpus("a.txt"), kind), in_file(kind=kind)
-    assert isinstance(file.train, MappedIds)
+    assert isinstance(file.train, MemmapIds)
     assert file.train.dtype == (torch.uint8 if kind == "char" else torch.uint16)
     assert file.tokenizer.to_dict() == memory.tokenizer.to_dict()
     assert torch.equal(file.train[:], memory.train)
@@ -78,7 +79,7 @@ def test_four_bytes_hold_a_vocabulary_beyond_two():
 def test_a_text_is_tokenised_once(folder, monkeypatch, capfd):
     first = in_file()
     assert "tokenised once" in capfd.readouterr().err
-    monkeypatch.setattr(tokens, "_build", None)
+    monkeypatch.setattr(prepare, "_build", None)
     monkeypatch.setattr(Corpus, "sha256_of_files", None)  # the file has not changed: not even its hash is needed
     again = in_file()
     assert capfd.readouterr().err == ""
@@ -133,14 +134,14 @@ def test_a_damaged_cache_is_made_anew_with_a_note(folder, capfd):
 def test_a_kill_half_way_leaves_nothing_half_made(folder):
     program = textwrap.dedent("""
         import os, signal
-        from minigpt.data import tokens
+        from minigpt.data import prepare
         from minigpt.data.corpus import Corpus
-        crc32 = tokens._crc32
+        crc32 = prepare._crc32
         def killed(file):
             assert file.stat().st_size == 60_000
             os.kill(os.getpid(), signal.SIGKILL)
-        tokens._crc32 = killed
-        tokens.tokenize(Corpus("a.txt"), in_memory_mb=0.01, cache_dir="cache")
+        prepare._crc32 = killed
+        prepare.tokenize(Corpus("a.txt"), in_memory_mb=0.01, cache_dir="cache")
     """)
     assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == -9
     assert all(".partial" in name for name in kept(folder))
@@ -153,7 +154,7 @@ def test_a_full_disk_says_what_is_needed_and_keeps_nothing(folder):
     program = textwrap.dedent("""
         import resource
         from minigpt.data.corpus import Corpus
-        from minigpt.data.tokens import tokenize
+        from minigpt.data.prepare import tokenize
         from minigpt.errors import MiniGPTError
         (open("b.txt", "w", encoding="utf-8")).write("un matin, " * 300_000)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, 1_500_000))
@@ -228,7 +229,7 @@ def test_a_text_that_changes_while_it_is_read_is_refused(folder, monkeypatch):
 
 
 def test_of_two_that_build_the_same_one_builds_and_the_other_waits(folder, monkeypatch, capfd):
-    built, building, go_on, build = [], threading.Event(), threading.Event(), tokens._build
+    built, building, go_on, build = [], threading.Event(), threading.Event(), prepare._build
 
     def slow(*args):
         built.append(args)
@@ -236,7 +237,7 @@ def test_of_two_that_build_the_same_one_builds_and_the_other_waits(folder, monke
         assert go_on.wait(20)
         return build(*args)
 
-    monkeypatch.setattr(tokens, "_build", slow)
+    monkeypatch.setattr(prepare, "_build", slow)
     found = []
     first, second = (threading.Thread(target=lambda: found.append(in_file().sha256)) for _ in range(2))
     first.start()
@@ -256,7 +257,7 @@ def test_memory_stays_flat_however_many_batches_are_read(folder):
     size = 200_000_000
     with (folder / "ids.bin").open("wb") as file:
         file.truncate(size)
-    dataset = CharDataset(MappedIds(folder / "ids.bin", torch.uint8, 0, size), 64)
+    dataset = CharDataset(MemmapIds(folder / "ids.bin", torch.uint8, 0, size), 64)
     order = iter(BatchOrder(len(dataset), 64, seed=0))
 
     def resident() -> int:
@@ -300,7 +301,7 @@ def test_control_characters_are_reported(folder, capfd):
 
 
 def test_of_a_long_text_every_so_many_th_part_is_learned_from(folder, monkeypatch, capfd):
-    monkeypatch.setattr(tokens, "LEARNED_FROM", 20_000)
+    monkeypatch.setattr(prepare, "LEARNED_FROM", 20_000)
     made = in_file(kind="word")
     assert "one piece in 3" in capfd.readouterr().err
     assert made.tokenizer.to_dict() == tokenize(Corpus("a.txt"), "word").tokenizer.to_dict()
