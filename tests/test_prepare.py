@@ -19,7 +19,7 @@ from minigpt.data.corpus import Corpus
 from minigpt.data.memmap import MemmapIds
 from minigpt.data.order import BatchOrder
 from minigpt.data.prepare import TokenizedCorpus, tokenize
-from minigpt.evaluation import eval_windows
+from minigpt.evaluation import eval_batches
 
 FRENCH = read("exemple")
 
@@ -62,9 +62,9 @@ def test_batches_and_evaluations_come_out_of_a_file_as_out_of_memory():
         assert torch.equal(y, y_file)
         assert y_file.dtype == torch.int64
     for limit in (None, 1000):
-        batches = [eval_windows(data, 32, 90, limit) for data in (memory.val, file.val)]
-        for one, other in zip(*batches, strict=True):
-            assert all(map(torch.equal, one, other))
+        (windows, batches), (windows_file, _) = (eval_batches(data, 32, 90, limit) for data in (memory.val, file.val))
+        for batch in batches:
+            assert all(map(torch.equal, windows[batch], windows_file[batch]))
     assert torch.equal(datasets[1][-1][1], memory.train[-32:])
 
 

@@ -1,28 +1,26 @@
-"""From a row of ids to windows to train on and to evaluate on.
+"""Windows of token ids: overlapping ones to train on, consecutive ones to evaluate on.
 
-`N` is the number of ids, `T` the block size, `B` the batch size.
+In shapes, `N` is the number of ids in the text, `T` the block size (the length of a window) and `B` the batch size.
 """
 
 import math
-import operator
-from collections.abc import Iterator
 
 import torch
 from torch.utils.data import Dataset
 
-from minigpt.data.memmap import Ids
+from minigpt.data.memmap import Ids  # a tensor, or ids in a file that are used like one
 from minigpt.errors import MiniGPTError
 
 
 class CharDataset(Dataset):
-    """Every window of `block_size` ids with the same window one step later, as in the article.
+    """Every window of `block_size` ids, with the same window one id later as its targets, as in the article.
+
+    `dataset[i]` is one window, so that `DataLoader(dataset, batch_size=4, shuffle=True)` works. Training asks for whole
+    batches instead: `dataset[starts]`, where `starts` is a `(B,)` tensor of window numbers that `BatchOrder` draws.
 
     Args:
-        data: `(N,)` ids, in memory or in a file.
+        data: `(N,)` ids.
         block_size: `T`, the length of a window.
-
-    `dataset[i]` is `x = data[i : i + T]` and `y = data[i + 1 : i + 1 + T]`. With a `(B,)` tensor of starts in place
-    of `i`, none below 0, the whole batch `(B, T)` is gathered at once, with no loop over its samples.
     """
 
     def __init__(self, data: Ids, block_size: int):
@@ -36,64 +34,66 @@ class CharDataset(Dataset):
         return max(0, len(self.data) - self.block_size)
 
     def __getitem__(self, index: int | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if not isinstance(index, torch.Tensor) or index.dim() == 0:
-            index = operator.index(index)
-            if not -len(self) <= index < len(self):
-                raise IndexError(f"window {index} of a dataset of {len(self)}")
-            start = index % len(self)
-            window = self.data[start : start + self.block_size + 1]
-            return window[:-1], window[1:]
+        """Return window `index` as `x` and `y`, both `(T,)`; or, for a `(B,)` tensor, that many as `(B, T)`."""
+        if isinstance(index, torch.Tensor) and index.dim() == 1:
+            return self._batch(index)
+        # A range checks the index as a list does: -1 is the last window, and one outside raises IndexError.
+        start = range(len(self))[index]
+        x = self.data[start : start + self.block_size]
+        y = self.data[start + 1 : start + 1 + self.block_size]
+        return x, y
+
+    def _batch(self, starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        # `unfold` lists all windows of T ids, each one id after the last, without copying: of 0 1 2 3 4 with T = 3 it
+        # makes the rows 0 1 2, 1 2 3 and 2 3 4. Indexing then copies the rows of a batch in one call, which is faster
+        # than a Python loop over B windows. Ids may be stored in one or two bytes; `long` makes them int64.
         windows = self.data.unfold(0, self.block_size, 1)
-        x, y = (windows.index_select(0, starts).long() for starts in (index, index + 1))
+        x = windows[starts].long()
+        y = windows[starts + 1].long()
         return x, y
 
 
 class EvalWindows(Dataset):
-    """A text cut into windows that follow each other, as batches: how a split is evaluated.
+    """A text cut into consecutive windows, in which every id but the first is a target exactly once.
 
-    The first id is context only and every other id is a target exactly once. The last window may be short, and then
-    is a batch of its own. The windows do not overlap: more context would buy a better figure with more compute.
+    The windows do not overlap. A window that began earlier would give its targets more context and a lower loss, but
+    every id would then go through the model several times. The last window may be shorter than the others.
+
+    `windows[i]` is one window. `windows[range(i, j)]` is a batch of windows that have the same length; `EvalOrder`
+    makes such ranges.
 
     Args:
-        data: `(N,)` ids, at least 2, in memory or in a file.
+        data: `(N,)` ids, at least 2.
         block_size: `T`, the length of a window.
-        batch_size: Windows in a batch; the result of an evaluation does not depend on it.
-        max_tokens: Score the first so many tokens only; None for all of them.
-        processes: Make the number of batches a multiple of this, so that so many processes get equally many. A batch
-            may then have a window more than batch_size, where there are hardly more windows than processes.
+        max_tokens: Score only this many tokens, from the beginning of the text; None for all of them.
 
     Raises:
         MiniGPTError: There are fewer than two tokens.
     """
 
-    def __init__(self, data: Ids, block_size: int, batch_size: int, max_tokens: int | None = None, processes: int = 1):
+    def __init__(self, data: Ids, block_size: int, max_tokens: int | None = None):
         if len(data) < 2:
             raise MiniGPTError(f"A text of {len(data)} tokens cannot be evaluated. Give one of 2 tokens or more.")
         self.data = data
         self.block_size = block_size
-        self.n_targets = min(len(data) - 1, max_tokens or len(data))
-        self.n_windows, tail = divmod(self.n_targets, block_size)  # full ones
-        self.tail = tail > 0
-        self.n_batches = math.ceil(self.n_windows / batch_size)  # of full windows
-        self.n_batches += -len(self) % processes
-        if self.n_batches > self.n_windows:
-            self.n_batches -= processes
+        self.n_targets = min(len(data) - 1, max_tokens or len(data))  # nothing comes before the first id to predict it
 
     def __len__(self) -> int:
-        return self.n_batches + self.tail
+        return math.ceil(self.n_targets / self.block_size)
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        return map(self.__getitem__, range(len(self)))
+    def __getitem__(self, index: int | range) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return window `index` as `x` and `y`, both `(T,)`; or, for a range of `B` windows, `(B, T)`."""
+        if isinstance(index, range):
+            return self._batch(index)
+        number = range(len(self))[index]
+        x, y = self._batch(range(number, number + 1))
+        return x[0], y[0]
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"batch {index} of {len(self)}")
-        if index < self.n_batches:
-            first, after = (n * self.n_windows // self.n_batches for n in (index, index + 1))
-            rows = after - first
-        else:
-            first, rows = self.n_windows, 1
-        start = first * self.block_size
-        length = min(rows * self.block_size, self.n_targets - start)
-        ids = self.data[start : start + length + 1]
-        return ids[:-1].view(rows, -1).long(), ids[1:].view(rows, -1).long()
+    def _batch(self, numbers: range) -> tuple[torch.Tensor, torch.Tensor]:
+        # No gap and no overlap: the windows of a batch are one slice of the text, which `view` cuts into B rows.
+        start = numbers.start * self.block_size
+        stop = min(numbers.stop * self.block_size, self.n_targets)
+        ids = self.data[start : stop + 1].long()
+        x = ids[:-1].view(len(numbers), -1)
+        y = ids[1:].view(len(numbers), -1)
+        return x, y

@@ -1,4 +1,4 @@
-"""Token ids in a file, read through a memory map."""
+"""Token ids in a file, which a training reads without loading the file into memory."""
 
 from pathlib import Path
 
@@ -8,19 +8,20 @@ from minigpt.errors import MiniGPTError
 
 
 class MemmapIds:
-    """Ids in a file, read through a memory map: of them only what is looked at comes into memory.
+    """Token ids in a file, used like a one-dimensional tensor.
 
-    The system counts the pages that were looked at as this process's memory until the map is given up, so that a long
-    training would seem to grow to the size of the file. The map is therefore made anew every few batches.
+    The file is memory-mapped: the system loads a page of it when an id in that page is read. Such pages count as memory
+    of this process until the map is closed, so a long training would seem to grow to the size of the file. The map is
+    therefore opened anew for every few batches.
 
     Args:
         file: The ids, one after the other.
-        dtype: Their type.
-        start: The first one that belongs here.
-        stop: The one after the last.
+        dtype: The integer type in which they are stored.
+        start: The position in the file of the first id to use.
+        stop: The position after the last one.
     """
 
-    _RENEWED = 8  # batches from one map; each window looked at maps up to 64 kB
+    _BATCHES_PER_MAP = 8
 
     def __init__(self, file: Path, dtype: torch.dtype, start: int, stop: int):
         self.file = file
@@ -28,20 +29,20 @@ class MemmapIds:
         self.start = start
         self.stop = stop
         self._map: torch.Tensor | None = None
-        self._uses = 0
+        self._batches = 0
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def __getitem__(self, index: slice) -> torch.Tensor:
-        """A copy of the ids in a slice, as int64."""
+        """Return a copy of the ids in a slice, as int64."""
         return self._open()[index].long()
 
     def unfold(self, dimension: int, size: int, step: int) -> torch.Tensor:
-        """All windows of `size` ids, as `torch.Tensor.unfold` gives them; to be used at once."""
-        if self._map is None or self._uses % self._RENEWED == 0:
+        """Return a view of all windows of `size` ids, like `torch.Tensor.unfold`; copy what you need of it at once."""
+        if self._map is None or self._batches % self._BATCHES_PER_MAP == 0:
             self._map = self._open()
-        self._uses += 1
+        self._batches += 1
         return self._map.unfold(dimension, size, step)
 
     def _open(self) -> torch.Tensor:

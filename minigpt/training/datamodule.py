@@ -15,7 +15,7 @@ from minigpt.data.order import BatchOrder
 from minigpt.data.prepare import SHORTEST, TokenizedCorpus, tokenize
 from minigpt.data.tokenizers import Tokenizer
 from minigpt.errors import MiniGPTError, check_number, note
-from minigpt.evaluation import baselines, eval_windows
+from minigpt.evaluation import baselines, eval_batches
 from minigpt.words import message
 
 MAPPED_VAL_TOKENS = 1 << 20  # scored at most at a validation, where the text is too large for memory
@@ -224,9 +224,10 @@ class TextDataModule(LightningDataModule):
         more would wait for the others for ever.
         """
         rank, world_size = self._processes()
-        windows = eval_windows(self.val_ids, self.block_size, self.vocab_size, self.max_val_tokens, world_size)
-        mine = range(rank, len(windows), world_size)
-        return DataLoader(windows, batch_size=None, sampler=mine)
+        windows, batches = eval_batches(
+            self.val_ids, self.block_size, self.vocab_size, self.max_val_tokens, rank, world_size
+        )
+        return DataLoader(windows, batch_size=None, sampler=batches)
 
     def check_processes(self, world_size: int) -> None:
         """Make sure that each of so many processes gets something to train and to validate on.
