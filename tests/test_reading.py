@@ -145,7 +145,7 @@ def test_an_unknown_encoding_is_answered_with_the_nearest():
     with pytest.raises(MiniGPTError, match=r"data.encoding is 'latin1-1', .* Did you mean 'latin-1'"):
         read("exemple", encoding="latin1-1")
     for other in ("base64", "idna", "utf-7", "undefined", "unicode_escape", "a\0"):
-        with pytest.raises(MiniGPTError, match="no encoding of text"):
+        with pytest.raises(MiniGPTError, match="not an encoding of text"):
             read("exemple", encoding=other)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from minigpt.data.corpus import clean
-from minigpt.data.reading import whole
+from minigpt.data.reading import replace_surrogates
 from minigpt.errors import MiniGPTError, check_choice
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Tokenizer(ABC):
 
     def clean(self, text: str) -> str:
         """What the training text went through and a prompt must go through too (never `strip`)."""
-        return clean(whole(text), lower=self.lower, nfc=self.nfc)
+        return clean(replace_surrogates(text), lower=self.lower, nfc=self.nfc)
 
     def encode(self, text: str, unknown: str = "error") -> list[int]:
         """The ids of clean text.

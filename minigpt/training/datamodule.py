@@ -47,8 +47,8 @@ class TextDataModule(LightningDataModule):
         path: The corpus: `exemple`, the French one inside the package; `tinyshakespeare` or `tinymoliere`, which are
             downloaded once; a text file, a .jsonl or .ndjson file with a text under `text` in each line, or a .json
             file with an array of such records or of strings, packed as .gz, .zst or .zip or not; a folder, of which all
-            .txt and .md files are read that are not hidden, in the order of their names; a pattern such as
-            'notes/*.txt'; or `-`, standard input. Between two texts an empty line is put.
+            .txt and .md files are read that are not hidden, in the order of their names; or a pattern such as
+            'notes/*.txt'. Texts are joined with an empty line.
         tokenizer: `char`, `word` (words, spaces and signs; rare words are spelled in characters) or `bpe` (byte pairs).
         max_vocab_size: The most words or byte pairs; null for 4,096.
         byte_fallback: Spell characters that the text lacks in bytes, which takes 256 more tokens; for char alone.
@@ -118,7 +118,7 @@ class TextDataModule(LightningDataModule):
     @cached_property
     def corpus(self) -> Corpus:
         """The text, found but not yet read."""
-        return Corpus(self._path, **self._cleaning, cache_dir=self._cache_dir)
+        return Corpus(self._path, **self._cleaning)
 
     @cached_property
     def tokens(self) -> TokenizedCorpus:
@@ -259,7 +259,7 @@ class TextDataModule(LightningDataModule):
                 training whose logger has no folder: the corpus is then named by its absolute path.
         """
         return {
-            "path": self.corpus.place(run_dir),
+            "path": self.corpus.path_from(run_dir),
             "sha256": self.tokens.sha256,
             **self._cleaning,
             **self._splitting,
