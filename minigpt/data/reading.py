@@ -210,8 +210,9 @@ def replace_surrogates(text: str) -> str:
 def _decode(stream: ByteStream, name: str, encoding: str | None, detected: dict[str, str]) -> Iterator[str]:
     """Yield the text of a stream, without its byte-order mark and with newlines as its only line ends.
 
-    A text is UTF-8 unless `encoding` or a byte-order mark says otherwise. If the first bytes outside ASCII are not
-    UTF-8, the encoding is guessed from the bytes around them; invalid bytes further on are damage.
+    A text is UTF-8 unless `encoding`, a byte-order mark or the zero bytes of UTF-16 say otherwise. If the first bytes
+    outside ASCII are not UTF-8, the encoding is guessed from the bytes around them; invalid bytes further on are
+    damage.
     """
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     start, block = 0, stream.read(BLOCK)
@@ -219,12 +220,15 @@ def _decode(stream: ByteStream, name: str, encoding: str | None, detected: dict[
         raise MiniGPTError(
             f"The corpus '{name}' is {kind}, not plain text. Save it as a .txt file and pass that to --data.path."
         )
-    known = encoding or detected.get(name) or sniff_utf16(block, name, detected)
+    marked = next((encoding for mark, encoding in BYTE_ORDER_MARKS.items() if block.startswith(mark)), None)
+    known = encoding or detected.get(name) or marked
+    if not known and (likely := sniff_utf16(block[:4096])):
+        known = report_encoding(name, Guess(likely), detected)
     decoder = codecs.getincrementaldecoder(known or "utf-8")()
     only_ascii, first = True, True
     while True:
         if b"\0" in block and not (known and known.startswith(("utf-16", "utf-32"))):
-            raise _nul_error(name, start, block)
+            raise _nul_error(name, start + block.index(b"\0"), block)
         try:
             text = decoder.decode(block, not block)
         except UnicodeDecodeError as error:
@@ -236,13 +240,13 @@ def _decode(stream: ByteStream, name: str, encoding: str | None, detected: dict[
                     f"{', after text that is' * (position > 0)}. Fix it there, or pass its encoding with "
                     "--data.encoding."
                 ) from error
-            likely = guess(error.object[max(0, error.start - 4096) : error.start + (1 << 16)])
-            if likely is None:
+            found = guess(error.object[max(0, error.start - 4096) : error.start + (1 << 16)])
+            if found is None:
                 raise MiniGPTError(
                     f"The corpus '{name}' is not text: byte {position} is 0x{byte:02x}. Pass a text file to "
                     "--data.path, or pass the encoding of this one with --data.encoding."
                 ) from error
-            known = report_encoding(name, likely, detected)
+            known = report_encoding(name, found, detected)
             decoder, block = codecs.getincrementaldecoder(known)(), error.object
             continue
         except UnicodeError as error:  # the person passed utf-16 or utf-32, and the text has no byte-order mark
@@ -260,17 +264,34 @@ def _decode(stream: ByteStream, name: str, encoding: str | None, detected: dict[
         block = stream.read(BLOCK)
 
 
-def sniff_utf16(head: bytes, name: str, detected: dict[str, str]) -> str | None:
-    """Return UTF-16 or UTF-32 by the byte-order mark, or UTF-16 if every other byte is zero, as in Western text."""
-    for mark, encoding in BYTE_ORDER_MARKS.items():
-        if head.startswith(mark):
-            return encoding
-    if len(head) < 32:
+def sniff_utf16(head: bytes) -> str | None:
+    """Return the UTF-16 or UTF-32 encoding of a text without a byte-order mark; None if the bytes are something else.
+
+    ASCII characters have zero bytes in these encodings, which other texts do not have. Bytes that decode to printable
+    text with some ASCII among it, at least one of it a space or a newline, are taken for text.
+    """
+    if b"\0" not in head:
         return None
-    zeros = [head[n::2].count(0) * 2 / len(head) for n in (0, 1)]
-    if max(zeros) > 0.4 and min(zeros) < 0.02:
-        return report_encoding(name, Guess("utf-16-le" if zeros[1] > zeros[0] else "utf-16-be"), detected)
+    for encoding in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be"):
+        width = int(encoding[4:6]) // 8
+        text = head[: len(head) // width * width].decode(encoding, "replace")
+        printable = sum((c.isprintable() or c.isspace()) and c != "\ufffd" for c in text)
+        if printable > 0.95 * len(text) and sum(map(str.isascii, text)) >= 3 and not {" ", "\n"}.isdisjoint(text):
+            return encoding
     return None
+
+
+def _nul_error(name: str, position: int, block: bytes) -> MiniGPTError:
+    """Return the error for a NUL byte in a text that was to be read in an encoding without such bytes."""
+    if likely := sniff_utf16(block[:4096]):
+        return MiniGPTError(
+            f"The corpus '{name}' looks like {likely[:6].upper()}: byte {position} is NUL. "
+            f"Pass --data.encoding {likely}."
+        )
+    return MiniGPTError(
+        f"The corpus '{name}' is not text: byte {position} is NUL, as in a binary file. Pass a text file to "
+        "--data.path; if this is one, it is damaged: remove the NUL bytes."
+    )
 
 
 def report_encoding(name: str, found: Guess, detected: dict[str, str]) -> str:
@@ -282,38 +303,6 @@ def report_encoding(name: str, found: Guess, detected: dict[str, str]) -> str:
     else:
         note(message("encoding", name, found.encoding))
     return found.encoding
-
-
-def _nul_error(name: str, start: int, block: bytes) -> MiniGPTError:
-    """Return the error for a block with a NUL byte, which text has only in UTF-16 and UTF-32.
-
-    Args:
-        name: The name of the text.
-        start: The position of the block in the text.
-        block: The bytes.
-    """
-    position = start + block.index(b"\0")
-    for encoding in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be"):
-        if _looks_like(block[:4096], encoding):
-            return MiniGPTError(
-                f"The corpus '{name}' looks like {encoding[:6].upper()} without a byte-order mark: byte {position} is "
-                f"NUL. Pass --data.encoding {encoding}."
-            )
-    return MiniGPTError(
-        f"The corpus '{name}' is not text: byte {position} is NUL, as in a binary file. Pass a text file to "
-        "--data.path; if this is one, it is damaged: remove the NUL bytes."
-    )
-
-
-def _looks_like(head: bytes, encoding: str) -> bool:
-    """Return whether bytes with NULs decode to printable text with some ASCII, spaces or newlines among it."""
-    width = int(encoding[4:6]) // 8
-    try:
-        text = head[: len(head) // width * width].decode(encoding)
-    except UnicodeDecodeError:
-        return False
-    printable = all(character.isprintable() or character.isspace() for character in text)
-    return printable and sum(map(str.isascii, text)) >= 3 and not {" ", "\n"}.isdisjoint(text)
 
 
 def _is_damaged_utf8(block: bytes, bad: int) -> bool:
