@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from minigpt import CharDataset
 from minigpt.data.corpus import Corpus
-from minigpt.data.memmap import MemmapIds
+from minigpt.data.memmap import Ids
 from minigpt.data.order import BatchOrder
 from minigpt.data.prepare import tokenize
 
@@ -46,7 +46,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHAPES = {"4 x 64": (4, 64), "64 x 256": (64, 256)}
 
 
-def ours(data: torch.Tensor | MemmapIds, batch_size: int, block_size: int) -> Iterator[Any]:
+def ours(data: Ids, batch_size: int, block_size: int) -> Iterator[Any]:
     """Batches as training draws them, without Lightning."""
     dataset = CharDataset(data, block_size)
     order = BatchOrder(len(dataset), batch_size, seed=0)
