@@ -44,9 +44,9 @@ class CharDataset(Dataset):
         return x, y
 
     def _batch(self, starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        # `unfold` lists all windows of T ids, each one id after the last, without copying: of 0 1 2 3 4 with T = 3 it
-        # makes the rows 0 1 2, 1 2 3 and 2 3 4. Indexing then copies the rows of a batch in one call, which is faster
-        # than a Python loop over B windows. Ids may be stored in one or two bytes; `long` makes them int64.
+        # `unfold` is a view of all windows of T ids, one per row, without copying: for 0 1 2 3 4 and T = 3, the rows
+        # are 0 1 2, 1 2 3 and 2 3 4. Indexing then copies the B rows of the batch in one call, which is faster than a
+        # Python loop over windows. Ids in a file take one, two or four bytes; `long` makes them int64.
         windows = self.data.unfold(0, self.block_size, 1)
         x = windows[starts].long()
         y = windows[starts + 1].long()

@@ -240,13 +240,13 @@ def _decode(stream: ByteStream, name: str, encoding: str | None, detected: dict[
                     f"{', after text that is' * (position > 0)}. Fix it there, or pass its encoding with "
                     "--data.encoding."
                 ) from error
-            found = guess(error.object[max(0, error.start - 4096) : error.start + (1 << 16)])
-            if found is None:
+            guessed = guess(error.object[max(0, error.start - 4096) : error.start + (1 << 16)])
+            if guessed is None:
                 raise MiniGPTError(
                     f"The corpus '{name}' is not text: byte {position} is 0x{byte:02x}. Pass a text file to "
                     "--data.path, or pass the encoding of this one with --data.encoding."
                 ) from error
-            known = report_encoding(name, found, detected)
+            known = report_encoding(name, guessed, detected)
             decoder, block = codecs.getincrementaldecoder(known)(), error.object
             continue
         except UnicodeError as error:  # the person passed utf-16 or utf-32, and the text has no byte-order mark
@@ -294,15 +294,15 @@ def _nul_error(name: str, position: int, block: bytes) -> MiniGPTError:
     )
 
 
-def report_encoding(name: str, found: Guess, detected: dict[str, str]) -> str:
+def report_encoding(name: str, guessed: Guess, detected: dict[str, str]) -> str:
     """Tell the person which encoding was detected, remember it, and return it."""
-    detected[name] = found.encoding
-    if found.rivals:
-        rivals = message("or").join(found.rivals)
-        note(message("encoding_rivals", name, found.encoding, rivals, found.rivals[0]))
+    detected[name] = guessed.encoding
+    if guessed.rivals:
+        rivals = message("or").join(guessed.rivals)
+        note(message("encoding_rivals", name, guessed.encoding, rivals, guessed.rivals[0]))
     else:
-        note(message("encoding", name, found.encoding))
-    return found.encoding
+        note(message("encoding", name, guessed.encoding))
+    return guessed.encoding
 
 
 def _is_damaged_utf8(block: bytes, bad: int) -> bool:

@@ -145,8 +145,7 @@ class CharTokenizer(Tokenizer):
 
     Args:
         characters: The vocabulary; the position of a character is its id.
-        lower: Whether the training text was converted to lower case, so that a prompt must be too.
-        nfc: Whether the training text's Unicode was composed, so that a prompt's must be too.
+        lower, nfc: As in `Tokenizer`.
         byte_fallback: Spell characters outside the vocabulary in bytes, which take 256 more ids.
     """
 
@@ -160,11 +159,7 @@ class CharTokenizer(Tokenizer):
 
     @classmethod
     def fit(cls, pieces: Iterable[str], max_vocab_size: int | None = None, **options: bool) -> Self:
-        """Make the tokenizer of a clean text in pieces; options: lower, nfc and byte_fallback.
-
-        Raises:
-            MiniGPTError: max_vocab_size is given.
-        """
+        """Make the tokenizer of a clean text in pieces; options: lower, nfc and byte_fallback."""
         if max_vocab_size is not None:
             raise MiniGPTError(
                 "data.max_vocab_size means nothing to characters, which are as many as the text has. Leave it null, or "
@@ -184,11 +179,7 @@ class CharTokenizer(Tokenizer):
         return ids
 
     def encode_array(self, text: str, unknown: str = "error") -> np.ndarray:
-        """Return the `(N,)` ids of a clean text as an int32 array.
-
-        Raises:
-            MiniGPTError: A character is not in the vocabulary, and there are no bytes; at most ten are named.
-        """
+        """Return the `(N,)` ids of a clean text as an int32 array."""
         # The table lookup of [self.stoi[c] for c in text], in numpy: UTF-32 stores each character as its code point.
         code_points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
         ids = self._id_of_code_point.take(code_points)
@@ -251,8 +242,7 @@ class WordTokenizer(_Words):
 
     Args:
         words: The tokens after the bytes.
-        lower: Whether the training text was converted to lower case, so that a prompt must be too.
-        nfc: Whether the training text's Unicode was composed, so that a prompt's must be too.
+        lower, nfc: As in `Tokenizer`.
     """
 
     kind, learned = "word", "words"
@@ -265,11 +255,7 @@ class WordTokenizer(_Words):
 
     @classmethod
     def fit(cls, pieces: Iterable[str], max_vocab_size: int | None = None, **options: bool) -> Self:
-        """Make the tokenizer of a clean text in pieces; options: lower and nfc.
-
-        Raises:
-            MiniGPTError: The bytes and characters alone are more than max_vocab_size.
-        """
+        """Make the tokenizer of a clean text in pieces; options: lower and nfc."""
         counts: Counter[str] = Counter()
         for piece in pieces:
             counts.update(cls._PARTS.findall(piece))
@@ -299,8 +285,7 @@ class BPETokenizer(_Words):
 
     Args:
         merges: The pairs of ids that were merged, in that order; each new token takes the next id.
-        lower: Whether the training text was converted to lower case, so that a prompt must be too.
-        nfc: Whether the training text's Unicode was composed, so that a prompt's must be too.
+        lower, nfc: As in `Tokenizer`.
     """
 
     kind, learned = "bpe", "merges"
@@ -318,11 +303,7 @@ class BPETokenizer(_Words):
 
     @classmethod
     def fit(cls, pieces: Iterable[str], max_vocab_size: int | None = None, **options: bool) -> Self:
-        """Make the tokenizer of a clean text in pieces; options: lower and nfc.
-
-        Raises:
-            MiniGPTError: max_vocab_size is less than 256.
-        """
+        """Make the tokenizer of a clean text in pieces; options: lower and nfc."""
         from tokenizers import trainers
 
         vocab_size = 256 + _budget(max_vocab_size, 256, "256 bytes")
