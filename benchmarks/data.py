@@ -38,14 +38,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from minigpt import CharDataset
 from minigpt.data.corpus import Corpus
-from minigpt.data.dataset import BatchOrder, MappedIds
-from minigpt.data.tokens import tokenize
+from minigpt.data.memmap import Ids
+from minigpt.data.order import BatchOrder
+from minigpt.data.prepare import tokenize
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES = {"4 x 64": (4, 64), "64 x 256": (64, 256)}
 
 
-def ours(data: torch.Tensor | MappedIds, batch_size: int, block_size: int) -> Iterator[Any]:
+def ours(data: Ids, batch_size: int, block_size: int) -> Iterator[Any]:
     """Batches as training draws them, without Lightning."""
     dataset = CharDataset(data, block_size)
     order = BatchOrder(len(dataset), batch_size, seed=0)
@@ -129,8 +130,8 @@ def tokenisers(corpus: Path, rounds: int) -> dict[str, Any]:
         tokenizer = tokenize(Corpus(str(corpus)), kind, in_memory_mb=1e9).tokenizer
 
         def encode(tokenizer=tokenizer) -> float:
-            if hasattr(tokenizer, "_known"):
-                tokenizer._known.clear()  # each time as the first
+            if hasattr(tokenizer, "_cache"):
+                tokenizer._cache.clear()  # each time as the first
             return megabytes / seconds_of(lambda: [tokenizer.encode_array(piece) for piece in pieces])
 
         contenders[kind] = encode

@@ -35,7 +35,7 @@ from minigpt.words import message
 if TYPE_CHECKING:  # commands import what they need when they run, since it takes seconds
     from torch import nn
 
-    from minigpt.data.tokens import Tokens
+    from minigpt.data.prepare import TokenizedCorpus
     from minigpt.training.cli import MiniGPTCLI
 
 PROMPT = "un matin,"
@@ -215,7 +215,7 @@ def evaluate(args: list[str]) -> int:
     file, checkpoint, lm = runs.open_checkpoint(asked.ckpt_path, asked.device, asked.precision, asked.allow_code)
     about = checkpoint["minigpt"]["data"]
     try:
-        own: Tokens | None = runs.tokens_of(file, about, asked.cache_dir)
+        own: TokenizedCorpus | None = runs.tokens_of(file, about, asked.cache_dir)
     except MiniGPTError as error:
         if asked.path is None or asked.memorisation:
             raise
@@ -225,7 +225,7 @@ def evaluate(args: list[str]) -> int:
         val = own.val
     else:
         cleaning = {key: about[key] for key in ("lower", "strip", "nfc")}
-        pieces = Corpus(asked.path, asked.encoding, **cleaning, cache_dir=asked.cache_dir).pieces()
+        pieces = Corpus(asked.path, asked.encoding, **cleaning).pieces()
         val = torch.cat([torch.from_numpy(lm.tokenizer.encode_array(piece, asked.unknown)) for piece in pieces])
     metrics = measure(lm.model, val, lm.tokenizer.lengths)
     scores: dict[str, Any] = {name: round(value, 6) for name, value in metrics.scores().items()}
@@ -356,7 +356,7 @@ def train(args: list[str]) -> int:
         if stop.code == 1:  # so Lightning leaves on a Ctrl-C that comes before our handler is there, or after
             raise KeyboardInterrupt from None
         if isinstance(stop.code, int) and stop.code > 128:
-            note(f"{message('interrupted', cli.trainer.global_step)} {resume_command(cli, args, cli.run_dir)}")
+            note(f"{message('interrupted', cli.trainer.global_step)} {resume_command(args, cli.run_dir)}")
         gc.freeze()
         raise
     except RuntimeError as error:
@@ -365,7 +365,7 @@ def train(args: list[str]) -> int:
         run_dir = cli.run_dir if cli.trainer.is_global_zero else Path("last")  # the first process alone knows it
         raise MiniGPTError(
             "Another process of this training is gone, so it cannot go on. What it said last may tell why. "
-            + resume_command(cli, args, run_dir)
+            + resume_command(args, run_dir)
         ) from error
     if cli.config.trainer.fast_dev_run or cli.run_dir is None:
         note(message("fast_dev_run", cli.trainer.global_step))
@@ -471,10 +471,8 @@ def sweep(args: list[str]) -> int:
     return 0
 
 
-def resume_command(cli: "MiniGPTCLI", args: list[str], run_dir: Path | None) -> str:
-    """How to go on with a run: by what it was started with, and where it and a pipe's copy are."""
+def resume_command(args: list[str], run_dir: Path | None) -> str:
+    """How to go on with a run: by what it was started with, and where it is."""
     pairs = pairwise(["", *args])
     kept = [arg for before, arg in pairs if before != "--ckpt_path" and not arg.startswith("--ckpt_path")]
-    if cli.datamodule.corpus.path != cli.config.data.path:
-        kept += ["--data.path", cli.datamodule.corpus.path]
     return message("go_on", command("train", *kept, *(["--ckpt_path", short(run_dir)] if run_dir else [])))

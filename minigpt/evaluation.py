@@ -14,7 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric
 
-from minigpt.data.dataset import EvalWindows, Ids
+from minigpt.data.dataset import EvalWindows
+from minigpt.data.memmap import Ids
+from minigpt.data.order import EvalOrder
 from minigpt.data.tokenizers import Tokenizer
 from minigpt.errors import MiniGPTError, note
 from minigpt.generation.text import LanguageModel
@@ -132,12 +134,13 @@ class TextMetrics(nn.Module):
             metric.reset()
 
 
-def eval_windows(
-    data: Ids, block_size: int, vocab_size: int, max_tokens: int | None = None, processes: int = 1
-) -> EvalWindows:
-    """The windows of `(N,)` ids in batches of about 8,192 tokens, or fewer where the logits would be large."""
+def eval_batches(
+    data: Ids, block_size: int, vocab_size: int, max_tokens: int | None = None, rank: int = 0, world_size: int = 1
+) -> tuple[EvalWindows, EvalOrder]:
+    """The windows of `(N,)` ids, and batches of about 8,192 tokens, or fewer where the logits would be large."""
     tokens = min(8192, LOGITS // vocab_size)
-    return EvalWindows(data, block_size, max(1, tokens // block_size), max_tokens, processes)
+    windows = EvalWindows(data, block_size, max_tokens)
+    return windows, EvalOrder(windows, max(1, tokens // block_size), rank, world_size)
 
 
 @torch.no_grad()
@@ -154,7 +157,9 @@ def measure(model: nn.Module, data: Ids, lengths: torch.Tensor, block_size: int 
     metrics = TextMetrics(lengths).to(device)
     was_training = model.training
     model.eval()
-    for x, y in eval_windows(data, block_size, len(lengths)):
+    windows, batches = eval_batches(data, block_size, len(lengths))
+    for batch in batches:
+        x, y = windows[batch]
         metrics.update(model(x.to(device)), y.to(device))
     model.train(was_training)
     if not metrics.bits_per_char.characters:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
-from minigpt.data.dataset import Ids
+from minigpt.data.memmap import Ids
 from minigpt.data.tokenizers import Tokenizer
 from minigpt.errors import MiniGPTError
 from minigpt.introspection import attention, attention_size, is_bigram, next_logits, transitions

@@ -23,7 +23,7 @@ from minigpt.command_line import command, first_training
 from minigpt.cpu.int8 import quantize_checked
 from minigpt.data import tokenizers
 from minigpt.data.corpus import NAMES, Corpus
-from minigpt.data.tokens import Tokens, tokenize
+from minigpt.data.prepare import TokenizedCorpus, tokenize
 from minigpt.errors import MiniGPTError, check_choice, needs, writing
 from minigpt.generation.text import LanguageModel
 from minigpt.models import NETWORKS, build_network
@@ -303,7 +303,7 @@ def corpus_of(file: Path, about: dict) -> str:
     return os.path.normpath(run / about["path"])  # not resolved: a link's own name says how it is read
 
 
-def tokens_of(file: Path, about: dict, cache_dir: str | None = None) -> Tokens:
+def tokens_of(file: Path, about: dict, cache_dir: str | None = None) -> TokenizedCorpus:
     """The corpus that a checkpoint was trained on, in its ids.
 
     Args:

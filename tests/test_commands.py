@@ -6,7 +6,6 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -177,14 +176,10 @@ def test_ctrl_c_ends_the_line_and_exits_130(call, trained_run, monkeypatch):
     assert result.out == "un matin,"
 
 
-def test_the_command_that_goes_on_names_the_copy_of_a_pipe():
-    corpus, data = SimpleNamespace(path="cache/kept.txt"), SimpleNamespace(path="/dev/fd/63")
-    cli = SimpleNamespace(datamodule=SimpleNamespace(corpus=corpus), config=SimpleNamespace(data=data))
-    given = ["--data.path", "/dev/fd/63", "--ckpt_path=a", "--ckpt_path", "b", "--model.network.n_embd", "8"]
-    again = commands.resume_command(cli, given, Path("run"))
-    assert again.endswith(
-        "train.py --data.path /dev/fd/63 --model.network.n_embd 8 --data.path cache/kept.txt --ckpt_path run"
-    )
+def test_the_command_that_goes_on_names_the_run_in_place_of_an_earlier_checkpoint():
+    given = ["--data.path", "a.txt", "--ckpt_path=a", "--ckpt_path", "b", "--model.network.n_embd", "8"]
+    again = commands.resume_command(given, Path("run"))
+    assert again.endswith("train.py --data.path a.txt --model.network.n_embd 8 --ckpt_path run")
 
 
 def test_a_tilde_is_the_home_folder_in_every_path_and_form(call, folder, monkeypatch):

@@ -1,7 +1,5 @@
 import hashlib
-import io
 import os
-import sys
 import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -85,22 +83,19 @@ def test_a_folder_without_texts_is_named(folder, path, words):
         locate(path)
 
 
-def test_standard_input_is_kept_so_that_a_run_can_go_on(folder, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("été\r\n".encode() * 9)))
-    corpus = Corpus("-", cache_dir="cache")
-    assert "".join(corpus.pieces()) == "".join(corpus.pieces()) == "été\n" * 9
-    kept = folder / "cache" / "stdin"
-    assert [folder / corpus.path] == list(kept.iterdir())
-    assert corpus.place("run") == f"../{corpus.path}"
-
-
-def test_a_pipe_is_read_like_standard_input(folder):
+@pytest.mark.parametrize("path", ["-", "pipe", "/dev/stdin"])
+def test_standard_input_and_pipes_are_refused_with_what_to_do(folder, path):
     os.mkfifo("pipe")
-    writer = threading.Thread(target=lambda: (folder / "pipe").write_text("un matin"))
-    writer.start()
-    corpus = Corpus("pipe", cache_dir="cache")
-    writer.join()
-    assert "".join(corpus.pieces()) == "".join(corpus.pieces()) == "un matin"
+    reader, writer = os.pipe()
+    before = os.dup(0)
+    os.dup2(reader, 0)
+    try:
+        with pytest.raises(MiniGPTError, match=f"'{path}' is not a regular file. Save the text to a file"):
+            Corpus(path)
+    finally:
+        os.dup2(before, 0)
+        for handle in (reader, writer, before):
+            os.close(handle)
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 7, 1 << 20])
@@ -175,7 +170,7 @@ def test_a_proxy_that_does_not_work_is_no_damaged_text(served, folder, monkeypat
     monkeypatch.setenv("http_proxy", proxy)
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
-    with pytest.raises(MiniGPTError, match="could not be fetched"):
+    with pytest.raises(MiniGPTError, match="could not be downloaded"):
         locate("tinyshakespeare")
 
 
@@ -203,7 +198,7 @@ def test_another_text_under_the_name_is_refused(served, folder):
 
 def test_half_a_download_is_not_kept(served, folder):
     served.body = served.body[: len(TEXT) // 2]
-    with pytest.raises(MiniGPTError, match="could not be fetched"):
+    with pytest.raises(MiniGPTError, match="could not be downloaded"):
         read("tinyshakespeare")
     assert kept(folder) == []
 

@@ -3,7 +3,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from minigpt import CharDataset, MiniGPTError
-from minigpt.data.dataset import BatchOrder, EvalWindows, split_at
+from minigpt.data.dataset import EvalWindows
+from minigpt.data.order import BatchOrder, EvalOrder
+from minigpt.data.prepare import split_at
 
 
 def test_windows_are_the_articles():
@@ -99,21 +101,28 @@ def test_an_order_looks_shuffled():
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_an_evaluation_scores_each_token_but_the_first_once(n, batch_size):
     data = torch.arange(n)
-    windows = list(EvalWindows(data, 8, batch_size))
-    assert torch.cat([y.flatten() for _, y in windows]).tolist() == list(range(1, n))
-    assert all(torch.equal(x + 1, y) and x.shape[0] <= batch_size for x, y in windows)
+    windows = EvalWindows(data, 8)
+    batches = [windows[numbers] for numbers in EvalOrder(windows, batch_size)]
+    for pairs in (windows, batches):
+        assert torch.cat([y.flatten() for _, y in pairs]).tolist() == list(range(1, n))
+        assert all(torch.equal(x + 1, y) for x, y in pairs)
+    assert all(x.dim() == 2 and x.shape[0] <= batch_size for x, _ in batches)
+    assert torch.equal(windows[-1][1], windows[len(windows) - 1][1])
 
 
 @pytest.mark.parametrize("processes", [2, 3, 4])
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_processes_evaluate_equally_many_batches_and_each_token_once(processes, batch_size):
     for n in range(8 * processes + 1, 200):
-        windows = EvalWindows(torch.arange(n), 8, batch_size, processes=processes)
-        assert len(windows) % processes == 0
-        assert torch.cat([y.flatten() for _, y in windows]).tolist() == list(range(1, n))
-        assert max(len(x) for x, _ in windows) <= batch_size + (n < 16 * processes or batch_size == 1)
+        windows = EvalWindows(torch.arange(n), 8)
+        orders = [EvalOrder(windows, batch_size, rank, processes) for rank in range(processes)]
+        assert len({len(order) for order in orders}) == 1
+        assert sorted(number for order in orders for batch in order for number in batch) == list(range(len(windows)))
+        batches = [windows[batch] for order in orders for batch in order]  # each of rows of one length
+        assert sum(y.numel() for _, y in batches) == n - 1
+        assert max(len(x) for x, _ in batches) <= batch_size + (n < 16 * processes or batch_size == 1)
 
 
 def test_one_token_cannot_be_evaluated():
     with pytest.raises(MiniGPTError, match="2 tokens"):
-        EvalWindows(torch.arange(1), 8, 4)
+        EvalWindows(torch.arange(1), 8)

@@ -3,7 +3,6 @@
 import errno
 import io
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -35,7 +34,6 @@ def wrong_modes(folder: Path, umask: int) -> list[str]:
 @pytest.mark.parametrize("mask", [0o022, 0o027, 0o002], ids=oct)
 def test_every_file_that_a_command_leaves_obeys_the_umask(call, folder, trained_run, monkeypatch, umask, mask):
     umask(mask)
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"un matin, il fit beau. " * 200)))
     (folder / "space.yaml").write_text("model.learning_rate: [1e-3, 1e-2]\n", encoding="utf-8")
     few = ["--config", TINY, *QUICK, "--trainer.max_steps", "4"]
     run, sweep = ["--ckpt_path", str(trained_run)], ["sweep", *few, "--space", "space.yaml", "--trials", "2"]
@@ -43,13 +41,13 @@ def test_every_file_that_a_command_leaves_obeys_the_umask(call, folder, trained_
         ["evaluate", *run, "--figures", "figures"],
         ["export", *run, "--format", "safetensors", "--out", "one"],
         [*sweep], [*sweep, "--storage", "sweeps/study.db"],
-        ["train", *few, "--data.path", "-", "--data.in_memory_mb", "0", "--samples.every_n_steps", "2"],
+        ["train", *few, "--data.in_memory_mb", "0", "--samples.every_n_steps", "2"],
     ):  # fmt: skip
         result = call(*args)
         assert result.status == 0, result.err
     assert wrong_modes(folder, mask) == []
     names = {path.name for path in folder.rglob("*")}
-    assert {"last.ckpt", "best.ckpt", "ids.bin", "stdin", ".lock", "study.db", "model.safetensors"} <= names
+    assert {"last.ckpt", "best.ckpt", "ids.bin", ".lock", "study.db", "model.safetensors"} <= names
 
 
 @pytest.fixture

@@ -283,7 +283,7 @@ MISTAKES = [
     ([*SWEEP, "--space", "space.yaml", "--trainer.devices", "2"], ["one process", "--trainer.devices"]),
     ([*SWEEP, "--space", "space.yaml", "--study", "a/b"], ["a/b", "letters, digits"]),
     ([*SWEEP, "--space", "space.yaml", "--storage", "other.txt/a.db"], ["cannot be written to", "--storage"]),
-    ([*SWEEP, "--space", "space.yaml", "--data.path", "-"], ["standard input"]),
+    ([*SWEEP, "--space", "space.yaml", "--data.path", "-"], ["'-' is not a regular file"]),
     ([*TRAIN, "--trainer.val_check_interval", "0"], ["trainer.val_check_interval is 0", "validation.every_n_steps"]),
     ([*TRAIN, "--trainer.check_val_every_n_epoch", "0"], ["trainer.check_val_every_n_epoch is 0"]),
     (

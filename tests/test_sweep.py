@@ -41,15 +41,6 @@ def study(file: Path = STUDY) -> optuna.Study:
     return optuna.load_study(study_name=file.stem, storage=optuna.storages.JournalStorage(backend))
 
 
-def test_a_text_that_can_be_read_once_is_refused(call, folder):
-    os.mkfifo(folder / "pipe")
-    for path in ("-", "pipe"):
-        result = call("sweep", *FLAGS, "--data.path", path)
-        assert result.status == 2
-        assert "can be read once" in result.err
-    assert not STUDY.exists()
-
-
 def test_a_recipe_that_can_be_read_once_is_refused(call, folder):
     os.mkfifo(folder / "recipe.yaml")
     recipe = Path(TINY).read_text(encoding="utf-8")

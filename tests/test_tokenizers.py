@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt import BPETokenizer, CharTokenizer, MiniGPTError, WordTokenizer
-from minigpt.data.tokenizers import Decoder, difference, from_dict
+from minigpt.data.tokenizers import StreamDecoder, difference, from_dict
 
 FRENCH = read("exemple")[:20_000]
 CHAR, FALLBACK = CharTokenizer.from_text(FRENCH), CharTokenizer.from_text(FRENCH, byte_fallback=True)
@@ -25,7 +25,7 @@ def test_any_text_survives_encode_and_decode(tokenizer, text):
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == tokenizer.decode(torch.tensor(ids, dtype=torch.long)) == text
     assert int(tokenizer.lengths[ids].sum()) == len(text)
-    decoder = Decoder(tokenizer.tokens)
+    decoder = StreamDecoder(tokenizer.tokens)
     pieces = [decoder.add(i) for i in ids] + [decoder.rest()]
     assert "".join(pieces) == text
     assert "\ufffd" in text or not any("\ufffd" in piece for piece in pieces)
@@ -126,12 +126,12 @@ def test_unknown_characters_are_named_or_skipped():
 
 
 def test_an_id_that_is_half_a_character_is_no_text_until_its_end():
-    decoder = Decoder(BPE.tokens)
+    decoder = StreamDecoder(BPE.tokens)
     assert [decoder.add(i) for i in "é".encode()] == ["", "é"]
     assert decoder.add(0xC3) + decoder.rest() == "\ufffd"
 
 
 def test_more_units_than_are_remembered_are_encoded_all_the_same(monkeypatch):
-    monkeypatch.setattr(BPETokenizer, "_KEPT", 50)
+    monkeypatch.setattr(BPETokenizer, "_CACHE_SIZE", 50)
     again = from_dict(BPE.to_dict())
     assert again.encode(FRENCH) == again.encode(FRENCH) == BPE.encode(FRENCH)

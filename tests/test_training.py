@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from torch.nn import functional as F
 
 import minigpt
-from minigpt.data.dataset import BatchOrder
+from minigpt.data.order import BatchOrder
 from minigpt.evaluation import evaluate
 from minigpt.training.callbacks import Figures, Progress, Samples, Throughput, TrainMetrics, callback_of
 from minigpt.training.checkpointing import Checkpoints

@@ -1,7 +1,7 @@
 """Detection of the encoding of a text that is not UTF-8.
 
-Encodings of the Latin alphabet are compared here, by the accented letters that each language uses, because a few of
-those letters are enough. Other alphabets are left to charset-normalizer. docs/encodings.md has what was measured.
+Encodings of the Latin alphabet are compared here by the accented letters that each language uses, because a few such
+letters are enough. charset-normalizer detects the other alphabets. docs/encodings.md has the measurements.
 """
 
 import math
@@ -9,14 +9,14 @@ import re
 from collections import Counter
 from typing import NamedTuple
 
-# The encodings that charset-normalizer has to tell apart: those that browsers know, and those of DOS and old Macs.
+# The encodings that charset-normalizer chooses from: those that browsers know, and those of DOS and old Macs.
 LEGACY = [
     "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp1258", "iso8859_2", "iso8859_5",
     "iso8859_7", "koi8_r", "koi8_u", "mac_roman", "mac_cyrillic", "cp437", "cp850", "cp866", "cp874", "cp932", "cp949",
     "euc_jp", "euc_kr", "gb18030", "big5",
 ]  # fmt: skip
 
-# Encodings of the Latin alphabet. Of two that give the same text, the earlier one is named.
+# Encodings of the Latin alphabet. If two of them give the same text, the earlier one is reported.
 LATIN = ["cp1252", "cp1250", "cp1254", "cp1257", "iso8859_15", "iso8859_2", "mac_roman", "cp850", "cp437"]
 
 # The letters outside ASCII that each language uses, the most frequent one first.
@@ -46,16 +46,16 @@ LETTERS = {
     "Western European languages": "éáàíèóüäöçñêãåòúùôâîßõëïìûºœæø¿¡ÿª",
     "Central European languages": "áíéóöąęłśżźćńčšžěřýůúťďňőűüăâîşţ",
 }
-SIGNS = "’—\xa0«»“”…–„‘°•€§‚©®£±×²"  # the signs outside ASCII that all of them use, the most frequent one first
+SIGNS = "’—\xa0«»“”…–„‘°•€§‚©®£±×²"  # signs outside ASCII of all these languages, the most frequent one first
 
-LETTER_SHARE = 0.75  # of a language's characters outside ASCII, this share are its letters; the rest are signs
-OTHER = math.log(1e-4)  # log-probability of a character that is neither
+LETTER_SHARE = 0.75  # the share of letters among the characters outside ASCII of a text; the others are signs
+OTHER = math.log(1e-4)  # log-probability of any character that is neither a letter of the language nor a sign
 MARGIN = 2.5  # another encoding replaces cp1252 only where the text is at least exp(2.5) = 12 times as likely in it
-KNOWN = 0.85  # in a language that fits, at least this share of the characters outside ASCII are its letters or signs
+KNOWN = 0.85  # a language fits only if this share of the characters outside ASCII are its letters or signs
 
 
 class Guess(NamedTuple):
-    """An encoding, and others that are about as likely and would each give a different text."""
+    """The likeliest encoding of a text, and its rivals: encodings that are about as likely and give other texts."""
 
     encoding: str
     rivals: tuple[str, ...] = ()
@@ -68,7 +68,7 @@ def guess(sample: bytes) -> Guess | None:
         return latin
     from charset_normalizer import from_bytes
 
-    if few:  # the commonest, if they are letters in it
+    if few:  # cp1252 is the most common encoding: it will do if the bytes are printable characters in it
         try:
             if all(character.isprintable() for character in sample.decode("cp1252") if character > "\x7f"):
                 return Guess("cp1252")
@@ -79,14 +79,14 @@ def guess(sample: bytes) -> Guess | None:
 
 
 def _guess_latin(sample: bytes, few: bool) -> Guess | None:
-    """The likeliest encoding of the Latin alphabet, or None if the text seems to be in another alphabet.
+    """Return the likeliest encoding of the Latin alphabet, or None if the text seems to be in another alphabet.
 
-    Accented letters stand alone and letters of another alphabet stand together, so a text in which half of the bytes
-    outside ASCII follow another one is in another alphabet. Where there are few of them, that is no evidence.
+    Accented letters are rarely neighbours, whereas words of another alphabet consist of bytes outside ASCII. A text in
+    which half of these bytes follow another one is therefore in another alphabet, unless there are few of them.
 
-    Each encoding turns the bytes outside ASCII into characters, and each language gives those a probability. The best
-    language counts for the encoding. Each word counts once, so that a sentence that is repeated proves no more than one
-    that is not.
+    Each encoding turns the bytes outside ASCII into characters, and each language gives these a probability. An
+    encoding is as likely as its characters are in the language that suits them best. Each distinct word counts once,
+    so that repeating a sentence adds no evidence.
     """
     pairs: Counter[tuple[int, int]] = Counter()  # bytes outside ASCII, each with the byte before it
     for word in set(re.split(rb"[\x00-\x40]+", sample)):
@@ -106,7 +106,7 @@ def _guess_latin(sample: bytes, few: bool) -> Guess | None:
 
 
 def _fit(pairs: Counter[tuple[int, int]], encoding: str) -> float | None:
-    """The log-probability of the characters outside ASCII in the language that suits them best, None if none does."""
+    """Return the log-probability of the characters outside ASCII in the best language, or None if no language fits."""
     table = bytes(range(256)).decode(encoding, "replace")
     characters: Counter[str] = Counter()
     for (before, byte), n in pairs.items():
@@ -124,7 +124,7 @@ def _fit(pairs: Counter[tuple[int, int]], encoding: str) -> float | None:
 
 
 def _log_probabilities(letters: str) -> dict[str, float]:
-    """Zipf's law for a language: the nth letter is 1/n as frequent as the first one, and the nth sign likewise."""
+    """Return a language's log-probabilities by Zipf's law: its nth letter is 1/n as frequent as its first one."""
     share = LETTER_SHARE if letters else 0
     return {
         character: math.log(weight / n / sum(1 / m for m in range(1, len(characters) + 1)))

@@ -1,7 +1,7 @@
 """Text to ids and back: characters, words, or byte pairs.
 
-Whatever it is, a token stands for a few bytes of UTF-8, and a text is decoded by joining them. A tokenizer is rebuilt
-from a plain dict, so that it travels inside a checkpoint. `V` is the number of tokens.
+A token of any tokenizer stands for some bytes of UTF-8, so ids are decoded by joining bytes. A tokenizer can be written
+as a plain dict and built again from it, which is how it travels inside a checkpoint. `V` is the number of tokens.
 """
 
 import codecs
@@ -18,27 +18,29 @@ import numpy as np
 import torch
 
 from minigpt.data.corpus import clean
-from minigpt.data.reading import whole
+from minigpt.data.reading import replace_surrogates
 from minigpt.errors import MiniGPTError, check_choice
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
 BYTES = [bytes([byte]) for byte in range(256)]
-MAX_VOCAB_SIZE = 4096  # of words and of byte pairs, unless said otherwise
+MAX_VOCAB_SIZE = 4096  # default for words and byte pairs
 
 
 class Tokenizer(ABC):
-    """What all tokenizers have in common.
+    """Base class of the tokenizers.
+
+    A subclass has a `kind`, makes itself from a text in `fit`, and encodes in `encode_array`.
 
     Args:
         tokens: The bytes that each id stands for.
-        lower: Whether the training text was put in lower case, and a prompt must be too.
-        nfc: Whether its Unicode was composed, and a prompt's must be too.
+        lower: Whether the training text was converted to lower case, so that a prompt must be too.
+        nfc: Whether the training text's Unicode was composed, so that a prompt's must be too.
     """
 
-    kind: str
-    learned: str  # the attribute with what makes it this one of its kind
+    kind: str  # the name in settings and checkpoints
+    learned: str  # the name of the attribute that holds the learned vocabulary
 
     def __init__(self, tokens: Sequence[bytes], lower: bool = False, nfc: bool = True):
         self.tokens = list(tokens)
@@ -47,21 +49,21 @@ class Tokenizer(ABC):
 
     @classmethod
     def from_text(cls, text: str, max_vocab_size: int | None = None, **options: bool) -> Self:
-        """The tokenizer of a text that is already clean; options as in `fit`."""
+        """Make the tokenizer of a clean text; options as in `fit`."""
         return cls.fit([text], max_vocab_size, **options)
 
     @classmethod
     @abstractmethod
     def fit(cls, pieces: Iterable[str], max_vocab_size: int | None = None, **options: bool) -> Self:
-        """The tokenizer of a clean text in pieces.
+        """Make the tokenizer of a clean text in pieces.
 
         Args:
             pieces: The text.
-            max_vocab_size: The most tokens to make; None for 4,096, or for as many as there are characters.
+            max_vocab_size: The largest V; None for 4,096. Characters take no limit.
             **options: lower and nfc; for characters also byte_fallback.
 
         Raises:
-            MiniGPTError: max_vocab_size is too small for the text's alphabet, or means nothing here.
+            MiniGPTError: max_vocab_size is too small for the text's alphabet, or was given for characters.
         """
 
     @property
@@ -71,7 +73,7 @@ class Tokenizer(ABC):
 
     @property
     def contents(self) -> str:
-        """What the vocabulary holds, in words, such as `1,024 tokens`."""
+        """The size of the vocabulary in words, such as `1,024 tokens`."""
         return f"{self.vocab_size:,} tokens"
 
     def __repr__(self) -> str:
@@ -79,47 +81,47 @@ class Tokenizer(ABC):
 
     @cached_property
     def lengths(self) -> torch.Tensor:
-        """`(V,)` the characters that each token stands for; where a character is split, its first byte counts."""
+        """`(V,)` characters per token. A character split over several tokens counts in the one with its first byte."""
         return torch.tensor([sum(byte & 0xC0 != 0x80 for byte in token) for token in self.tokens])
 
     def clean(self, text: str) -> str:
-        """What the training text went through and a prompt must go through too (never `strip`)."""
-        return clean(whole(text), lower=self.lower, nfc=self.nfc)
+        """Clean a prompt as the training text was cleaned, except for white space at its ends."""
+        return clean(replace_surrogates(text), lower=self.lower, nfc=self.nfc)
 
     def encode(self, text: str, unknown: str = "error") -> list[int]:
-        """The ids of clean text.
+        """Return the ids of a clean text.
 
         Args:
             text: Clean text.
-            unknown: What to do with a character that no token can spell: `error` or `skip` it.
+            unknown: How to treat a character that no token can spell: `error`, or `skip` to leave it out.
 
         Raises:
-            MiniGPTError: There is such a character (ten at most are named), or `unknown` is something else.
+            MiniGPTError: There is such a character (at most ten are named), or `unknown` is another word.
         """
         check_choice("unknown", unknown, ("error", "skip"))
         return self.encode_array(text, unknown).tolist()
 
     @abstractmethod
     def encode_array(self, text: str, unknown: str = "error") -> np.ndarray:
-        """`(N,)` int32 ids, as `encode`'s, of a text of millions of characters."""
+        """Return the `(N,)` ids of `encode` as an int32 array, fast enough for texts of millions of characters."""
 
     def decode(self, ids: Iterable[int] | torch.Tensor) -> str:
-        """The text of `ids` (a list, or a one-dimensional tensor); a broken character becomes U+FFFD."""
+        """Return the text of ids, a list or a `(N,)` tensor; an incomplete character becomes U+FFFD."""
         ids = ids.tolist() if isinstance(ids, torch.Tensor) else ids
-        return b"".join(map(self.tokens.__getitem__, ids)).decode("utf-8", "replace")
+        return b"".join(self.tokens[i] for i in ids).decode("utf-8", "replace")
 
     def to_dict(self) -> dict:
-        """Everything needed to rebuild the tokenizer, in plain values."""
+        """Return the tokenizer as a dict of plain values."""
         return {name: getattr(self, name) for name in ("kind", self.learned, "lower", "nfc")}
 
     @classmethod
     def from_dict(cls, state: dict) -> Self:
-        """The inverse of `to_dict`."""
+        """Build the tokenizer from what `to_dict` returned."""
         return cls(**{key: value for key, value in state.items() if key != "kind"})
 
 
-class Decoder:
-    """Ids to text, one at a time: a character is handed out when its last byte is there.
+class StreamDecoder:
+    """Decodes one id at a time, and returns a character as soon as its last byte has come.
 
     Args:
         tokens: The bytes that each id stands for.
@@ -130,11 +132,11 @@ class Decoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def add(self, token: int) -> str:
-        """The characters that this id completes."""
+        """Return the characters that this id completes."""
         return self._utf8.decode(self._tokens[token])
 
     def rest(self) -> str:
-        """U+FFFD, if the last character is incomplete."""
+        """Return U+FFFD if the last character is incomplete, else nothing."""
         return self._utf8.decode(b"", final=True)
 
 
@@ -143,9 +145,8 @@ class CharTokenizer(Tokenizer):
 
     Args:
         characters: The vocabulary; the position of a character is its id.
-        lower: Whether the training text was put in lower case, and a prompt must be too.
-        nfc: Whether its Unicode was composed, and a prompt's must be too.
-        byte_fallback: Spell a character outside the vocabulary in bytes, which take 256 more ids.
+        lower, nfc: As in `Tokenizer`.
+        byte_fallback: Spell characters outside the vocabulary in bytes, which take 256 more ids.
     """
 
     kind, learned = "char", "characters"
@@ -158,11 +159,7 @@ class CharTokenizer(Tokenizer):
 
     @classmethod
     def fit(cls, pieces: Iterable[str], max_vocab_size: int | None = None, **options: bool) -> Self:
-        """The tokenizer of a clean text in pieces; options: lower, nfc and byte_fallback.
-
-        Raises:
-            MiniGPTError: There is a max_vocab_size.
-        """
+        """Make the tokenizer of a clean text in pieces; options: lower, nfc and byte_fallback."""
         if max_vocab_size is not None:
             raise MiniGPTError(
                 "data.max_vocab_size means nothing to characters, which are as many as the text has. Leave it null, or "
@@ -172,22 +169,20 @@ class CharTokenizer(Tokenizer):
 
     @property
     def contents(self) -> str:
-        """What the vocabulary holds, in words, such as `53 characters`."""
+        """The size of the vocabulary in words, such as `53 characters`."""
         return f"{len(self.characters):,} characters{' and 256 bytes' * self.byte_fallback}"
 
     @cached_property
-    def _ids(self) -> np.ndarray:
-        ids = np.full(0x110000, -1, np.int32)  # by code point
+    def _id_of_code_point(self) -> np.ndarray:
+        ids = np.full(0x110000, -1, np.int32)
         ids[[ord(character) for character in self.characters]] = np.arange(len(self.characters))
         return ids
 
     def encode_array(self, text: str, unknown: str = "error") -> np.ndarray:
-        """`(N,)` int32 ids, one for each character in the vocabulary.
-
-        Raises:
-            MiniGPTError: A character is not in the vocabulary and no bytes are; such characters are named, ten at most.
-        """
-        ids = self._ids.take(np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32))
+        """Return the `(N,)` ids of a clean text as an int32 array."""
+        # The table lookup of [self.stoi[c] for c in text], in numpy: UTF-32 stores each character as its code point.
+        code_points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+        ids = self._id_of_code_point.take(code_points)
         if ids.size == 0 or ids.min() >= 0:
             return ids
         if self.byte_fallback:
@@ -204,47 +199,50 @@ class CharTokenizer(Tokenizer):
         return ids[ids >= 0]
 
     def to_dict(self) -> dict:
-        """Everything needed to rebuild the tokenizer, in plain values."""
+        """Return the tokenizer as a dict of plain values."""
         return super().to_dict() | {"characters": "".join(self.characters), "byte_fallback": self.byte_fallback}
 
 
 class _Words(Tokenizer):
-    """A tokenizer whose tokens never straddle a word's beginning, so that each word is encoded but once."""
+    """Base class of tokenizers whose tokens never cross the beginning of a word.
 
-    # Up to a line break or a space that follows something else, as `reading.cut` cuts: the same ids come of a text
-    # whole and in pieces.
-    _UNITS = re.compile(r"\s*\S+(?:[^\S \n]\s*\S*)*|\s+")
-    _KEPT = 1 << 18  # units whose ids are remembered
+    The text is cut into words with the white space before them. The ids of a word do not depend on its neighbours, so
+    each distinct word is encoded only once, in `_encode_words`.
+    """
+
+    # A word ends before a newline or a space that follows something else, where `reading.cut` cuts too: a text gives
+    # the same ids whole and in pieces.
+    _WORDS = re.compile(r"\s*\S+(?:[^\S \n]\s*\S*)*|\s+")
+    _CACHE_SIZE = 1 << 18  # words
 
     def __init__(self, tokens: Sequence[bytes], lower: bool = False, nfc: bool = True):
         super().__init__(tokens, lower, nfc)
-        self._known: dict[str, Sequence[int]] = {}
+        self._cache: dict[str, Sequence[int]] = {}  # word to ids
 
     def encode_array(self, text: str, unknown: str = "error") -> np.ndarray:
-        """`(N,)` int32 ids; whatever the text, there are ids for it."""
-        units = self._UNITS.findall(text)
-        new = list(set(units) - self._known.keys())
-        if len(self._known) + len(new) > self._KEPT:
-            self._known.clear()
-            new = list(set(units))
-        self._known.update(zip(new, self._encode_units(new), strict=True))
-        return np.fromiter(chain.from_iterable(map(self._known.__getitem__, units)), np.int32)
+        """Return the `(N,)` ids of a clean text as an int32 array; there are ids for any text."""
+        words = self._WORDS.findall(text)
+        new = list(set(words) - self._cache.keys())
+        if len(self._cache) + len(new) > self._CACHE_SIZE:
+            self._cache.clear()
+            new = list(set(words))
+        self._cache.update(zip(new, self._encode_words(new), strict=True))
+        return np.fromiter(chain.from_iterable(map(self._cache.__getitem__, words)), np.int32)
 
     @abstractmethod
-    def _encode_units(self, units: list[str]) -> Iterable[Sequence[int]]:
-        """The ids of each unit."""
+    def _encode_words(self, words: list[str]) -> Iterable[Sequence[int]]:
+        """Return the ids of each word."""
 
 
 class WordTokenizer(_Words):
-    """Words, runs of spaces or line breaks, and single signs are tokens, so that joining them gives the text.
+    """Words, runs of spaces, runs of newlines, and single punctuation marks are tokens.
 
-    The 256 bytes come first, then the text's characters outside ASCII, then the most frequent words and runs that came
-    twice or more. What is in none of these is spelled: in characters, and characters never seen in bytes.
+    The vocabulary is the 256 bytes, then all characters of the text outside ASCII, then the most frequent words and
+    runs that occur at least twice. Anything else is spelled: in characters, and unknown characters in bytes.
 
     Args:
         words: The tokens after the bytes.
-        lower: Whether the training text was put in lower case, and a prompt must be too.
-        nfc: Whether its Unicode was composed, and a prompt's must be too.
+        lower, nfc: As in `Tokenizer`.
     """
 
     kind, learned = "word", "words"
@@ -257,23 +255,19 @@ class WordTokenizer(_Words):
 
     @classmethod
     def fit(cls, pieces: Iterable[str], max_vocab_size: int | None = None, **options: bool) -> Self:
-        """The tokenizer of a clean text in pieces; options: lower and nfc.
-
-        Raises:
-            MiniGPTError: The bytes and characters alone are more than max_vocab_size.
-        """
+        """Make the tokenizer of a clean text in pieces; options: lower and nfc."""
         counts: Counter[str] = Counter()
         for piece in pieces:
             counts.update(cls._PARTS.findall(piece))
         alphabet = sorted(c for c in set().union(*counts) if not c.isascii())
-        room = _room(max_vocab_size, 256 + len(alphabet), f"256 bytes and {len(alphabet)} characters outside ASCII")
-        often = sorted((-count, word) for word, count in counts.items() if count > 1 and len(word) > 1)
-        return cls([*alphabet, *(word for _, word in often[:room])], **options)
+        budget = _budget(max_vocab_size, 256 + len(alphabet), f"256 bytes and {len(alphabet)} characters outside ASCII")
+        frequent = sorted((-count, word) for word, count in counts.items() if count > 1 and len(word) > 1)
+        return cls([*alphabet, *(word for _, word in frequent[:budget])], **options)
 
-    def _encode_units(self, units: list[str]) -> Iterable[Sequence[int]]:
-        for unit in units:
+    def _encode_words(self, words: list[str]) -> Iterable[Sequence[int]]:
+        for word in words:
             ids = []
-            for part in self._PARTS.findall(unit):
+            for part in self._PARTS.findall(word):
                 if part in self._ids:
                     ids.append(self._ids[part])
                 else:
@@ -283,16 +277,15 @@ class WordTokenizer(_Words):
 
 
 class BPETokenizer(_Words):
-    """Byte pairs, as GPT-2's: 256 bytes, and the pairs that were the most frequent when they were merged.
+    """Byte pair encoding, as in GPT-2: 256 bytes, and pairs of tokens that were merged, the most frequent pair first.
 
     Sennrich et al., "Neural machine translation of rare words with subword units" (2016), on bytes as in Radford et
-    al., "Language models are unsupervised multitask learners" (2019). Training and merging are the `tokenizers`
-    library's.
+    al., "Language models are unsupervised multitask learners" (2019). The `tokenizers` library learns and applies the
+    merges.
 
     Args:
         merges: The pairs of ids that were merged, in that order; each new token takes the next id.
-        lower: Whether the training text was put in lower case, and a prompt must be too.
-        nfc: Whether its Unicode was composed, and a prompt's must be too.
+        lower, nfc: As in `Tokenizer`.
     """
 
     kind, learned = "bpe", "merges"
@@ -310,19 +303,14 @@ class BPETokenizer(_Words):
 
     @classmethod
     def fit(cls, pieces: Iterable[str], max_vocab_size: int | None = None, **options: bool) -> Self:
-        """The tokenizer of a clean text in pieces; options: lower and nfc.
-
-        Raises:
-            MiniGPTError: max_vocab_size leaves no room beside the bytes.
-        """
+        """Make the tokenizer of a clean text in pieces; options: lower and nfc."""
         from tokenizers import trainers
 
-        room = _room(max_vocab_size, 256, "256 bytes")
-        backend = cls([]).backend
-        alphabet = list(byte_letters().values())
-        trainer = trainers.BpeTrainer(vocab_size=256 + room, initial_alphabet=alphabet, show_progress=False)
-        backend.train_from_iterator(pieces, trainer)
+        vocab_size = 256 + _budget(max_vocab_size, 256, "256 bytes")
         ids = {letter: byte for byte, letter in byte_letters().items()}
+        trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=list(ids), show_progress=False)
+        backend = cls([]).backend
+        backend.train_from_iterator(pieces, trainer)
         merges = []
         for left, right in json.loads(backend.to_str())["model"]["merges"]:
             merges.append((ids[left], ids[right]))
@@ -339,18 +327,18 @@ class BPETokenizer(_Words):
         names = ["".join(letters[byte] for byte in token) for token in self.tokens]
         merges = [(names[left], names[right]) for left, right in self.merges]
         backend = Backend(models.BPE({name: i for i, name in enumerate(names)}, merges))
-        # A word is cut after so many bytes: merging takes the square of its length, and a genome is one word.
+        # Merging takes time quadratic in the length of a word, and a genome is one word: words are cut at 512 bytes.
         pieces = [pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.Split(Regex(".{1,512}"), "isolated")]
         backend.pre_tokenizer = pre_tokenizers.Sequence(pieces)
         backend.decoder = decoders.ByteLevel()
         return backend
 
-    def _encode_units(self, units: list[str]) -> Iterable[Sequence[int]]:
-        return [unit.ids for unit in self.backend.encode_batch_fast(units, add_special_tokens=False)]
+    def _encode_words(self, words: list[str]) -> Iterable[Sequence[int]]:
+        return [encoding.ids for encoding in self.backend.encode_batch_fast(words, add_special_tokens=False)]
 
 
-def _room(max_vocab_size: int | None, needed: int, what: str) -> int:
-    """How many tokens there is room for beside the `needed` ones."""
+def _budget(max_vocab_size: int | None, needed: int, what: str) -> int:
+    """Return how many words or merges the vocabulary has room for beside the `needed` tokens."""
     size = max(MAX_VOCAB_SIZE, needed) if max_vocab_size is None else max_vocab_size
     if size < needed:
         raise MiniGPTError(
@@ -360,7 +348,7 @@ def _room(max_vocab_size: int | None, needed: int, what: str) -> int:
 
 
 def byte_letters() -> dict[int, str]:
-    """The visible character that GPT-2's vocabulary writes for each byte: itself, or else one from U+0100 on."""
+    """Return the visible character that GPT-2's vocabulary uses for each byte: itself, or one from U+0100 on."""
     visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
     hidden = (byte for byte in range(256) if byte not in visible)
     return {byte: chr(byte) for byte in visible} | {byte: chr(256 + n) for n, byte in enumerate(hidden)}
@@ -370,20 +358,19 @@ KINDS: dict[str, type[Tokenizer]] = {kind.kind: kind for kind in (CharTokenizer,
 
 
 def from_dict(state: dict) -> Tokenizer:
-    """The tokenizer that `to_dict` described, of whatever kind."""
+    """Build a tokenizer of any kind from what its `to_dict` returned."""
     return KINDS[state["kind"]].from_dict(state)
 
 
 def difference(now: Tokenizer, then: Tokenizer) -> str | None:
-    """The first thing in which two tokenizers differ, in words; None if they are the same."""
+    """Describe the first difference of two tokenizers; None if they are the same."""
     if now.to_dict() == then.to_dict():
         return None
-    for what in ("kind", "lower", "nfc", "vocab_size"):
-        if getattr(now, what) != getattr(then, what):
-            return f"its {what} is {getattr(now, what)} here and {getattr(then, what)} there"
+    for name in ("kind", "lower", "nfc", "vocab_size"):
+        if getattr(now, name) != getattr(then, name):
+            return f"its {name} is {getattr(now, name)} here and {getattr(then, name)} there"
     for i, (here, there) in enumerate(zip(now.tokens, then.tokens, strict=True)):
         if here != there:
-            return (
-                f"token {i} is {here.decode('utf-8', 'replace')!r} here and {there.decode('utf-8', 'replace')!r} there"
-            )
-    return "the same tokens come of other merges"
+            here_text, there_text = here.decode("utf-8", "replace"), there.decode("utf-8", "replace")
+            return f"token {i} is {here_text!r} here and {there_text!r} there"
+    return "the merges of the same tokens differ"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from minigpt.data.tokenizers import Decoder, Tokenizer
+from minigpt.data.tokenizers import StreamDecoder, Tokenizer
 from minigpt.errors import MiniGPTError, check_number
 from minigpt.generation.engine import sample_ids
 from minigpt.generation.sampling import SamplingParams
@@ -104,7 +104,7 @@ class LanguageModel:
         ids = [self.tokenizer.encode(prompt, unknown) or [self._opening_id()] for prompt in cleaned]
         generators = seed if seed is None else [self._generator(seed, first + n) for n in range(len(prompts))]
         drawn = sample_ids(self.model, ids, max_new_tokens, params, generators)
-        return self._pieces(drawn, [Until(stop, Decoder(self.tokenizer.tokens)) for _ in prompts])
+        return self._pieces(drawn, [Until(stop, StreamDecoder(self.tokenizer.tokens)) for _ in prompts])
 
     def _pieces(self, drawn: Generator[torch.Tensor, None, None], texts: list["Until"]) -> Iterator[list[str]]:
         for ids in drawn:
@@ -146,7 +146,7 @@ class LanguageModel:
 class Until:
     """Hands a text on piece by piece, up to the text `stop`, and holds back what may turn out to be its beginning."""
 
-    def __init__(self, stop: str | None, decoder: Decoder):
+    def __init__(self, stop: str | None, decoder: StreamDecoder):
         self.stop = stop
         self.decoder = decoder
         self.held = ""

@@ -1,4 +1,4 @@
-"""TextDataModule: a corpus in, loaders of windows out."""
+"""TextDataModule: reads a corpus, and makes the loaders to train, validate and test on it."""
 
 import math
 from functools import cached_property
@@ -9,61 +9,63 @@ from torch.utils.data import DataLoader
 
 from minigpt.data import corpus
 from minigpt.data.corpus import Corpus
-from minigpt.data.dataset import SHORTEST, BatchOrder, CharDataset, Ids, MappedIds
+from minigpt.data.dataset import CharDataset
+from minigpt.data.memmap import Ids, MemmapIds
+from minigpt.data.order import BatchOrder
+from minigpt.data.prepare import SHORTEST, TokenizedCorpus, tokenize
 from minigpt.data.tokenizers import Tokenizer
-from minigpt.data.tokens import Tokens, tokenize
 from minigpt.errors import MiniGPTError, check_number, note
-from minigpt.evaluation import baselines, eval_windows
+from minigpt.evaluation import baselines, eval_batches
 from minigpt.words import message
 
 MAPPED_VAL_TOKENS = 1 << 20  # scored at most at a validation, where the text is too large for memory
 
 
 def n_of(amount: int | float, n: int) -> int:
-    """Return how many batches a number of them, or a share of `n` batches if it is a float, stands for."""
+    """Return a number of batches that is given as such, or, if it is a float, as a share of `n` batches."""
     return int(amount * n) if isinstance(amount, float) else int(amount)
 
 
 class ResumableLoader(DataLoader):
-    """A loader that needs no state to be resumed within a pass: `BatchOrder` starts at the batch that is due.
+    """A loader that can be resumed within a pass without any state, since `BatchOrder` starts at the right batch.
 
-    Lightning warns of a resume within a pass unless the loader has these two methods.
+    Lightning warns about a resume within a pass unless the loader has these two methods.
     """
 
     def state_dict(self) -> dict[str, Any]:
-        """Return no state."""
+        """Return an empty state."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it back."""
+        """Do nothing: there is no state to restore."""
 
 
 class TextDataModule(LightningDataModule):
-    """Reads a text, builds its tokenizer, and cuts it into batches of windows to train and to validate on.
+    """Reads a text, builds its tokenizer, and makes batches of windows to train and to validate on.
 
     Args:
-        path: The corpus: `exemple`, the French one inside the package; `tinyshakespeare` or `tinymoliere`, which are
+        path: The corpus: `exemple`, the French text inside the package; `tinyshakespeare` or `tinymoliere`, which are
             downloaded once; a text file, a .jsonl or .ndjson file with a text under `text` in each line, or a .json
-            file with an array of such records or of strings, packed as .gz, .zst or .zip or not; a folder, of which all
-            .txt and .md files are read that are not hidden, in the order of their names; a pattern such as
-            'notes/*.txt'; or `-`, standard input. Between two texts an empty line is put.
+            file with an array of such records or of strings, any of them packed as .gz, .zst or .zip or not; a folder,
+            of which all .txt and .md files that are not hidden are read, in the order of their names; or a pattern
+            such as 'notes/*.txt'. Texts are joined with an empty line.
         tokenizer: `char`, `word` (words, spaces and signs; rare words are spelled in characters) or `bpe` (byte pairs).
-        max_vocab_size: The most words or byte pairs; null for 4,096.
-        byte_fallback: Spell characters that the text lacks in bytes, which takes 256 more tokens; for char alone.
-        block_size: Tokens in a window: the context that the model is trained with; smaller where the text is too short.
-        batch_size: Windows in a batch, of all processes together.
+        max_vocab_size: The largest vocabulary of words or byte pairs; null for 4,096.
+        byte_fallback: Spell characters that the text lacks in bytes, which takes 256 more tokens; only for char.
+        block_size: Tokens in a window: the context that the model is trained with; reduced if the text is too short.
+        batch_size: Windows in a batch, over all processes together.
         val_fraction: The share of the text, taken from its end, that is kept for validation.
-        max_val_tokens: At most so many tokens are scored at each validation while training; null for all of them, or
-            for 2 ** 20 of a text that is too large for memory.
-        lower: Put the text in lower case.
-        strip: Drop white space at both ends of the text.
+        max_val_tokens: The largest number of tokens that a validation during training scores; null for all tokens, or
+            for 2 ** 20 if the text is too large for memory.
+        lower: Convert the text to lower case.
+        strip: Remove white space at both ends of the text.
         nfc: Compose Unicode, so that an accented letter is one character however it was typed.
-        encoding: The encoding of the text, such as cp1252; null for UTF-8, or a guess where it is not.
+        encoding: The encoding of the text, such as cp1252; null for UTF-8, or a guess if the text is not UTF-8.
         in_memory_mb: A text of more millions of characters is tokenised once, into a file, and read from there.
         cache_dir: The folder for such files; null for the user's cache folder.
-        overfit_batches: Train on the first so many batches over and over, to see whether a model can learn them by
-            heart; null for all of the text.
-        seed: Where the order of the batches comes from; always the same as seed_everything.
+        overfit_batches: Train on this many batches over and over, to see whether a model can learn them by heart; null
+            for all of the text.
+        seed: The seed of the order of the batches; always equal to seed_everything.
 
     Raises:
         MiniGPTError: The corpus cannot be read, or is too short for one window to train on and one to validate on.
@@ -115,12 +117,12 @@ class TextDataModule(LightningDataModule):
 
     @cached_property
     def corpus(self) -> Corpus:
-        """The text, found but not yet read."""
-        return Corpus(self._path, **self._cleaning, cache_dir=self._cache_dir)
+        """The files of the text, which are not read yet."""
+        return Corpus(self._path, **self._cleaning)
 
     @cached_property
-    def tokens(self) -> Tokens:
-        """The text in ids, with its tokenizer; it is read when this is first asked for."""
+    def tokens(self) -> TokenizedCorpus:
+        """The ids of the text and its tokenizer; the text is read at the first access."""
         tokens = tokenize(
             self.corpus, self._kind, **self._splitting, in_memory_mb=self._in_memory_mb, cache_dir=self._cache_dir
         )
@@ -134,22 +136,22 @@ class TextDataModule(LightningDataModule):
         return tokens
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the text now rather than when something is first asked of it."""
+        """Read the text now rather than at the first access."""
         self.tokens  # noqa: B018
 
     @property
     def train_ids(self) -> Ids:
-        """The ids to train on."""
+        """`(N,)` ids to train on."""
         return self.tokens.train
 
     @property
     def val_ids(self) -> Ids:
-        """The ids to validate on."""
+        """`(M,)` ids to validate on."""
         return self.tokens.val
 
     @cached_property
     def block_size(self) -> int:
-        """The length of a window, which is smaller than the settings' where the text is too short for that."""
+        """`T`, the length of a window, which is less than the setting if the text is too short for that."""
         n = len(self.train_ids)
         if n > self._block_size:
             return self._block_size
@@ -159,14 +161,14 @@ class TextDataModule(LightningDataModule):
 
     @cached_property
     def max_val_tokens(self) -> int | None:
-        """How many tokens a validation scores at most; None for all."""
-        if self._max_val_tokens is None and isinstance(self.val_ids, MappedIds):
+        """The largest number of tokens that a validation scores; None for all."""
+        if self._max_val_tokens is None and isinstance(self.val_ids, MemmapIds):
             return MAPPED_VAL_TOKENS
         return self._max_val_tokens
 
     @cached_property
     def baselines(self) -> dict[str, float]:
-        """What simple models make of the validation text, in bits per character."""
+        """The scores of simple models on the validation text, in bits per character."""
         return baselines(self.train_ids, self.val_ids, self.tokenizer)
 
     @property
@@ -180,57 +182,58 @@ class TextDataModule(LightningDataModule):
         return self.tokenizer.vocab_size
 
     def train_dataloader(self) -> DataLoader:
-        """Batches of `(B, T)` ids and their targets: one pass over the windows, from the batch that training stands at.
+        """Return a loader of `(B, T)` ids and targets: one pass over the windows, from the next batch of the training.
 
-        A pass has as many full batches as the windows fill, rounded down to a multiple of accumulate_grad_batches. Of
-        several processes each takes its rows of the same batch, `(B / world size, T)`.
+        A pass has as many full batches as the windows fill, rounded down to a multiple of accumulate_grad_batches. Each
+        of several processes takes its own rows of every batch, `(B / world size, T)`.
         """
         dataset, trainer = CharDataset(self.train_ids, self.block_size), self.trainer
         n = self.n_batches(trainer.accumulate_grad_batches if trainer else 1)
-        over_and_over = self.overfit_batches
+        repeated = self.overfit_batches
         if trainer and (amount := trainer.overfit_batches):  # type: ignore[attr-defined]  # Lightning sets it from outside
-            over_and_over = max(1, n_of(amount, n))
+            repeated = max(1, n_of(amount, n))
         rank, world_size = self._processes()
         order = BatchOrder(
             len(dataset),
             self.batch_size,
             self.seed,
-            self._batches_done,
-            over_and_over,
-            slice(rank, None, world_size),
-            n,
+            start=self._batches_done,
+            cycle=repeated,
+            rows=slice(rank, None, world_size),
+            length=n,
         )
         return ResumableLoader(dataset, batch_size=None, sampler=order)
 
     def n_batches(self, accumulate_grad_batches: int) -> int:
-        """How many batches a pass has: full ones, in whole optimizer steps, at least one."""
+        """Return the number of full batches in a pass: a multiple of accumulate_grad_batches, one step at least."""
         n_windows = len(CharDataset(self.train_ids, self.block_size))
         return max(1, n_windows // self.batch_size // accumulate_grad_batches) * accumulate_grad_batches
 
     def _batches_done(self) -> int:
-        """How many batches the training has had, in all passes and before a resume."""
+        """Return the number of batches that the training has had, in all passes and before a resume."""
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.completed if self.trainer else 0
 
     def test_dataloader(self) -> DataLoader:
-        """The validation text: there is no third part."""
+        """Return the validation loader: the text has no third part."""
         return self.val_dataloader()
 
     def val_dataloader(self) -> DataLoader:
-        """The validation text as windows that follow each other.
+        """Return a loader of the validation text in consecutive windows.
 
-        All processes have the same number of batches: FSDP2 computes in all of them at once, so a process with a batch
-        more would wait for the others for ever.
+        All processes get the same number of batches, because with FSDP2 every forward needs all processes: one with an
+        extra batch would wait for the others for ever.
         """
         rank, world_size = self._processes()
-        windows = eval_windows(self.val_ids, self.block_size, self.vocab_size, self.max_val_tokens, world_size)
-        mine = range(rank, len(windows), world_size)
-        return DataLoader(windows, batch_size=None, sampler=mine)
+        windows, batches = eval_batches(
+            self.val_ids, self.block_size, self.vocab_size, self.max_val_tokens, rank, world_size
+        )
+        return DataLoader(windows, batch_size=None, sampler=batches)
 
     def check_processes(self, world_size: int) -> None:
-        """Make sure that each of so many processes gets something to train and to validate on.
+        """Check that the batches and the validation text can be shared by this many processes.
 
         Raises:
-            MiniGPTError: They cannot share a batch evenly, or the validation text.
+            MiniGPTError: They cannot.
         """
         if self.batch_size % world_size:
             raise MiniGPTError(
@@ -245,18 +248,18 @@ class TextDataModule(LightningDataModule):
             )
 
     def _processes(self) -> tuple[int, int]:
-        """Which process of how many this is."""
+        """Return the rank of this process and the number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def describe(self, run_dir: str | None) -> dict:
-        """What a checkpoint keeps of the data, in plain values: enough to sample, to evaluate and to check a resume.
+        """Return what a checkpoint keeps of the data, in plain values, to sample, to evaluate and to check a resume.
 
         Args:
-            run_dir: The run folder; the corpus is named relative to it, so that both can be moved together. None for a
-                training whose logger has no folder: the corpus is then named by its absolute path.
+            run_dir: The run folder, which the path of the corpus is relative to, so that both can be moved together;
+                None for a training whose logger has no folder, which keeps the absolute path.
         """
         return {
-            "path": self.corpus.place(run_dir),
+            "path": self.corpus.path_from(run_dir),
             "sha256": self.tokens.sha256,
             **self._cleaning,
             **self._splitting,

@@ -5,12 +5,12 @@ import io
 import json
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from minigpt.command_line import CommandLine, example_config
-from minigpt.data.corpus import is_pipe
 from minigpt.errors import MiniGPTError, did_you_mean
 from minigpt.training import recipes, trust
 from minigpt.training.cli import MiniGPTCLI
@@ -24,12 +24,9 @@ class DryRun(MiniGPTCLI):
     """All that a trial settles before it trains, but for the run folder."""
 
     def before_instantiate_classes(self) -> None:
-        """Refuse a text or a recipe that can be read but once."""
-        for what, path in (("text", self.config.data.path), *(("recipe", file) for file in self._line.files)):
-            if is_pipe(path):
-                raise MiniGPTError(
-                    f"Each trial reads the {what}, and standard input or a pipe can be read once. Put it into a file."
-                )
+        """Refuse a recipe that can be read only once."""
+        if any(Path(file).is_fifo() for file in self._line.files):
+            raise MiniGPTError("Each trial reads the recipe, and a pipe can be read only once. Save it to a file.")
 
     def after_instantiate_classes(self) -> None:
         """Check what a run checks after that, in place of making its folder."""

@@ -1,4 +1,4 @@
-"""A text in memory and in a file gives the same ids, and what lies in the cache is whole or is made anew."""
+"""A text in memory and in a file gives the same ids, and the cache holds whole files or none."""
 
 import os
 import resource
@@ -7,18 +7,18 @@ import subprocess
 import sys
 import textwrap
 import threading
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import read
 
 from minigpt import CharDataset, MiniGPTError, files
-from minigpt.data import reading, tokens
+from minigpt.data import prepare, reading
 from minigpt.data.corpus import Corpus
-from minigpt.data.dataset import BatchOrder, MappedIds
-from minigpt.data.tokens import tokenize
-from minigpt.evaluation import eval_windows
+from minigpt.data.memmap import MemmapIds
+from minigpt.data.order import BatchOrder
+from minigpt.data.prepare import TokenizedCorpus, tokenize
+from minigpt.evaluation import eval_batches
 
 FRENCH = read("exemple")
 
@@ -30,7 +30,7 @@ def small_blocks(folder, monkeypatch):
     (folder / "a.txt").write_text(FRENCH[:60_000], encoding="utf-8")
 
 
-def in_file(path: str = "a.txt", kind: str = "char", **options) -> tokens.Tokens:
+def in_file(path: str = "a.txt", kind: str = "char", **options) -> TokenizedCorpus:
     return tokenize(Corpus(path, **options), kind, in_memory_mb=0.01, cache_dir="cache")
 
 
@@ -41,7 +41,7 @@ def kept(folder) -> list[str]:
 @pytest.mark.parametrize("kind", ["char", "word", "bpe"])
 def test_memory_and_file_hold_the_same_ids(kind, monkeypatch):
     memory, file = tokenize(Corpus("a.txt"), kind), in_file(kind=kind)
-    assert isinstance(file.train, MappedIds)
+    assert isinstance(file.train, MemmapIds)
     assert file.train.dtype == (torch.uint8 if kind == "char" else torch.uint16)
     assert file.tokenizer.to_dict() == memory.tokenizer.to_dict()
     assert torch.equal(file.train[:], memory.train)
@@ -61,9 +61,9 @@ def test_batches_and_evaluations_come_out_of_a_file_as_out_of_memory():
         assert torch.equal(y, y_file)
         assert y_file.dtype == torch.int64
     for limit in (None, 1000):
-        batches = [eval_windows(data, 32, 90, limit) for data in (memory.val, file.val)]
-        for one, other in zip(*batches, strict=True):
-            assert all(map(torch.equal, one, other))
+        (windows, batches), (windows_file, _) = (eval_batches(data, 32, 90, limit) for data in (memory.val, file.val))
+        for batch in batches:
+            assert all(map(torch.equal, windows[batch], windows_file[batch]))
     assert torch.equal(datasets[1][-1][1], memory.train[-32:])
 
 
@@ -78,69 +78,49 @@ def test_four_bytes_hold_a_vocabulary_beyond_two():
 def test_a_text_is_tokenised_once(folder, monkeypatch, capfd):
     first = in_file()
     assert "tokenised once" in capfd.readouterr().err
-    monkeypatch.setattr(tokens, "_build", None)
-    monkeypatch.setattr(Corpus, "sha256_of_files", None)  # the file has not changed: not even its hash is needed
+    monkeypatch.setattr(prepare, "_write", None)
     again = in_file()
     assert capfd.readouterr().err == ""
     assert again.sha256 == first.sha256
     assert torch.equal(again.val[:], first.val[:])
 
 
-def test_the_cache_knows_the_bytes_the_cleaning_and_the_tokenizer(folder):
+def test_the_key_of_the_cache_has_the_file_its_date_the_cleaning_and_the_tokenizer(folder):
     in_file()
-    os.utime("a.txt")
-    (folder / "b.txt").write_bytes((folder / "a.txt").read_bytes())
-    in_file("b.txt")
-    assert len(kept(folder)) == 2, "the same bytes under another name or date are the same text"
     in_file(lower=True)
     in_file(kind="bpe")
-    (folder / "a.txt").write_text(FRENCH[1:60_001], encoding="utf-8")
-    in_file()
-    assert len(kept(folder)) == 8
+    (folder / "b.txt").write_bytes((folder / "a.txt").read_bytes())
+    in_file("b.txt")
+    assert len(kept(folder)) == 8, "two files each"
+    old = os.stat("a.txt")
+    (folder / "a.txt").write_text(FRENCH[60_000:120_000].ljust(60_000), encoding="utf-8")
+    os.utime("a.txt", ns=(old.st_atime_ns, old.st_mtime_ns + 1))
+    again = in_file()
+    assert again.tokenizer.decode(again.train[:]) == FRENCH[60_000:120_000].ljust(60_000)[:54_000]
 
 
-def test_a_damaged_cache_is_made_anew_with_a_note(folder, capfd):
+def test_a_cache_that_was_cut_off_is_written_anew(folder):
     ids = in_file().train[:].clone()
-    (made,) = (folder / "cache" / "tokens").glob("*/ids.bin")
-    good = made.read_bytes()
-    about = made.with_name("tokens.json")
-    described = about.read_text(encoding="utf-8")
-    for damage in (
-        lambda: made.write_bytes(good[:-1]),
-        lambda: made.write_bytes(good[:100] + b"\0" + good[101:]),
-        made.unlink,
-        lambda: about.write_text(described[:50]),
-        lambda: about.write_text("{}"),
-        lambda: about.write_text("[]"),
-        lambda: about.write_text("[{}, 3]"),
-        lambda: about.write_text(described.replace("uint8", "uint9")),
-        lambda: about.write_bytes(b"\xff"),
-        lambda: [shutil.rmtree(made.parent), made.parent.write_text("no folder")],
-    ):
-        capfd.readouterr()
+    (file,) = (folder / "cache" / "tokens").glob("*/ids.bin")
+    good = file.read_bytes()
+    metadata = file.with_name("metadata.json")
+    for damage in (lambda: file.write_bytes(good[:-1]), file.unlink, metadata.unlink, lambda: metadata.write_text("")):
         damage()
         assert torch.equal(in_file().train[:], ids)
-        assert "altered" in capfd.readouterr().err
-        assert made.read_bytes() == good
-    (known,) = (folder / "cache" / "tokens").glob("*.sha256")
-    known.write_bytes(b"\xff" * 64)
-    made.write_bytes(good)  # written again as it was: another date, the same checksum
-    capfd.readouterr()
-    in_file()
-    assert capfd.readouterr().err == ""
+        assert file.read_bytes() == good
 
 
 def test_a_kill_half_way_leaves_nothing_half_made(folder):
     program = textwrap.dedent("""
         import os, signal
-        from minigpt.data import tokens
+        from minigpt.data import prepare
         from minigpt.data.corpus import Corpus
-        crc32 = tokens._crc32
         def killed(file):
-            assert file.stat().st_size == 60_000
+            file.flush()
+            assert os.path.getsize(file.name) == 60_000
             os.kill(os.getpid(), signal.SIGKILL)
-        tokens._crc32 = killed
-        tokens.tokenize(Corpus("a.txt"), in_memory_mb=0.01, cache_dir="cache")
+        prepare.files.sync_file = killed
+        prepare.tokenize(Corpus("a.txt"), in_memory_mb=0.01, cache_dir="cache")
     """)
     assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == -9
     assert all(".partial" in name for name in kept(folder))
@@ -153,7 +133,7 @@ def test_a_full_disk_says_what_is_needed_and_keeps_nothing(folder):
     program = textwrap.dedent("""
         import resource
         from minigpt.data.corpus import Corpus
-        from minigpt.data.tokens import tokenize
+        from minigpt.data.prepare import tokenize
         from minigpt.errors import MiniGPTError
         (open("b.txt", "w", encoding="utf-8")).write("un matin, " * 300_000)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, 1_500_000))
@@ -163,8 +143,8 @@ def test_a_full_disk_says_what_is_needed_and_keeps_nothing(folder):
             print(error)
     """)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert "the disk is full" in done.stdout, done.stderr
-    assert "about 3 MB" in done.stdout
+    assert "could not be written (File too large)" in done.stdout, done.stderr
+    assert "up to 3 MB" in done.stdout
     assert "--data.cache_dir" in done.stdout
     assert kept(folder) == []
 
@@ -202,17 +182,6 @@ def test_ids_that_vanish_under_a_training_are_named(folder):
         dataset[torch.arange(3)]
 
 
-def test_ids_that_vanish_as_soon_as_they_are_written_are_named(monkeypatch):
-    replace = Path.replace
-
-    def vanishing(self, target):
-        shutil.rmtree(replace(self, target))
-
-    monkeypatch.setattr(Path, "replace", vanishing)
-    with pytest.raises(MiniGPTError, match=r"were removed or altered as soon as they were written.*--data.cache_dir"):
-        in_file()
-
-
 def test_a_text_that_changes_while_it_is_read_is_refused(folder, monkeypatch):
     pieces = Corpus.pieces
 
@@ -228,15 +197,15 @@ def test_a_text_that_changes_while_it_is_read_is_refused(folder, monkeypatch):
 
 
 def test_of_two_that_build_the_same_one_builds_and_the_other_waits(folder, monkeypatch, capfd):
-    built, building, go_on, build = [], threading.Event(), threading.Event(), tokens._build
+    built, building, go_on, write = [], threading.Event(), threading.Event(), prepare._write
 
     def slow(*args):
         built.append(args)
         building.set()
         assert go_on.wait(20)
-        return build(*args)
+        return write(*args)
 
-    monkeypatch.setattr(tokens, "_build", slow)
+    monkeypatch.setattr(prepare, "_write", slow)
     found = []
     first, second = (threading.Thread(target=lambda: found.append(in_file().sha256)) for _ in range(2))
     first.start()
@@ -256,7 +225,7 @@ def test_memory_stays_flat_however_many_batches_are_read(folder):
     size = 200_000_000
     with (folder / "ids.bin").open("wb") as file:
         file.truncate(size)
-    dataset = CharDataset(MappedIds(folder / "ids.bin", torch.uint8, 0, size), 64)
+    dataset = CharDataset(MemmapIds(folder / "ids.bin", torch.uint8, 0, size), 64)
     order = iter(BatchOrder(len(dataset), 64, seed=0))
 
     def resident() -> int:
@@ -300,7 +269,7 @@ def test_control_characters_are_reported(folder, capfd):
 
 
 def test_of_a_long_text_every_so_many_th_part_is_learned_from(folder, monkeypatch, capfd):
-    monkeypatch.setattr(tokens, "LEARNED_FROM", 20_000)
+    monkeypatch.setattr(prepare, "LEARNING_CHARACTERS", 20_000)
     made = in_file(kind="word")
     assert "one piece in 3" in capfd.readouterr().err
     assert made.tokenizer.to_dict() == tokenize(Corpus("a.txt"), "word").tokenizer.to_dict()
