@@ -68,7 +68,7 @@ element.addEventListener('keydown', event => event.key === 'Enter' && pick(event
 """
 
 
-class Shelf:
+class ModelStore:
     """The checkpoints that the page offers, and the last few models that were asked for.
 
     Args:
@@ -161,7 +161,7 @@ def _controls(temperature: float, top_k: int, top_p: float, min_p: float) -> dic
 
 
 def write(
-    shelf: Shelf, request: gr.Request | None, chosen: str | None, prompt: str, temperature: float, top_k: int,
+    store: ModelStore, request: gr.Request | None, chosen: str | None, prompt: str, temperature: float, top_k: int,
     top_p: float, min_p: float, max_new_tokens: int, seed: int | None, stop: str, num_samples: int,
 ) -> Iterator[tuple[str, str]]:  # fmt: skip
     """What the page shows of a text while it is written: the text so far, and a notice.
@@ -169,8 +169,8 @@ def write(
     Several texts are separated by a line `---`. Updates come `PAUSE` seconds apart at least, however fast the model.
     """
     try:
-        lm = shelf.load(chosen)
-        cleaned = lm.prepare(prompt or "", unknown="skip")
+        lm = store.load(chosen)
+        cleaned = lm.clean_prompt(prompt or "", unknown="skip")
         dropped = dict.fromkeys(lm.tokenizer.clean(prompt or ""))
         for char in cleaned:
             dropped.pop(char, None)
@@ -203,7 +203,7 @@ def _joined(texts: list[list[str]]) -> str:
 def ids_of(lm: LanguageModel, text: str) -> list[int]:
     """The ids of the first of the texts in a box, the last `LOOKED_INTO` characters of it."""
     text = text.split("\n---\n")[0][-LOOKED_INTO:]
-    return lm.tokenizer.encode(lm.prepare(text, unknown="skip"))
+    return lm.tokenizer.encode(lm.clean_prompt(text, unknown="skip"))
 
 
 def surprise(lm: LanguageModel, ids: list[int], picked: int) -> str:
@@ -261,11 +261,11 @@ def picture(lm: LanguageModel, ids: list[int], layer: int, head: int, request: g
     return f'<div class="figure"><img alt="" src="data:image/png;base64,{data}"></div>'
 
 
-def build(shelf: Shelf) -> gr.Blocks:
+def build(store: ModelStore) -> gr.Blocks:
     """The page."""
 
     def choices() -> list[tuple[str, str]]:
-        return [(file.removeprefix(f"{runs.ROOT}/").replace("/checkpoints/", " · "), file) for file in shelf.files()]
+        return [(file.removeprefix(f"{runs.ROOT}/").replace("/checkpoints/", " · "), file) for file in store.files()]
 
     def two(files: list[str]) -> tuple[str | None, str | None]:
         """The first, and one of another run to compare it with, where there is one."""
@@ -287,7 +287,7 @@ def build(shelf: Shelf) -> gr.Blocks:
     ) -> Iterator[tuple[str, str]]:  # fmt: skip
         """Continue a text with a trained model; yields the text so far and a notice."""
         yield from write(
-            shelf, request, run, prompt, temperature, top_k, top_p, min_p, max_new_tokens, seed, stop, num_samples
+            store, request, run, prompt, temperature, top_k, top_p, min_p, max_new_tokens, seed, stop, num_samples
         )
 
     def compare(
@@ -297,15 +297,15 @@ def build(shelf: Shelf) -> gr.Blocks:
         seed = random.randrange(2**31) if seed is None else seed  # one for both
         settings = (prompt, temperature, top_k, top_p, min_p, max_new_tokens, seed, stop, num_samples)
         first = second = notice = ""
-        for first, notice in write(shelf, request, run, *settings):
+        for first, notice in write(store, request, run, *settings):
             yield first, second, notice
-        for second, further in write(shelf, request, other, *settings):
+        for second, further in write(store, request, other, *settings):
             yield first, second, " · ".join(dict.fromkeys((notice, further)))
 
     def look(run: str, text: str, layer: int, head: int, temperature: float, top_k: int, top_p: float, min_p: float,
              request: gr.Request) -> tuple[Any, ...]:  # fmt: skip
         try:
-            lm = shelf.load(run)
+            lm = store.load(run)
             ids = ids_of(lm, text or "")
             if len(ids) < 2:
                 raise Problem("nothing")
@@ -324,7 +324,7 @@ def build(shelf: Shelf) -> gr.Blocks:
     def pick(run: str, text: str, layer: int, head: int, temperature: float, top_k: int, top_p: float, min_p: float,
              event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:  # fmt: skip
         try:
-            lm = shelf.load(run)
+            lm = store.load(run)
         except Problem as problem:
             return "", "", 0, problem.message(request)
         ids = ids_of(lm, text or "")
@@ -336,7 +336,7 @@ def build(shelf: Shelf) -> gr.Blocks:
 
     def redraw(run: str, text: str, layer: int, head: int, place: int, request: gr.Request) -> str:
         try:
-            lm = shelf.load(run)
+            lm = store.load(run)
         except Problem:
             return ""
         before = ids_of(lm, text or "")[:place]
@@ -348,7 +348,7 @@ def build(shelf: Shelf) -> gr.Blocks:
         gr.Markdown(I18N("title"))
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
-                # Custom values, since runs come and go while the page is open; `Shelf.resolve` judges them.
+                # Custom values, since runs come and go while the page is open; `ModelStore.resolve` judges them.
                 run = gr.Dropdown(found, value=first, label=I18N("run"), allow_custom_value=True, elem_id="run")
                 renew = gr.Button(I18N("refresh"), size="sm")
                 prompt = gr.Textbox(PROMPTS[0], label=I18N("prompt"), lines=2, elem_id="prompt")
@@ -414,7 +414,7 @@ def build(shelf: Shelf) -> gr.Blocks:
     return page
 
 
-def serve(shelf: Shelf, host: str, port: int, auth: tuple[str, str] | None = None) -> gr.Blocks:
+def serve(store: ModelStore, host: str, port: int, auth: tuple[str, str] | None = None) -> gr.Blocks:
     """Open the page on an address, in threads of its own.
 
     Raises:
@@ -427,9 +427,9 @@ def serve(shelf: Shelf, host: str, port: int, auth: tuple[str, str] | None = Non
             pass
     except (OSError, OverflowError, UnicodeError) as error:
         raise _not_served(host, port, error) from error
-    if shelf.device == "cpu":
+    if store.device == "cpu":
         torch.set_num_threads(1)  # people side by side are faster so than each on all cores in turn
-    page = build(shelf)
+    page = build(store)
     page.queue(max_size=8 * AT_ONCE)
     system = ["system-ui", "sans-serif"]  # no font is fetched from elsewhere
     try:

@@ -146,7 +146,7 @@ def generate(args: list[str]) -> int:
 
     file, _, lm = runs.open_checkpoint(asked.ckpt_path, asked.device, asked.precision, asked.allow_code)
     prompt = (sys.stdin.read() if sys.stdin else "") if asked.prompt == "-" else asked.prompt
-    shown = lm.prepare(prompt, asked.unknown)
+    shown = lm.clean_prompt(prompt, asked.unknown)
     check_number("num_samples", asked.num_samples, at_least=1, whole=True)
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop", "unknown")
     controls = {name: getattr(asked, name) for name in names}
@@ -288,12 +288,12 @@ def app(args: list[str]) -> int:
     announce("gradio", "torch")
     with _without_proxy():
         with needs("The page needs", "app", "gradio"):
-            from minigpt.app import Shelf, serve
+            from minigpt.app import ModelStore, serve
             from minigpt.runs import pick_device
 
-        shelf = Shelf(asked.ckpt_path, pick_device(asked.device), asked.allow_code)
-        page = serve(shelf, asked.host, asked.port, (name, password) if asked.auth else None)
-    if not shelf.files():
+        store = ModelStore(asked.ckpt_path, pick_device(asked.device), asked.allow_code)
+        page = serve(store, asked.host, asked.port, (name, password) if asked.auth else None)
+    if not store.files():
         note(message("no_run", first_training()))
     print(str(page.local_url).rstrip("/") if ":" in asked.host else f"http://{asked.host}:{asked.port}", flush=True)
     try:

@@ -28,80 +28,80 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @pytest.fixture
-def shelf(folder, trained_run):
+def store(folder, trained_run):
     shutil.copytree(trained_run, folder / "lightning_logs" / "tiny" / "version_0")
-    return app.Shelf()
+    return app.ModelStore()
 
 
-def written(shelf, request=None, chosen="last", **changes) -> tuple[str, str]:
-    *_, last = app.write(shelf, request, chosen, **SETTINGS | changes)
+def written(store, request=None, chosen="last", **changes) -> tuple[str, str]:
+    *_, last = app.write(store, request, chosen, **SETTINGS | changes)
     return last
 
 
-def test_the_page_writes_what_generate_writes(shelf, call):
-    text, notice = written(shelf)
+def test_the_page_writes_what_generate_writes(store, call):
+    text, notice = written(store)
     result = call("generate", "--seed", "3", "--max_new_tokens", "40")
     assert text + "\n" == result.out
     assert notice == "Seed 3"
-    assert written(shelf) == (text, notice)
-    assert written(shelf, seed=4)[0] != text
-    two, _ = written(shelf, num_samples=2)
+    assert written(store) == (text, notice)
+    assert written(store, seed=4)[0] != text
+    two, _ = written(store, num_samples=2)
     assert two.split("\n---\n")[0] == text
-    assert written(shelf, stop="e")[0] == re.match(r"un matin,[^e]*", text)[0]
+    assert written(store, stop="e")[0] == re.match(r"un matin,[^e]*", text)[0]
 
 
-def test_no_seed_is_a_new_one_that_the_notice_names(shelf):
-    text, notice = written(shelf, seed=None)
-    assert written(shelf, seed=int(notice.removeprefix("Seed ")))[0] == text
+def test_no_seed_is_a_new_one_that_the_notice_names(store):
+    text, notice = written(store, seed=None)
+    assert written(store, seed=int(notice.removeprefix("Seed ")))[0] == text
 
 
-def test_updates_come_ten_times_a_second_at_most(shelf):
+def test_updates_come_ten_times_a_second_at_most(store):
     started = time.monotonic()
-    n = sum(1 for _ in app.write(shelf, None, "last", **SETTINGS | {"max_new_tokens": 20_000}))
+    n = sum(1 for _ in app.write(store, None, "last", **SETTINGS | {"max_new_tokens": 20_000}))
     assert n <= (time.monotonic() - started) / app.PAUSE + 1
 
 
-def test_unknown_characters_are_named_and_left_out_in_the_visitors_language(shelf):
-    text, notice = written(shelf, prompt="un ☃matin")
+def test_unknown_characters_are_named_and_left_out_in_the_visitors_language(store):
+    text, notice = written(store, prompt="un ☃matin")
     assert text.startswith("un matin")
     assert "left out: `☃`" in notice
-    assert "laissés de côté : `☃`" in written(shelf, FRENCH, prompt="un ☃")[1]
+    assert "laissés de côté : `☃`" in written(store, FRENCH, prompt="un ☃")[1]
 
 
-def test_a_checkpoint_that_is_gone_or_broken_is_named_and_the_page_lives_on(shelf, folder):
+def test_a_checkpoint_that_is_gone_or_broken_is_named_and_the_page_lives_on(store, folder):
     file = folder / "lightning_logs" / "tiny" / "version_0" / "checkpoints" / "best.ckpt"
     broken = file.with_name("last.ckpt")
     broken.write_bytes(broken.read_bytes()[:500])
     here = "lightning_logs/tiny/version_0/checkpoints/last.ckpt"
-    assert written(shelf, chosen=here) == ("", f"⚠ The checkpoint `{here}` cannot be read: it is damaged. "
+    assert written(store, chosen=here) == ("", f"⚠ The checkpoint `{here}` cannot be read: it is damaged. "
                                                "Choose another.")  # fmt: skip
-    assert written(shelf)[0]
+    assert written(store)[0]
     file.unlink()
     gone = "lightning_logs/tiny/version_0/checkpoints/best.ckpt"
-    assert written(shelf, FRENCH, chosen=gone)[1] == f"⚠ Le checkpoint `{gone}` n'est plus là. Choisissez-en un autre."
+    assert written(store, FRENCH, chosen=gone)[1] == f"⚠ Le checkpoint `{gone}` n'est plus là. Choisissez-en un autre."
     shutil.rmtree(folder / "lightning_logs")
-    assert first_training() in written(shelf)[1]
+    assert first_training() in written(store)[1]
 
 
-def test_only_what_the_page_offers_is_loaded(shelf, folder, trained_run):
+def test_only_what_the_page_offers_is_loaded(store, folder, trained_run):
     elsewhere = str(trained_run / "checkpoints" / "best.ckpt")
-    assert "not there any more" in written(shelf, chosen=elsewhere)[1]
-    assert "not there any more" in written(shelf, chosen="../../etc/passwd")[1]
-    assert written(app.Shelf(elsewhere), chosen=elsewhere)[0]
+    assert "not there any more" in written(store, chosen=elsewhere)[1]
+    assert "not there any more" in written(store, chosen="../../etc/passwd")[1]
+    assert written(app.ModelStore(elsewhere), chosen=elsewhere)[0]
     with pytest.raises(MiniGPTError, match="There is no run"):
-        app.Shelf("nowhere")
+        app.ModelStore("nowhere")
 
 
-def test_few_models_are_kept(shelf, folder):
+def test_few_models_are_kept(store, folder):
     run = folder / "lightning_logs" / "tiny" / "version_0"
     for n in range(1, 7):
         shutil.copytree(run, run.with_name(f"version_{n}"))
-    first = shelf.load(shelf.files()[0])
-    assert shelf.load(shelf.files()[0]) is first
-    for file in shelf.files():
-        shelf.load(file)
-    assert shelf._model.cache_info().currsize == app.LOADED
-    assert len(shelf.files()) == 14
+    first = store.load(store.files()[0])
+    assert store.load(store.files()[0]) is first
+    for file in store.files():
+        store.load(file)
+    assert store._model.cache_info().currsize == app.LOADED
+    assert len(store.files()) == 14
 
 
 def test_what_a_model_writes_cannot_act_on_the_page(folder):
@@ -118,8 +118,8 @@ def test_what_a_model_writes_cannot_act_on_the_page(folder):
     assert shown.count("data-place") == len(evil)
 
 
-def test_bars_strike_through_what_the_controls_cut(shelf):
-    lm = shelf.load("last")
+def test_bars_strike_through_what_the_controls_cut(store):
+    lm = store.load("last")
     ids = app.ids_of(lm, "un matin,")
     shown = app.bars(lm, ids, 5, {"temperature": 1.0, "top_k": 3}, FRENCH)
     assert shown.count('<tr class="cut">') == app.BARS - 3
@@ -205,7 +205,7 @@ def has_ipv6() -> bool:
         (["--host", "[::1]"], "http://[::1]:{port}", {}),
     ],
 )  # fmt: skip
-def test_the_page_opens_on_its_address_whatever_the_proxy(shelf, call, monkeypatch, flags, address, proxies):
+def test_the_page_opens_on_its_address_whatever_the_proxy(store, call, monkeypatch, flags, address, proxies):
     if "::1" in address and not has_ipv6():
         pytest.skip("needs IPv6")
     port, pages = str(free_port()), []
@@ -373,7 +373,7 @@ def test_sixteen_people_at_once_get_their_own_texts_and_leave_nothing_behind(pag
 
     monkeypatch.chdir(place)
     run = "lightning_logs/modern_nano/version_0"
-    lm = app.Shelf().load(run)
+    lm = app.ModelStore().load(run)
     people = [Client(page.address, verbose=False) for _ in range(app.AT_ONCE)]
     args = {"run": run, "max_new_tokens": 80, "stop": "", "num_samples": 1} | {
         key: SETTINGS[key] for key in ("prompt", "temperature", "top_k", "top_p", "min_p")

@@ -123,11 +123,11 @@ def test_the_checkpoint_keeps_class_and_arguments_in_plain_values(run):
 
 def test_it_is_looked_at_in_the_page(run):
     app = pytest.importorskip("minigpt.app", reason="needs gradio: pip install 'minigpt-lightning[app]'")
-    shelf = app.Shelf(str(run), allow_code=["examples.gru"])
-    lm = shelf.load(None)
+    store = app.ModelStore(str(run), allow_code=["examples.gru"])
+    lm = store.load(None)
     ids = app.ids_of(lm, "un matin, le chat dort")
     assert app.picture(lm, ids, 1, 1, None) == ""  # neither a table nor heads
-    assert "un" in "".join(text for text, _ in app.write(shelf, None, None, "un", 0.8, 30, 0.9, 0, 20, 1, "", 1))
+    assert "un" in "".join(text for text, _ in app.write(store, None, None, "un", 0.8, 30, 0.9, 0, 20, 1, "", 1))
     assert 'class="bars"' in app.bars(lm, ids, 5, {}, None)
 
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 import minigpt
 from minigpt import CharTokenizer, LanguageModel, MiniGPTError, TinyGPT
 from minigpt.data.tokenizers import Decoder
-from minigpt.generation.text import Until
+from minigpt.generation.text import StopFilter
 
 
 @torch.no_grad()
@@ -142,7 +142,7 @@ def test_a_stop_string_ends_the_text_before_it(distinct_model):
     [("aab", "ab", "a"), ("ababac", "abac", "ab"), ("aaa", "aab", "aaa"), ("abc", "abc", ""), ("xyz", "zz", "xyz")],
 )
 def test_what_may_be_the_beginning_of_a_stop_string_is_held_back(pieces, stop, out):
-    text = Until(stop, Decoder([piece.encode() for piece in pieces]))
+    text = StopFilter(stop, Decoder([piece.encode() for piece in pieces]))
     assert "".join([text.add(n) for n in range(len(pieces))] + [text.rest()]) == out
 
 

@@ -37,7 +37,7 @@ class LanguageModel:
         block = "" if block_size is None else f", block {block_size:,}"
         return f"LanguageModel({type(self.model).__name__}, {n:,} parameters, {self.tokenizer.contents}{block})"
 
-    def prepare(self, prompt: str, unknown: str = "error") -> str:
+    def clean_prompt(self, prompt: str, unknown: str = "error") -> str:
         """The prompt as the model will see it: cleaned as the training text was, unknown characters dropped if asked.
 
         Raises:
@@ -104,9 +104,9 @@ class LanguageModel:
         ids = [self.tokenizer.encode(prompt, unknown) or [self._opening_id()] for prompt in cleaned]
         generators = seed if seed is None else [self._generator(seed, first + n) for n in range(len(prompts))]
         drawn = sample_ids(self.model, ids, max_new_tokens, params, generators)
-        return self._pieces(drawn, [Until(stop, Decoder(self.tokenizer.tokens)) for _ in prompts])
+        return self._pieces(drawn, [StopFilter(stop, Decoder(self.tokenizer.tokens)) for _ in prompts])
 
-    def _pieces(self, drawn: Generator[torch.Tensor, None, None], texts: list["Until"]) -> Iterator[list[str]]:
+    def _pieces(self, drawn: Generator[torch.Tensor, None, None], texts: list["StopFilter"]) -> Iterator[list[str]]:
         for ids in drawn:
             yield [text.add(i) for text, i in zip(texts, ids.tolist(), strict=True)]
             if all(text.ended for text in texts):
@@ -128,7 +128,7 @@ class LanguageModel:
             MiniGPTError: A sampling parameter is outside its range, or the prompt holds unknown characters.
         """
         new = self.stream(prompt, max_new_tokens, unknown=unknown, **sampling)
-        return self.prepare(prompt, unknown) + "".join(new)
+        return self.clean_prompt(prompt, unknown) + "".join(new)
 
     def generate_batch(
         self, prompts: Sequence[str], max_new_tokens: int = 100, unknown: str = "error", **sampling: Any
@@ -139,11 +139,11 @@ class LanguageModel:
             MiniGPTError: A sampling parameter is outside its range, or a prompt holds unknown characters.
         """
         steps = self.stream_batch(prompts, max_new_tokens, unknown=unknown, **sampling)
-        shown = (self.prepare(prompt, unknown) for prompt in prompts)
+        shown = (self.clean_prompt(prompt, unknown) for prompt in prompts)
         return ["".join(pieces) for pieces in zip(shown, *steps, strict=True)]
 
 
-class Until:
+class StopFilter:
     """Hands a text on piece by piece, up to the text `stop`, and holds back what may turn out to be its beginning."""
 
     def __init__(self, stop: str | None, decoder: Decoder):
