@@ -32,7 +32,7 @@ from minigpt.generation.engine import generate_ids
 from minigpt.runs import for_inference
 
 V = 65
-CONTROLS = {"temperature": 0.8, "top_k": 30, "top_p": 0.9}
+SAMPLING = {"temperature": 0.8, "top_k": 30, "top_p": 0.9}
 SHAPES = {"0.80 M": (64, 4, 4, 128), "10.65 M": (256, 6, 6, 384)}  # block_size, n_layer, n_head, n_embd
 Contender = Callable[[int], None]  # continues a batch of this size
 
@@ -43,11 +43,11 @@ def article(model: TinyGPT, n: int) -> None:
     ids = torch.zeros(1, 1, dtype=torch.int64)
     text = []
     for _ in range(n):
-        logits = model(ids[:, -model.block_size :])[:, -1, :] / CONTROLS["temperature"]
-        values, indices = torch.topk(logits, CONTROLS["top_k"])
+        logits = model(ids[:, -model.block_size :])[:, -1, :] / SAMPLING["temperature"]
+        values, indices = torch.topk(logits, SAMPLING["top_k"])
         logits = torch.full_like(logits, float("-inf")).scatter_(1, indices, values)
         ordered, order = torch.sort(logits, descending=True)
-        cut = torch.cumsum(F.softmax(ordered, dim=-1), dim=-1) > CONTROLS["top_p"]
+        cut = torch.cumsum(F.softmax(ordered, dim=-1), dim=-1) > SAMPLING["top_p"]
         cut[..., 1:] = cut[..., :-1].clone()
         cut[..., 0] = False
         logits[0, order[0][cut[0]]] = float("-inf")
@@ -57,7 +57,7 @@ def article(model: TinyGPT, n: int) -> None:
 
 
 def ours(model, batch_size: int, n: int) -> None:
-    for ids in generate_ids(model, [[0]] * batch_size, n, **CONTROLS):
+    for ids in generate_ids(model, [[0]] * batch_size, n, **SAMPLING):
         ids.tolist()  # as text.py does, to write them
 
 
@@ -91,7 +91,7 @@ def hugging_face(shape: tuple[int, ...]) -> Contender:
 
     def run(batch_size: int) -> None:
         ids = torch.zeros(batch_size, 1, dtype=torch.int64)
-        model.generate(ids, max_new_tokens=block - 1, do_sample=True, pad_token_id=0, **CONTROLS)
+        model.generate(ids, max_new_tokens=block - 1, do_sample=True, pad_token_id=0, **SAMPLING)
 
     return run
 

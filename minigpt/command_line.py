@@ -91,7 +91,7 @@ def find_config(name: str, folder: str = "") -> str:
     if match := re.fullmatch(r"configs/(.+)\.yaml", name):
         shipped = CONFIGS / f"{match[1]}.yaml"
         return str(shipped) if _NAME.fullmatch(match[1]) and shipped.is_file() else name
-    files = [place / f"{name}.yaml" for place in _places(folder)] if _NAME.fullmatch(name) else []
+    files = [each / f"{name}.yaml" for each in _config_folders(folder)] if _NAME.fullmatch(name) else []
     for file in filter(Path.is_file, files):
         if os.path.isfile(f"{name}.yaml"):
             note(f"Using {short(file.absolute())}. Pass {name}.yaml for the file in this folder.")
@@ -101,8 +101,8 @@ def find_config(name: str, folder: str = "") -> str:
 
 def no_config(name: str, folder: str = "") -> str:
     """Return the answer to a config file that does not exist; arguments as in `find_config`."""
-    places = [place.absolute() for place in _places(folder)]
-    names = {file.relative_to(place).with_suffix("").as_posix() for place in places for file in place.rglob("*.yaml")}
+    folders = [each.absolute() for each in _config_folders(folder)]
+    names = {file.relative_to(each).with_suffix("").as_posix() for each in folders for file in each.rglob("*.yaml")}
     known = sorted(known for known in names if not known.startswith("sweeps/"))
     here = sorted(map(str, Path(os.path.expanduser(name)).parent.glob("*.yaml")))
     by_stem = {Path(choice).stem: choice for choice in [*known, *here]}
@@ -110,11 +110,11 @@ def no_config(name: str, folder: str = "") -> str:
     hint = f"Did you mean '{by_stem[near[0]]}'?" if near else f"minigpt has {', '.join(known)}."
     if not _NAME.fullmatch(name):
         return f"The config file '{name}' cannot be read: it does not exist. {hint}"
-    where = " or ".join(dict.fromkeys(f"'{short(place)}'" for place in places))
+    where = " or ".join(dict.fromkeys(f"'{short(each)}'" for each in folders))
     return f"There is no {'space' if folder else 'recipe'} '{name}' in {where}. {hint}"
 
 
-def _places(folder: str) -> list[Path]:
+def _config_folders(folder: str) -> list[Path]:
     """Return the folders where a name is looked up: the working folder's, then the one that minigpt ships."""
     return [Path("configs", folder), CONFIGS / folder]
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:  # commands import what they need when they run, since it take
     from minigpt.training.cli import MiniGPTCLI
 
 PROMPT = "un matin,"
-CONTROLS = {"temperature": 0.8, "top_k": 30, "top_p": 0.9}  # the article's example
+SAMPLING = {"temperature": 0.8, "top_k": 30, "top_p": 0.9}  # the article's example
 LARGEST_BATCH = 16  # how many samples are drawn at once
 
 
@@ -50,10 +50,10 @@ def main() -> int:
     name = sys.argv[1] if sys.argv[1:] else "--help"
     if name in commands:
         return run(commands[name], sys.argv[2:])
-    return run(lambda args: _answer(name, commands))
+    return run(lambda args: _without_command(name, commands))
 
 
-def _answer(name: str, commands: dict[str, Callable[[list[str]], int]]) -> int:
+def _without_command(name: str, commands: dict[str, Callable[[list[str]], int]]) -> int:
     """Answer a first argument that is not the name of a command."""
     program = command()
     if name == "--version":
@@ -125,9 +125,9 @@ def generate(args: list[str]) -> int:
     )  # fmt: skip
     parser.add_argument("--prompt", default=PROMPT, help="the text to continue; `-` reads it from standard input")
     parser.add_argument("--max_new_tokens", type=int, default=200, help="how many tokens to draw")
-    parser.add_argument("--temperature", type=float, default=CONTROLS["temperature"], help="0 is greedy")
-    parser.add_argument("--top_k", type=or_none(int), default=CONTROLS["top_k"], help="the k likeliest, or none")
-    parser.add_argument("--top_p", type=or_none(float), default=CONTROLS["top_p"], help="their mass, or none")
+    parser.add_argument("--temperature", type=float, default=SAMPLING["temperature"], help="0 is greedy")
+    parser.add_argument("--top_k", type=or_none(int), default=SAMPLING["top_k"], help="the k likeliest, or none")
+    parser.add_argument("--top_p", type=or_none(float), default=SAMPLING["top_p"], help="their mass, or none")
     parser.add_argument("--min_p", type=or_none(float), default=None, help="the least share of the likeliest, or none")
     parser.add_argument(
         "--repetition_penalty", type=or_none(float), default=None,
@@ -149,8 +149,8 @@ def generate(args: list[str]) -> int:
     shown = lm.clean_prompt(prompt, asked.unknown)
     check_number("num_samples", asked.num_samples, at_least=1, whole=True)
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop", "unknown")
-    controls = {name: getattr(asked, name) for name in names}
-    lm.stream_batch([prompt], asked.max_new_tokens, **controls)  # a mistake is found before anything is written
+    sampling = {name: getattr(asked, name) for name in names}
+    lm.stream_batch([prompt], asked.max_new_tokens, **sampling)  # a mistake is found before anything is written
     block_size: Any = lm.model.block_size  # which every model that was loaded has
     if len(lm.tokenizer.encode(shown)) > block_size:
         note(f"The model sees the last {block_size} tokens of a prompt this long.")
@@ -167,7 +167,7 @@ def generate(args: list[str]) -> int:
         batch = [prompt] * min(LARGEST_BATCH, asked.num_samples - first)
         later: list[list[str]] = [[] for _ in batch[1:]]
         print("---\n" * (first > 0) + shown, end="", flush=True)
-        for piece, *others in lm.stream_batch(batch, asked.max_new_tokens, first=first, **controls):
+        for piece, *others in lm.stream_batch(batch, asked.max_new_tokens, first=first, **sampling):
             print(piece, end="", flush=True)  # the first of a batch is written as it is drawn
             for text, other in zip(later, others, strict=True):
                 text.append(other)
@@ -213,9 +213,9 @@ def evaluate(args: list[str]) -> int:
     from minigpt.evaluation import as_table, baselines, measure, memorisation
 
     file, checkpoint, lm = runs.open_checkpoint(asked.ckpt_path, asked.device, asked.precision, asked.allow_code)
-    about = checkpoint["minigpt"]["data"]
+    metadata = checkpoint["minigpt"]["data"]
     try:
-        own: Tokens | None = runs.tokens_of(file, about, asked.cache_dir)
+        own: Tokens | None = runs.tokens_of(file, metadata, asked.cache_dir)
     except MiniGPTError as error:
         if asked.path is None or asked.memorisation:
             raise
@@ -224,7 +224,7 @@ def evaluate(args: list[str]) -> int:
     if own and asked.path is None:
         val = own.val
     else:
-        cleaning = {key: about[key] for key in ("lower", "strip", "nfc")}
+        cleaning = {key: metadata[key] for key in ("lower", "strip", "nfc")}
         pieces = Corpus(asked.path, asked.encoding, **cleaning, cache_dir=asked.cache_dir).pieces()
         val = torch.cat([torch.from_numpy(lm.tokenizer.encode_array(piece, asked.unknown)) for piece in pieces])
     metrics = measure(lm.model, val, lm.tokenizer.lengths)
@@ -233,7 +233,7 @@ def evaluate(args: list[str]) -> int:
     if own:
         scores["baselines"] = {name: round(bits, 6) for name, bits in baselines(own.train, val, lm.tokenizer).items()}
     if own and asked.memorisation:
-        scores["memorisation"] = memorisation(lm, own.train, val, asked.memorisation, **CONTROLS)
+        scores["memorisation"] = memorisation(lm, own.train, val, asked.memorisation, **SAMPLING)
     note(f"({file})")
     if asked.figures:
         from minigpt.figures import figures
@@ -383,7 +383,7 @@ def _summary(cli: "MiniGPTCLI", run_dir: Path, model: "nn.Module", seconds: floa
 
     metrics, trainer, run = cli.trainer.callback_metrics, cli.trainer, short(run_dir)
     lm = LanguageModel(model, cli.datamodule.tokenizer)
-    sample = lm.generate(PROMPT, 200, unknown="skip", seed=0, **CONTROLS)
+    sample = lm.generate(PROMPT, 200, unknown="skip", seed=0, **SAMPLING)
     early = trainer.global_step < trainer.max_steps
     duration = message(
         "duration", trainer.global_step, message("of_steps", trainer.max_steps) if early else "",
@@ -400,12 +400,12 @@ def _summary(cli: "MiniGPTCLI", run_dir: Path, model: "nn.Module", seconds: floa
         message("curves"),
         f"  {tool('tensorboard', '--logdir', run)}",
         message("more_text"),
-        f"  {command('generate', '--ckpt_path', run, *_allowing(cli.model.architecture))}",
+        f"  {command('generate', '--ckpt_path', run, *_allow_code_option(cli.model.architecture))}",
         sep="\n",
     )
 
 
-def _allowing(network: dict) -> list[str]:
+def _allow_code_option(network: dict) -> list[str]:
     """The option that a command takes to load a network of one's own."""
     from minigpt.models import NETWORKS
 

@@ -20,9 +20,9 @@ from minigpt.errors import MiniGPTError, note
 from minigpt.generation.text import LanguageModel
 from minigpt.models import device_of
 
-LOGITS = 1 << 24  # of them at once, 64 MB in float32
-PIECE = 20  # characters; as long as two or three words, so that few are common by chance
-SEARCHED = 1 << 24  # tokens of a training text, for what a model recites
+MAX_LOGITS = 1 << 24  # of them at once, 64 MB in float32
+SPAN_LENGTH = 20  # characters; as long as two or three words, so that few are common by chance
+MAX_SEARCHED = 1 << 24  # tokens of a training text, for what a model recites
 UNITS = {"loss": "  nats per token", "baselines": " (bits per char)"}  # where a score's name does not tell
 
 
@@ -136,7 +136,7 @@ def eval_windows(
     data: Ids, block_size: int, vocab_size: int, max_tokens: int | None = None, processes: int = 1
 ) -> EvalWindows:
     """The windows of `(N,)` ids in batches of about 8,192 tokens, or fewer where the logits would be large."""
-    tokens = min(8192, LOGITS // vocab_size)
+    tokens = min(8192, MAX_LOGITS // vocab_size)
     return EvalWindows(data, block_size, max(1, tokens // block_size), max_tokens, processes)
 
 
@@ -203,9 +203,9 @@ def baselines(train: Ids, val: Ids, tokenizer: Tokenizer) -> dict[str, float]:
     tokens_per_char = len(targets) / max(1, int(tokenizer.lengths[targets].sum()))
     counts = torch.bincount(train, minlength=vocab_size).double() + 1
     unigram = counts / counts.sum()
-    pairs, which = torch.unique(train[:-1] * vocab_size + train[1:], return_counts=True)  # V x V may be too large
-    place = torch.searchsorted(pairs, before * vocab_size + targets).clamp(max=len(pairs) - 1)
-    seen = torch.where(pairs[place] == before * vocab_size + targets, which[place], 0)
+    pairs, pair_counts = torch.unique(train[:-1] * vocab_size + train[1:], return_counts=True)  # V x V may be too large
+    index = torch.searchsorted(pairs, before * vocab_size + targets).clamp(max=len(pairs) - 1)
+    seen = torch.where(pairs[index] == before * vocab_size + targets, pair_counts[index], 0)
     after = torch.bincount(train[:-1], minlength=vocab_size)[before]
     bigram = (seen + unigram[targets]) / (after + 1)
     known = tokenizer.decode(train[max(0, len(train) - 2**20) :])[-(2**20) :].encode()
@@ -221,7 +221,7 @@ def baselines(train: Ids, val: Ids, tokenizer: Tokenizer) -> dict[str, float]:
     }
 
 
-def copied(texts: Sequence[str], source: str) -> dict[str, float | str]:
+def longest_overlap(texts: Sequence[str], source: str) -> dict[str, float | str]:
     """How much of some texts stands word for word in a source.
 
     Args:
@@ -230,7 +230,7 @@ def copied(texts: Sequence[str], source: str) -> dict[str, float | str]:
 
     Returns:
         `longest`, the number of characters of the longest run found in the source, and `run`, that run; `share`, of
-        all pieces of `PIECE` characters, overlapping ones included, those found in it.
+        all pieces of `SPAN_LENGTH` characters, overlapping ones included, those found in it.
     """
     run, pieces, found = "", 0, 0
     for text in texts:
@@ -240,13 +240,13 @@ def copied(texts: Sequence[str], source: str) -> dict[str, float | str]:
             while start + length < len(text) and text[start : start + length + 1] in source:
                 length += 1
             run = max(run, text[start : start + length], key=len)
-            if start + PIECE <= len(text):
+            if start + SPAN_LENGTH <= len(text):
                 pieces += 1
-                found += length >= PIECE
+                found += length >= SPAN_LENGTH
     return {"longest": len(run), "share": round(found / max(1, pieces), 6), "run": run}
 
 
-def memorisation(lm: LanguageModel, train: Ids, val: Ids, samples: int, **controls: Any) -> dict[str, dict]:
+def memorisation(lm: LanguageModel, train: Ids, val: Ids, samples: int, **sampling: Any) -> dict[str, dict]:
     """Measure how much of the text of a model, and of a fresh text, stands word for word in its training text.
 
     Args:
@@ -254,18 +254,18 @@ def memorisation(lm: LanguageModel, train: Ids, val: Ids, samples: int, **contro
         train: `(N,)` ids that it was trained on.
         val: `(M,)` ids that it was not trained on.
         samples: How many texts to draw.
-        **controls: How to draw them.
+        **sampling: How to draw them.
 
     Returns:
-        `samples` and `text`, each as `copied` has it.
+        `samples` and `text`, each as `longest_overlap` has it.
     """
-    drawn = lm.generate_batch([""] * samples, 500, seed=0, **controls)
-    known, text = (lm.tokenizer.decode(ids[:SEARCHED]) for ids in (train, val))
-    if len(train) > SEARCHED:
-        note(f"Only the first {SEARCHED:,} tokens of the training text are searched.")
+    drawn = lm.generate_batch([""] * samples, 500, seed=0, **sampling)
+    known, text = (lm.tokenizer.decode(ids[:MAX_SEARCHED]) for ids in (train, val))
+    if len(train) > MAX_SEARCHED:
+        note(f"Only the first {MAX_SEARCHED:,} tokens of the training text are searched.")
     length = max(map(len, drawn))
     fresh = [text[n : n + length] for n in range(0, length * samples, length)]
-    return {"samples": copied(drawn, known), "text": copied(fresh, known)}
+    return {"samples": longest_overlap(drawn, known), "text": longest_overlap(fresh, known)}
 
 
 def as_table(scores: dict, indent: str = "") -> list[str]:

@@ -95,8 +95,8 @@ def lock(path: Path, blocking: bool = True) -> ExitStack:
     return held
 
 
-def _note_once(what: str, path: Path, text: str) -> None:
-    place = what, os.stat(path).st_dev
-    if place not in _noted:
-        _noted.add(place)
+def _note_once(operation: str, path: Path, text: str) -> None:
+    key = operation, os.stat(path).st_dev
+    if key not in _noted:
+        _noted.add(key)
         note(text)

@@ -56,8 +56,8 @@ def new_run(parent: Path) -> Path:
 
 def newest_run(name: str | None = None, root: str | Path = ROOT) -> Path | None:
     """Return the run folder whose `last.ckpt` was written last, among the runs of one config or (None) of all."""
-    found = Path(root).glob(f"{'*' if name is None else glob.escape(name)}/version_*/checkpoints/last.ckpt")
-    newest = max(found, key=lambda file: file.stat().st_mtime_ns, default=None)
+    checkpoints = Path(root).glob(f"{'*' if name is None else glob.escape(name)}/version_*/checkpoints/last.ckpt")
+    newest = max(checkpoints, key=lambda file: file.stat().st_mtime_ns, default=None)
     return newest and run_of(newest)
 
 
@@ -215,10 +215,10 @@ def _check_sizes(description: dict, weights: dict[str, torch.Tensor], vocab_size
         MiniGPTError: A layer, a shape or the vocabulary is not what it says.
     """
     wrong = MiniGPTError(f"The checkpoint is damaged: a network of {description} has other weights. Name another.")
-    said = description["init_args"]
-    if said.get("vocab_size", vocab_size) != vocab_size or said.get("block_size", 1) > LARGEST_BLOCK:
+    init_args = description["init_args"]
+    if init_args.get("vocab_size", vocab_size) != vocab_size or init_args.get("block_size", 1) > LARGEST_BLOCK:
         raise wrong
-    if said.get("n_layer", 0) > len(weights):
+    if init_args.get("n_layer", 0) > len(weights):
         raise wrong
     with torch.device("meta"):
         expected = {name: weight.shape for name, weight in build_network(description).state_dict().items()}
@@ -252,7 +252,7 @@ def load(
     return open_checkpoint(ckpt_path, device, precision, allow_code, network).lm
 
 
-class Opened(NamedTuple):
+class OpenedCheckpoint(NamedTuple):
     """A checkpoint's file, what the file holds, and the model in it."""
 
     file: Path
@@ -266,13 +266,13 @@ def open_checkpoint(
     precision: str = "32",
     allow_code: str | Collection[str] = (),
     network: nn.Module | None = None,
-) -> Opened:
+) -> OpenedCheckpoint:
     """Find a checkpoint, read it, and make its model; arguments and errors as in `load`."""
     file = find_checkpoint(ckpt_path)
     checkpoint = read_checkpoint(file)
     lm = language_model(checkpoint, pick_device(device), precision, allow_code, network)
     lm.run_dir = run_of(file.absolute())
-    return Opened(file, checkpoint, lm)
+    return OpenedCheckpoint(file, checkpoint, lm)
 
 
 def pick_device(name: str | torch.device) -> str:
@@ -290,38 +290,38 @@ def pick_device(name: str | torch.device) -> str:
     return str(name)
 
 
-def corpus_of(file: Path, about: dict) -> str:
+def corpus_of(file: Path, metadata: dict) -> str:
     """Where the corpus of a checkpoint is, from the place that it was in relative to its run.
 
     Args:
         file: The checkpoint.
-        about: What the checkpoint says of its data.
+        metadata: What the checkpoint says of its data.
     """
-    if about["path"] in NAMES:
-        return about["path"]
+    if metadata["path"] in NAMES:
+        return metadata["path"]
     run = (run_of(file.absolute()) or file.absolute().parent).resolve()
-    return os.path.normpath(run / about["path"])  # not resolved: a link's own name says how it is read
+    return os.path.normpath(run / metadata["path"])  # not resolved: a link's own name says how it is read
 
 
-def tokens_of(file: Path, about: dict, cache_dir: str | None = None) -> Tokens:
+def tokens_of(file: Path, metadata: dict, cache_dir: str | None = None) -> Tokens:
     """The corpus that a checkpoint was trained on, in its ids.
 
     Args:
         file: The checkpoint.
-        about: What the checkpoint says of its data.
+        metadata: What the checkpoint says of its data.
         cache_dir: The folder where the ids of large texts are kept; None for the user's cache folder.
 
     Raises:
         MiniGPTError: The corpus is gone or has changed, or its tokenizer comes out different.
     """
-    corpus = Corpus(corpus_of(file, about), **{key: about[key] for key in ("encoding", "lower", "strip", "nfc")})
-    settings = {key: about[key] for key in ("max_vocab_size", "byte_fallback", "val_fraction")}
-    tokens = tokenize(corpus, about["tokenizer"]["kind"], **settings, cache_dir=cache_dir)
-    if tokens.sha256 != about["sha256"]:
+    corpus = Corpus(corpus_of(file, metadata), **{key: metadata[key] for key in ("encoding", "lower", "strip", "nfc")})
+    settings = {key: metadata[key] for key in ("max_vocab_size", "byte_fallback", "val_fraction")}
+    tokens = tokenize(corpus, metadata["tokenizer"]["kind"], **settings, cache_dir=cache_dir)
+    if tokens.sha256 != metadata["sha256"]:
         raise MiniGPTError(
-            f"The corpus '{about['path']}' has changed since this model was trained, so its validation text is lost. "
-            "Bring the old file back, or score a text of your choice with --data.path."
+            f"The corpus '{metadata['path']}' has changed since this model was trained, so its validation text is "
+            "lost. Restore the old file, or score a different text with --data.path."
         )
-    if difference := tokenizers.difference(tokens.tokenizer, tokenizers.from_dict(about["tokenizer"])):
+    if difference := tokenizers.difference(tokens.tokenizer, tokenizers.from_dict(metadata["tokenizer"])):
         raise MiniGPTError(f"The tokenizer that the corpus gives is not the checkpoint's: {difference}.")
     return tokens

@@ -15,8 +15,8 @@ from rich.text import Text
 from minigpt.words import message
 
 REFRESH_SECONDS = 0.1
-SHORTEST, LONGEST = 6, 40  # columns of the bar proper
-BAR, GAP = " " * SHORTEST, "  "  # where it goes, and what stands between two parts of the line
+MIN_WIDTH, MAX_WIDTH = 6, 40  # columns of the bar proper
+BAR, GAP = " " * MIN_WIDTH, "  "  # where it goes, and what stands between two parts of the line
 FOR_CTRL_C = 3  # columns left free at the end, so that the ^C which a terminal shows there starts no line of its own
 
 
@@ -87,7 +87,7 @@ class Bar(Progress):
                 parts.remove(max(parts))
             # Text and no table of columns, which would take rich three times as long.
             yield Text(GAP, no_wrap=True, overflow="ellipsis").join(
-                _drawn(task, min(LONGEST, SHORTEST + spare)) if text == BAR else Text(text) for _, text in parts
+                _drawn(task, min(MAX_WIDTH, MIN_WIDTH + spare)) if text == BAR else Text(text) for _, text in parts
             )
 
     def _parts(self, task: Task) -> list[tuple[int, str]]:

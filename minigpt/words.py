@@ -46,7 +46,7 @@ MESSAGES = {
         "no_run": "There is no run yet. Make one: `{}`",
         "gone": "The checkpoint `{}` is not there any more. Choose another.",
         "broken": "The checkpoint `{}` cannot be read: it is damaged. Choose another.",
-        "dropped": "Never seen by this model, and left out: {}", "seed": "Seed {}",
+        "left_out": "Never seen by this model, and left out: {}", "seed": "Seed {}",
         "picked": "after “{}”", "model": "the model", "left": "after the controls", "nothing": "Write a text first.",
         "came": "came",
         "transitions": "after the row's token, how likely is the column's",
@@ -84,8 +84,8 @@ MESSAGES = {
         "rate_zero_on": "From step {} on the learning rate is 0, so nothing is learned. Raise model.decay_steps or "
         "model.min_lr.",
         "unused_rates": "--optimizer {} is used, and these settings are not: {}.",
-        "recites": "The model has {:,} parameters for {:,} characters: it will recite the text rather than learn from "
-        "it. {} would suit.",
+        "oversized": "The model has {:,} parameters for {:,} characters: it will recite the text rather than learn "
+        "from it. {} would suit.",
         "both_settings": " and ", "longer_text": "A longer text",
         "val_part": "Validation scores {:,} of {:,} tokens; `{}` scores them all.",
         "first_run": "There is no run of '{}' to continue yet: this is the first.",
@@ -123,7 +123,7 @@ MESSAGES = {
         "no_run": "Il n'y a pas encore d'entraînement. Faites-en un : `{}`",
         "gone": "Le checkpoint `{}` n'est plus là. Choisissez-en un autre.",
         "broken": "Le checkpoint `{}` est illisible : il est abîmé. Choisissez-en un autre.",
-        "dropped": "Jamais vus par ce modèle, et laissés de côté : {}", "seed": "Graine {}",
+        "left_out": "Jamais vus par ce modèle, et laissés de côté : {}", "seed": "Graine {}",
         "picked": "après « {} »", "model": "le modèle",
         "left": "après les réglages", "nothing": "Écrivez d'abord un texte.", "came": "arrivé",
         "transitions": "après le jeton de la ligne, la probabilité de celui de la colonne",
@@ -162,7 +162,7 @@ MESSAGES = {
         "rate_zero_on": "À partir de l'étape {} le taux d'apprentissage est nul : rien n'est appris. Augmentez "
         "model.decay_steps ou model.min_lr.",
         "unused_rates": "--optimizer {} est utilisé, et ces réglages ne le sont pas : {}.",
-        "recites": "Le modèle a {:,} paramètres pour {:,} caractères : il récitera le texte au lieu d'apprendre. Ce "
+        "oversized": "Le modèle a {:,} paramètres pour {:,} caractères : il récitera le texte au lieu d'apprendre. Ce "
         "qui conviendrait : {}.",
         "both_settings": " et ", "longer_text": "un texte plus long",
         "val_part": "La validation porte sur {:,} jetons sur {:,} ; `{}` porte sur tous.",

@@ -58,7 +58,7 @@ def test_no_seed_is_a_new_one_that_the_notice_names(store):
 def test_updates_come_ten_times_a_second_at_most(store):
     started = time.monotonic()
     n = sum(1 for _ in app.write(store, None, "last", **SETTINGS | {"max_new_tokens": 20_000}))
-    assert n <= (time.monotonic() - started) / app.PAUSE + 1
+    assert n <= (time.monotonic() - started) / app.UPDATE_SECONDS + 1
 
 
 def test_unknown_characters_are_named_and_left_out_in_the_visitors_language(store):
@@ -100,7 +100,7 @@ def test_few_models_are_kept(store, folder):
     assert store.load(store.files()[0]) is first
     for file in store.files():
         store.load(file)
-    assert store._model.cache_info().currsize == app.LOADED
+    assert store._model.cache_info().currsize == app.MAX_LOADED
     assert len(store.files()) == 14
 
 
@@ -115,7 +115,7 @@ def test_what_a_model_writes_cannot_act_on_the_page(folder):
     shown = app.surprise(lm, ids, 3) + app.bars(lm, ids, 3, {"temperature": 1.0}, None)
     assert "<script" not in shown
     assert "&lt;" in shown
-    assert shown.count("data-place") == len(evil)
+    assert shown.count("data-position") == len(evil)
 
 
 def test_bars_strike_through_what_the_controls_cut(store):
@@ -317,7 +317,7 @@ def test_a_french_visitor_writes_streams_stops_and_looks_inside(browser, page, p
     until(lambda: len(text_of(tab)) == 73 and idle(tab))
     assert text_of(tab) == once
     tab.get_by_role("tab", name="Regarder dedans").click()
-    tokens = tab.locator("#colours [data-place]")
+    tokens = tab.locator("#colours [data-position]")
     until(lambda: tokens.count() == 73)
     tokens.nth(20).click()
     context = once[10:20].replace(" ", "␣").replace("\n", "↵")
@@ -374,7 +374,7 @@ def test_sixteen_people_at_once_get_their_own_texts_and_leave_nothing_behind(pag
     monkeypatch.chdir(place)
     run = "lightning_logs/modern_nano/version_0"
     lm = app.ModelStore().load(run)
-    people = [Client(page.address, verbose=False) for _ in range(app.AT_ONCE)]
+    people = [Client(page.address, verbose=False) for _ in range(app.MAX_CONCURRENT)]
     args = {"run": run, "max_new_tokens": 80, "stop": "", "num_samples": 1} | {
         key: SETTINGS[key] for key in ("prompt", "temperature", "top_k", "top_p", "min_p")
     }
@@ -384,7 +384,7 @@ def test_sixteen_people_at_once_get_their_own_texts_and_leave_nothing_behind(pag
         return [job.result(timeout=120)[0] for job in jobs]
 
     draw = {"max_new_tokens": 80, "temperature": 0.8, "top_k": 30, "top_p": 0.9}
-    assert everyone() == [lm.generate("un matin,", seed=n, **draw) for n in range(app.AT_ONCE)]
+    assert everyone() == [lm.generate("un matin,", seed=n, **draw) for n in range(app.MAX_CONCURRENT)]
     memory = resident_mb(page.pid)
     for _ in range(4):
         everyone()
@@ -395,7 +395,7 @@ def test_sixteen_people_at_once_get_their_own_texts_and_leave_nothing_behind(pag
     for job in long:
         job.cancel()
     started = time.monotonic()
-    assert len(set(everyone())) == app.AT_ONCE
+    assert len(set(everyone())) == app.MAX_CONCURRENT
     assert time.monotonic() - started < 60
     for person in people:
         person.close()

@@ -43,7 +43,7 @@ def test_more_samples_than_a_batch_holds_are_all_of_the_seed(call, trained_run, 
     monkeypatch.setattr(commands, "LARGEST_BATCH", 2)
     result = call("generate", "--ckpt_path", str(trained_run), "--seed", "3", "--num_samples", "5", "--prompt", "le ")
     lm = minigpt.load(trained_run)
-    expected = [lm.generate("le ", 200, **commands.CONTROLS, seed=3, sample=n) for n in range(5)]
+    expected = [lm.generate("le ", 200, **commands.SAMPLING, seed=3, sample=n) for n in range(5)]
     assert result.out == "\n---\n".join(expected) + "\n"
 
 

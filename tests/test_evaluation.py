@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 import minigpt
 from minigpt import MiniGPTError, TinyGPT
-from minigpt.evaluation import BitsPerCharacter, TextMetrics, baselines, copied, evaluate
+from minigpt.evaluation import BitsPerCharacter, TextMetrics, baselines, evaluate, longest_overlap
 
 
 @pytest.fixture
@@ -102,8 +102,8 @@ def test_copied_finds_the_longest_run_and_the_share_of_pieces():
     source = "abcdefghijklmnopqrstuvwxyz" * 2
     own = "zyx" + source[3:28] + "!" + source[:10]
     expected = sum(own[n : n + 20] in source for n in range(len(own) - 19)) / (len(own) - 19)
-    found = copied(["no", own], source)
+    found = longest_overlap(["no", own], source)
     assert found == {"longest": 25, "share": round(expected, 6), "run": source[3:28]}
     assert 0 < found["share"] < 1
-    assert copied([source], source)["share"] == 1
-    assert copied([], source) == {"longest": 0, "share": 0, "run": ""}
+    assert longest_overlap([source], source)["share"] == 1
+    assert longest_overlap([], source) == {"longest": 0, "share": 0, "run": ""}

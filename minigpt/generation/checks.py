@@ -30,7 +30,7 @@ ROUNDED = 0.05  # for code that rounds to bfloat16 or 8 bits, against PyTorch's 
 ONE_BY_ONE = 4  # ids at the end that are computed one at a time
 LONGEST = 1024  # ids compared for a model that names no block_size
 NOISE = 0.05  # in place of parameters that are all zero
-NAMES = {"context": "table of transitions", "cache": "key-value cache", "compiled": "compiled step"}
+PATH_NAMES = {"context": "table of transitions", "cache": "key-value cache", "compiled": "compiled step"}
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -73,13 +73,13 @@ def usable_paths(model: nn.Module, length: int) -> set[str]:
     state, length = state_of(model), min(length, block_size_of(model, LONGEST))
     if model in _compiled and _compiled[model][0] != state:
         del _compiled[model]
-        _tell(model, "compiled", "the model has changed since it was compiled")
+        _note_once(model, "compiled", "the model has changed since it was compiled")
     known = _verdicts.get(model)
     if known is None or known.state != state or known.length < length:
         refused = _check(model, claims, length)
         _verdicts[model] = Verdict(state, length, refused)
         for path, reason in refused.items():
-            _tell(model, path, reason)
+            _note_once(model, path, reason)
     usable = claims - _verdicts[model].refused.keys()
     return usable | {"compiled"} if "cache" in usable and model in _compiled else usable
 
@@ -123,11 +123,11 @@ def _settings(module: nn.Module) -> tuple:
     return tuple((key, str(value)) for key, value in plain if key != "training")
 
 
-def _tell(model: nn.Module, path: str, reason: str) -> None:
+def _note_once(model: nn.Module, path: str, reason: str) -> None:
     if path not in (noted := _noted.setdefault(model, set())):
         noted.add(path)
         note(
-            f"Text is generated without the {NAMES[path]} of this {type(model).__name__}, "
+            f"Text is generated without the {PATH_NAMES[path]} of this {type(model).__name__}, "
             f"by its plain forward: {reason}."
         )
 
@@ -237,16 +237,16 @@ def cache_differs(
     prompt[1, second:] = ids[1, 0]
     cache = model.new_cache(2)
     logits = model(prompt, cache)
-    if said := differs(logits[0], plain[0, :first], tolerance):
-        return said
-    if said := differs(logits[1, :second], plain[1, :second], tolerance):
-        return said
+    if difference := differs(logits[0], plain[0, :first], tolerance):
+        return difference
+    if difference := differs(logits[1, :second], plain[1, :second], tolerance):
+        return difference
     ends = [first, second]
     cache.length = torch.tensor(ends, device=ids.device)
     for n in range(length - first):
-        places = [end + n for end in ends]
-        new = torch.stack([row[place] for row, place in zip(ids, places, strict=True)])[:, None]
-        expected = torch.stack([row[place] for row, place in zip(plain, places, strict=True)])
-        if said := differs(step(new, cache)[:, -1], expected, tolerance):
-            return said
+        positions = [end + n for end in ends]
+        new = torch.stack([row[position] for row, position in zip(ids, positions, strict=True)])[:, None]
+        expected = torch.stack([row[position] for row, position in zip(plain, positions, strict=True)])
+        if difference := differs(step(new, cache)[:, -1], expected, tolerance):
+            return difference
     return None

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from minigpt.errors import MiniGPTError
-from minigpt.models import device_of, with_place
+from minigpt.models import device_of, with_location
 
 RULE = "A network takes (B, T) ids and returns (B, T, V) logits, one score for each token of the vocabulary."
 
@@ -55,7 +55,7 @@ def check_network(model: nn.Module, vocab_size: int, block_size: int) -> None:
     except MiniGPTError:
         raise
     except Exception as error:  # of anyone's code
-        raise MiniGPTError(f"{name} fails on two ids: {with_place(error)}. {RULE}") from error
+        raise MiniGPTError(f"{name} fails on two ids: {with_location(error)}. {RULE}") from error
     finally:
         model.train(was_training)
     if logits.shape[-1] < vocab_size:

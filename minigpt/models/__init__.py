@@ -82,7 +82,7 @@ def instantiate(kind: type[nn.Module], **init_args: Any) -> nn.Module:
                 f"A network with these sizes does not fit into memory: {init_args}. Lower one."
             ) from error
         raise MiniGPTError(
-            f"The network {kind.__name__} cannot be made with {init_args}: {with_place(error)}."
+            f"The network {kind.__name__} cannot be made with {init_args}: {with_location(error)}."
         ) from error
     vars(network)[_INIT_ARGS] = init_args
     return network
@@ -130,9 +130,9 @@ def import_network(path: str) -> type[nn.Module]:
     try:
         kind = getattr(importlib.import_module(module), name)
     except AttributeError as error:
-        if (found := sys.modules.get(module)) is None or hasattr(found, name):
+        if (imported := sys.modules.get(module)) is None or hasattr(imported, name):
             raise _not_imported(path, error) from error
-        raise MiniGPTError(f"The module {module} has no class {name}.{did_you_mean(name, vars(found))}") from error
+        raise MiniGPTError(f"The module {module} has no class {name}.{did_you_mean(name, vars(imported))}") from error
     except Exception as error:  # of anyone's code
         if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
             raise MiniGPTError(
@@ -146,10 +146,10 @@ def import_network(path: str) -> type[nn.Module]:
 
 
 def _not_imported(path: str, error: Exception) -> MiniGPTError:
-    return MiniGPTError(f"The network {path} cannot be imported: {with_place(error)}.")
+    return MiniGPTError(f"The network {path} cannot be imported: {with_location(error)}.")
 
 
-def with_place(error: Exception) -> str:
+def with_location(error: Exception) -> str:
     """Return what an error in anyone's code says, and in which line of it; a syntax error says that itself."""
     says = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     elsewhere = ("<frozen", os.path.dirname(torch.__file__), os.path.dirname(minigpt.__file__))

@@ -46,7 +46,7 @@ def parts(model: nn.Module, tokens: str = "tokens") -> list[Part]:
     ]
 
 
-def reciting(network: nn.Module, description: dict[str, Any], n_characters: int) -> str | None:
+def oversized_note(network: nn.Module, description: dict[str, Any], n_characters: int) -> str | None:
     """Return a note about a model that could hold its text by heart many times over, with what would suit the text.
 
     Args:
@@ -70,7 +70,7 @@ def reciting(network: nn.Module, description: dict[str, Any], n_characters: int)
         advice += [f"--model.network.n_embd {width}"] if width < settings["n_embd"] else []
     if (settings or {}).get("dropout", 1) < 0.2:  # TinyGPT has none
         advice.append("--model.network.dropout 0.2")
-    return message("recites", size, n_characters, message("both_settings").join(advice) or message("longer_text"))
+    return message("oversized", size, n_characters, message("both_settings").join(advice) or message("longer_text"))
 
 
 def _modules(model: nn.Module) -> list[Part]:

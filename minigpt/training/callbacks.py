@@ -7,6 +7,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -141,7 +142,7 @@ class TrainMetrics(Callback):
 class Throughput(Callback):
     """Logs tokens per second of training, on the steps whose metrics are written.
 
-    Its clock stands still from the start of a validation to the next batch, and while `paused`.
+    Its clock stands still from the start of a validation to the next batch, and while `excluded`.
     """
 
     def __init__(self) -> None:
@@ -155,7 +156,7 @@ class Throughput(Callback):
         return now - self.excluded_seconds
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
+    def excluded(self) -> Iterator[None]:
         """Exclude what is done inside."""
         began = time.monotonic()
         yield
@@ -239,19 +240,16 @@ class Samples(Callback):
         top_p: float = 0.9,
         seed: int = 0,
     ):
-        SamplingParams(temperature, top_k, top_p)  # refuses values out of range
         check_number("samples.every_n_steps", every_n_steps, at_least=0, whole=True, hint="where 0 means no samples")
         check_number("samples.max_new_tokens", max_new_tokens, at_least=0, whole=True)
         self.every_n_steps = every_n_steps
         self.prompts = prompts
-        self.draw: dict[str, Any] = {
-            "max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "unknown": "skip",
-        }  # fmt: skip
-        self.controls: dict[str, dict[str, Any]] = {
-            "samples/top_k": {"top_k": top_k},
-            "samples/top_p": {"top_p": top_p},
-            "samples/top_k_top_p": {"top_k": top_k, "top_p": top_p},
+        self.sampling = {
+            "samples/top_k": SamplingParams(temperature, top_k=top_k),
+            "samples/top_p": SamplingParams(temperature, top_p=top_p),
+            "samples/top_k_top_p": SamplingParams(temperature, top_k, top_p),
         }
+        self.draw: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed, "unknown": "skip"}
         self._step, self._text = -1, ""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -281,7 +279,7 @@ class Samples(Callback):
             return ""
         draw = self.draw | {"max_new_tokens": min(self.draw["max_new_tokens"], LENGTH)}
         lm = LanguageModel(model, needed_text_data(trainer, "Samples").tokenizer)
-        return lm.generate(self.prompts[0], **draw, **self.controls["samples/top_k_top_p"])
+        return lm.generate(self.prompts[0], **draw, **asdict(self.sampling["samples/top_k_top_p"]))
 
     def _sample_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
@@ -291,12 +289,12 @@ class Samples(Callback):
         if trainer.global_step == self._step:
             return
         self._step, self._text = trainer.global_step, ""
-        with callback_of(trainer, Throughput).paused():
+        with callback_of(trainer, Throughput).excluded():
             if (model := full_network(trainer)) is None:
                 return
             lm = LanguageModel(model, needed_text_data(trainer, "Samples").tokenizer)
-            for tag, controls in self.controls.items():
-                texts = [lm.generate(prompt, **self.draw, **controls) for prompt in self.prompts]
+            for tag, params in self.sampling.items():
+                texts = [lm.generate(prompt, **self.draw, **asdict(params)) for prompt in self.prompts]
                 # Indented, so that Markdown shows a code block and keeps the line breaks.
                 block = textwrap.indent("\n\n---\n\n".join(texts), "    ", lambda line: True)
                 for writer in summary_writers(trainer):

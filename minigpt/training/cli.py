@@ -190,7 +190,7 @@ class MiniGPTCLI(LightningCLI):
         interval = "epoch" if monitor else "step"
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": lr_scheduler, "interval": interval, **monitor}}
 
-    def _tell_unused_rates(self) -> None:
+    def _note_unused_rates(self) -> None:
         """Name the settings of the model that `--optimizer` leaves without a use."""
         optimizer, model = self.config.get("optimizer"), self.config.model
         if not optimizer:
@@ -296,7 +296,7 @@ class MiniGPTCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Settle which run this is: a new one, or the one that a checkpoint continues."""
         self.datamodule.check_processes(self.trainer.world_size)
-        self._tell_unused_rates()
+        self._note_unused_rates()
         root = Path(self.trainer.default_root_dir) / runs.ROOT
         self.run_dir: Path | None = None
         self.finished = False
@@ -332,8 +332,8 @@ class MiniGPTCLI(LightningCLI):
             check_writable(self.run_dir)
             tokens, network = self.datamodule.tokens, self.model.network
             n_characters = round(tokens.n_characters * (1 - tokens.val_fraction))
-            if recites := summary.reciting(network, self.model.architecture, n_characters):
-                note(recites)
+            if oversized := summary.oversized_note(network, self.model.architecture, n_characters):
+                note(oversized)
             most, n = self.datamodule.max_val_tokens, len(self.datamodule.val_ids) - 1
             if most and most < n:
                 note(message("val_part", most, n, command("evaluate")))

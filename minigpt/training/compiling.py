@@ -70,11 +70,11 @@ def _same_gradients(module: "LitLanguageModel", compiled: Callable, x: torch.Ten
 
     three = zip(gradients(module.loss), gradients(module.loss), gradients(compiled), strict=True)
     # FSDP2 computes with copies of its own, so the gradients of the weights here are None.
-    found = [each for each in three if each[0] is not None and each[0].isfinite().all()]
-    all_of_them = sum(one.norm() for one, _, _ in found)
+    finite = [each for each in three if each[0] is not None and each[0].isfinite().all()]
+    all_of_them = sum(one.norm() for one, _, _ in finite)
     return all(
         (other - one).norm() <= 3 * (two - one).norm() + 0.1 * one.norm() + 1e-3 * all_of_them
-        for one, two, other in found
+        for one, two, other in finite
     )
 
 

@@ -34,8 +34,8 @@ class Continuation:
     @cached_property
     def content(self) -> dict[str, Any]:
         """What the checkpoint holds beside weights and moments."""
-        whole = runs.read_checkpoint(self.file)
-        return {key: value for key, value in whole.items() if key not in ("state_dict", "optimizer_states")}
+        checkpoint = runs.read_checkpoint(self.file)
+        return {key: value for key, value in checkpoint.items() if key not in ("state_dict", "optimizer_states")}
 
     def own_flags(self) -> list[str]:
         """Return the flags that go with the config.yaml of the run, its corpus found from where the run is now."""
@@ -58,23 +58,23 @@ class Continuation:
         """
         if "loops" not in self.content:
             raise MiniGPTError(f"'{self.file}' is an export, which cannot be trained on. Name its run instead.")
-        about = self.content["minigpt"]
+        metadata = self.content["minigpt"]
         then = resume_invariants(
-            about["data"], about["model"], self.content["hyper_parameters"], about["accumulate_grad_batches"]
+            metadata["data"], metadata["model"], self.content["hyper_parameters"], metadata["accumulate_grad_batches"]
         )
         now = resume_invariants(data.describe("."), model.architecture, model.hparams, trainer.accumulate_grad_batches)
-        then["optimizer"], now["optimizer"] = about.get("optimizer"), model.optimizer_class
+        then["optimizer"], now["optimizer"] = metadata.get("optimizer"), model.optimizer_class
         for key in then | now:
             if then.get(key) != now.get(key):
                 raise MiniGPTError(
                     f"{key} is {now.get(key)} here and {then.get(key)} in {self.file}, which a resume cannot change. "
                     "Give the checkpoint's value, leave --config out to take all of them, or start a new run."
                 )
-        if unlike := difference(data.tokenizer, tokenizer_from_dict(about["data"]["tokenizer"])):
+        if unlike := difference(data.tokenizer, tokenizer_from_dict(metadata["data"]["tokenizer"])):
             raise MiniGPTError(
                 f"The tokenizer that the text gives here is not that of {self.file}: {unlike}. Start a new run."
             )
-        then, now = about.get("environment", {}), environment(trainer)
+        then, now = metadata.get("environment", {}), environment(trainer)
         if others := [message("in_place", key, now[key], then[key]) for key in then if then[key] != now.get(key)]:
             note(message("other_bits", ", ".join(others)))
 

@@ -55,8 +55,8 @@ def refuse_linked(settings: Collection[str], where: str) -> None:
     """
     for name in ("vocab_size", "block_size"):
         if name in settings:
-            found = "which the text gives" if name == "vocab_size" else "so set that one"
-            raise MiniGPTError(f"{where}model.network.{name} always equals data.{name}, {found}. Leave it out.")
+            reason = "which the text gives" if name == "vocab_size" else "so set that one"
+            raise MiniGPTError(f"{where}model.network.{name} always equals data.{name}, {reason}. Leave it out.")
 
 
 class TrainParser(LightningArgumentParser):

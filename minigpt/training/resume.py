@@ -150,7 +150,7 @@ class DueValidation(Callback):
             trainer.training = True
 
 
-class GoOn(Callback):
+class EarlyStoppingOnResume(Callback):
     """Lets a run with EarlyStopping go on from its checkpoint.
 
     A resume repeats the validation of the step that it starts from, which Lightning would count against the patience a
@@ -314,7 +314,7 @@ def stopped_early(trainer: Trainer, checkpoint: dict[str, Any]) -> str | None:
         checkpoint: The checkpoint that it would go on from.
     """
     states = checkpoint.get("callbacks", {})
-    then = states.get(GoOn.__name__, {}).get("max_steps")
+    then = states.get(EarlyStoppingOnResume.__name__, {}).get("max_steps")
     if then is None or trainer.max_steps != then:
         return None
     passes = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
@@ -333,7 +333,7 @@ def _reason(text: str | None) -> str:
 
 def callbacks(trainer: Trainer) -> list[Callback]:
     """Return the callbacks of this module that a training needs, in the order of their hooks."""
-    early = [GoOn()] if callbacks_of(trainer, EarlyStopping) else []
+    early = [EarlyStoppingOnResume()] if callbacks_of(trainer, EarlyStopping) else []
     return [
         Reseeding(), ScheduleOnResume(), PassOnResume(), *early, DueValidation(), FinalValidation(), RunDescription(),
     ]  # fmt: skip

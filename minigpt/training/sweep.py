@@ -92,13 +92,13 @@ class Sweep:
             raise MiniGPTError(f"The study's name is '{self.name}'. Make it of letters, digits, and - or _ between.")
         if storage and "://" in storage.removeprefix("sqlite:///"):
             raise MiniGPTError(f"A study is kept in a file, and '{storage}' is none. Give --storage a path.")
-        place = Path(recipe.trainer.default_root_dir) / runs.ROOT / "sweeps" / f"{self.name}.journal"
-        self.storage = Path(os.path.expanduser(storage.removeprefix("sqlite:///")) if storage else place).absolute()
+        default = Path(recipe.trainer.default_root_dir) / runs.ROOT / "sweeps" / f"{self.name}.journal"
+        self.storage = Path(os.path.expanduser(storage.removeprefix("sqlite:///")) if storage else default).absolute()
         self.folder = self.storage.parent
-        about = flatten(recipes.load(recipe._recipe()))
-        about = {key: value for key, value in about.items() if key not in OF_A_MACHINE}
-        about["data.path (SHA-256 of the text)"] = recipe.datamodule.tokens.sha256
-        about |= {key: in_words(distribution) for key, distribution in self.space.items()}
+        settings = flatten(recipes.load(recipe._recipe()))
+        settings = {key: value for key, value in settings.items() if key not in OF_A_MACHINE}
+        settings["data.path (SHA-256 of the text)"] = recipe.datamodule.tokens.sha256
+        settings |= {key: in_words(distribution) for key, distribution in self.space.items()}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", module="optuna")  # of a validation that a resume repeats, for one
         with writing(self.folder, "--storage FILE"):
@@ -107,9 +107,9 @@ class Sweep:
             self.study = self._open(sqlite=str(storage).startswith("sqlite:///") or self.storage.suffix == ".db")
             # A first quarter says little: rates are still rising, and every model learns the letters first.
             self.study.pruner = optuna.pruners.MedianPruner(n_warmup_steps=max(recipe.trainer.max_steps // 4, 0))
-            if "about" not in self.study.user_attrs:
-                self.study.set_user_attr("about", about)
-        self._check_same(about)
+            if "settings" not in self.study.user_attrs:
+                self.study.set_user_attr("settings", settings)
+        self._check_same(settings)
 
     def _lock(self, name: str) -> Path:
         return self.folder / f"{self.name}.locks" / name
@@ -131,12 +131,12 @@ class Sweep:
         except Exception as error:  # a file that is something else fails in many ways
             raise MiniGPTError(f"There can be no study in '{self.storage}'. Give --storage a new file.") from error
 
-    def _check_same(self, about: dict[str, Any]) -> None:
-        then = self.study.user_attrs.get("about", {})
-        for key in sorted(about.keys() | then.keys()):
-            if then.get(key) != about.get(key):
+    def _check_same(self, settings: dict[str, Any]) -> None:
+        then = self.study.user_attrs.get("settings", {})
+        for key in sorted(settings.keys() | then.keys()):
+            if then.get(key) != settings.get(key):
                 raise MiniGPTError(
-                    f"{key} is {about.get(key)} here and {then.get(key)} in the study '{self.name}', whose trials "
+                    f"{key} is {settings.get(key)} here and {then.get(key)} in the study '{self.name}', whose trials "
                     "would no longer compare. Set it back, or begin another study with --study NAME."
                 )
 

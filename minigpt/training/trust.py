@@ -44,8 +44,8 @@ ALLOWED = (
     | {f"torch.optim.{name}" for name, kind in vars(torch.optim).items() if inspect.isclass(kind)}
     | {
         f"{kind.__module__}.{name}"
-        for place in (torch.optim, lr_scheduler)
-        for name, kind in vars(place).items()
+        for module in (torch.optim, lr_scheduler)
+        for name, kind in vars(module).items()
         if inspect.isclass(kind) and kind.__module__.startswith("torch.optim")
     }
     | {path for name, kind in NETWORKS.items() for path in (name, f"{kind.__module__}.{kind.__qualname__}")}
