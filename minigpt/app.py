@@ -170,7 +170,8 @@ def write(
     """
     try:
         lm = store.load(chosen)
-        cleaned = lm.clean_prompt(prompt or "", unknown="skip")
+        ids = lm.encode_prompt(prompt or "", unknown="skip")
+        cleaned = lm.tokenizer.decode(ids)
         left_out = dict.fromkeys(lm.tokenizer.clean(prompt or ""))
         for char in cleaned:
             left_out.pop(char, None)
@@ -179,8 +180,8 @@ def write(
         if left_out:
             notice = _say(request, "left_out", " ".join(f"`{char}`" for char in left_out)) + f" · {notice}"
         steps = lm.stream_batch(
-            [prompt or ""] * int(num_samples), int(max_new_tokens), **_sampling(temperature, top_k, top_p, min_p),
-            seed=seed, stop=stop or None, unknown="skip",
+            [ids] * int(num_samples), int(max_new_tokens), **_sampling(temperature, top_k, top_p, min_p),
+            seed=seed, stop=stop or None,
         )  # fmt: skip
         texts, shown = [[cleaned] for _ in range(int(num_samples))], time.monotonic()
         for pieces in steps:
@@ -203,7 +204,7 @@ def _joined(texts: list[list[str]]) -> str:
 def ids_of(lm: LanguageModel, text: str) -> list[int]:
     """The ids of the first of the texts in a box, the last `MAX_INSPECTED` characters of it."""
     text = text.split("\n---\n")[0][-MAX_INSPECTED:]
-    return lm.tokenizer.encode(lm.clean_prompt(text, unknown="skip"))
+    return lm.encode_prompt(text, unknown="skip")
 
 
 def surprise(lm: LanguageModel, ids: list[int], picked: int) -> str:

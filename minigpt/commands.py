@@ -146,13 +146,14 @@ def generate(args: list[str]) -> int:
 
     file, _, lm = runs.open_checkpoint(asked.ckpt_path, asked.device, asked.precision, asked.allow_code)
     prompt = (sys.stdin.read() if sys.stdin else "") if asked.prompt == "-" else asked.prompt
-    shown = lm.clean_prompt(prompt, asked.unknown)
+    ids = lm.encode_prompt(prompt, asked.unknown)
+    shown = lm.tokenizer.decode(ids)
     check_number("num_samples", asked.num_samples, at_least=1, whole=True)
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop", "unknown")
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop")
     sampling = {name: getattr(asked, name) for name in names}
-    lm.stream_batch([prompt], asked.max_new_tokens, **sampling)  # a mistake is found before anything is written
+    lm.stream_batch([ids], asked.max_new_tokens, **sampling)  # a mistake is found before anything is written
     block_size: Any = lm.model.block_size  # which every model that was loaded has
-    if len(lm.tokenizer.encode(shown)) > block_size:
+    if len(ids) > block_size:
         note(f"The model sees the last {block_size} tokens of a prompt this long.")
     if asked.compile:
         note(message("compiling_decoding"))
@@ -164,7 +165,7 @@ def generate(args: list[str]) -> int:
             print(error, file=sys.stderr)
     note(f"({file})")
     for first in range(0, asked.num_samples, LARGEST_BATCH):
-        batch = [prompt] * min(LARGEST_BATCH, asked.num_samples - first)
+        batch = [ids] * min(LARGEST_BATCH, asked.num_samples - first)
         later: list[list[str]] = [[] for _ in batch[1:]]
         print("---\n" * (first > 0) + shown, end="", flush=True)
         for piece, *others in lm.stream_batch(batch, asked.max_new_tokens, first=first, **sampling):
