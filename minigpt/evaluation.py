@@ -222,28 +222,28 @@ def baselines(train: Ids, val: Ids, tokenizer: Tokenizer) -> dict[str, float]:
 
 
 def longest_overlap(texts: Sequence[str], source: str) -> dict[str, float | str]:
-    """How much of some texts stands word for word in a source.
+    """Measure how much of some texts occurs word for word in a source.
 
     Args:
-        texts: What a model wrote, say.
-        source: The text that it was trained on.
+        texts: The texts, such as samples of a model.
+        source: The text to search, such as the model's training text.
 
     Returns:
-        `longest`, the number of characters of the longest run found in the source, and `run`, that run; `share`, of
-        all pieces of `SPAN_LENGTH` characters, overlapping ones included, those found in it.
+        `longest_overlap`, the length in characters of the longest passage that also occurs in the source; `overlap`,
+        that passage; and `share`, the share of all spans of `SPAN_LENGTH` characters that occur in the source.
     """
-    run, pieces, found = "", 0, 0
+    overlap, n_spans, n_copied = "", 0, 0
     for text in texts:
-        length = 0  # of the longest run that begins here; it shrinks by one at most from one place to the next
+        length = 0  # of the longest passage that begins at `start`; it shrinks by at most one as `start` moves on
         for start in range(len(text)):
             length = max(0, length - 1)
             while start + length < len(text) and text[start : start + length + 1] in source:
                 length += 1
-            run = max(run, text[start : start + length], key=len)
+            overlap = max(overlap, text[start : start + length], key=len)
             if start + SPAN_LENGTH <= len(text):
-                pieces += 1
-                found += length >= SPAN_LENGTH
-    return {"longest": len(run), "share": round(found / max(1, pieces), 6), "run": run}
+                n_spans += 1
+                n_copied += length >= SPAN_LENGTH
+    return {"longest_overlap": len(overlap), "share": round(n_copied / max(1, n_spans), 6), "overlap": overlap}
 
 
 def memorisation(lm: LanguageModel, train: Ids, val: Ids, samples: int, **sampling: Any) -> dict[str, dict]:
@@ -277,5 +277,5 @@ def as_table(scores: dict, indent: str = "") -> list[str]:
             lines += [f"{label}{UNITS.get(name, '')}", *as_table(value, f"{indent}  ")]
         elif value is not None:
             text = repr(value) if isinstance(value, str) else format(value, ",.4f" if isinstance(value, float) else ",")
-            lines.append(f"{label:<18}{text:>12}{UNITS.get(name, '')}")
+            lines.append(f"{label:<22}{text:>12}{UNITS.get(name, '')}")
     return lines

@@ -86,9 +86,9 @@ def test_evaluate_reports_what_the_model_recites(call, trained_run):
     memorised = json.loads(result.out)["memorisation"]
     data = minigpt.TextDataModule(lower=True, strip=True)
     train = data.tokenizer.decode(data.train_ids)
-    for found in memorised.values():
-        assert found["run"] in train
-        assert found["longest"] == len(found["run"]) > 2
+    for scores in memorised.values():
+        assert scores["overlap"] in train
+        assert scores["longest_overlap"] == len(scores["overlap"]) > 2
     assert memorised["text"]["share"] < 0.1
 
 
@@ -126,9 +126,10 @@ def test_evaluate_prints_a_table_on_a_terminal_unless_json_is_asked_for(call, tr
     assert rows["tokens"] == f"{scores['tokens']:,}"
     names = [line.split("  ")[0] for line in table.splitlines() if line[0] != " "]
     assert names == [name.replace("_", " ") + " (bits per char)" * (name == "baselines") for name in scores]
-    found = scores["memorisation"]["samples"]
-    assert re.search(rf"^    longest +{found['longest']}\n    share +{found['share']:.4f}\n", table, re.MULTILINE)
-    assert f" {found['run']!r}\n" in table
+    samples = scores["memorisation"]["samples"]
+    expected = rf"^    longest overlap +{samples['longest_overlap']}\n    share +{samples['share']:.4f}\n"
+    assert re.search(expected, table, re.MULTILINE)
+    assert f" {samples['overlap']!r}\n" in table
 
 
 def test_every_setting_of_a_text_is_an_option_of_generate(call, trained_run):
