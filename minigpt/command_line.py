@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from minigpt.errors import MiniGPTError, did_you_mean, note
+from minigpt.words import message
 
 PACKAGE = Path(__file__).resolve().parent
 CLONE = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").is_file() else None  # or an editable install's folder
@@ -94,7 +95,7 @@ def find_config(name: str, folder: str = "") -> str:
     files = [each / f"{name}.yaml" for each in _config_folders(folder)] if _NAME.fullmatch(name) else []
     for file in filter(Path.is_file, files):
         if os.path.isfile(f"{name}.yaml"):
-            note(f"Using {short(file.absolute())}. Pass {name}.yaml for the file in this folder.")
+            note(message("shipped_config", short(file.absolute()), name))
         return str(file)
     return name
 

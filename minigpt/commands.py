@@ -81,7 +81,7 @@ def run(command: Callable[[list[str]], int], args: list[str] | None = None) -> i
             stream.reconfigure(encoding="utf-8", errors=errors)  # whatever the locale says
     ignored = processes.forget_leftovers(alone=command is not train)
     if ignored and command is train:
-        note(f"Ignoring {' and '.join(ignored)} in the environment: no launcher started this process.")
+        note(message("ignored", ", ".join(ignored)))
     processes.known = None if command is train else 0
     try:
         with required():
@@ -154,7 +154,7 @@ def generate(args: list[str]) -> int:
     lm.stream_batch([ids], asked.max_new_tokens, **sampling)  # a mistake is found before anything is written
     block_size: Any = lm.model.block_size  # which every model that was loaded has
     if len(ids) > block_size:
-        note(f"The model sees the last {block_size} tokens of a prompt this long.")
+        note(message("long_prompt", block_size))
     if asked.compile:
         note(message("compiling_decoding"))
         started = time.monotonic()
@@ -220,7 +220,7 @@ def evaluate(args: list[str]) -> int:
     except MiniGPTError as error:
         if asked.path is None or asked.memorisation:
             raise
-        note(f"No baselines: {error}")
+        note(message("no_baselines", error))
         own = None
     if own and asked.path is None:
         val = own.val
@@ -449,7 +449,7 @@ def sweep(args: list[str]) -> int:
     try:
         study.run(asked.trials)
     except (KeyboardInterrupt, SystemExit):
-        note(f"Stopped. Go on with: {command('sweep', *args)}")
+        note(message("sweep_stopped", command("sweep", *args)))
         raise
     for file in study.write():
         note(short(file))
@@ -458,10 +458,10 @@ def sweep(args: list[str]) -> int:
     if best["state"] == "complete":
         run = short(best["run"])
         longer = ["--config", f"{run}/config.yaml", "--trainer.max_steps", str(4 * best["steps"])]
-        print(f"\nThe best, for longer:  {command('train', *longer)}")
-        print(f"Text of the best:      {command('generate', '--ckpt_path', run)}")
+        print(f"\n{message('train_longer')}  {command('train', *longer)}")
+        print(f"{message('best_text')}  {command('generate', '--ckpt_path', run)}")
     else:
-        note("No trial is complete.")
+        note(message("no_trial"))
     gc.freeze()  # as after a training
     return 0
 

@@ -19,11 +19,11 @@ from minigpt.data.tokenizers import Tokenizer
 from minigpt.errors import MiniGPTError, note
 from minigpt.generation.text import LanguageModel
 from minigpt.models import device_of
+from minigpt.words import message
 
 MAX_LOGITS = 1 << 24  # of them at once, 64 MB in float32
 SPAN_LENGTH = 20  # characters; as long as two or three words, so that few are common by chance
 MAX_SEARCHED = 1 << 24  # tokens of a training text, for what a model recites
-UNITS = {"loss": "  nats per token", "baselines": " (bits per char)"}  # where a score's name does not tell
 
 
 class BitsPerCharacter(Metric):
@@ -262,20 +262,22 @@ def memorisation(lm: LanguageModel, train: Ids, val: Ids, samples: int, **sampli
     drawn = lm.generate_batch([""] * samples, 500, seed=0, **sampling)
     known, text = (lm.tokenizer.decode(ids[:MAX_SEARCHED]) for ids in (train, val))
     if len(train) > MAX_SEARCHED:
-        note(f"Only the first {MAX_SEARCHED:,} tokens of the training text are searched.")
+        note(message("searched", MAX_SEARCHED))
     length = max(map(len, drawn))
     fresh = [text[n : n + length] for n in range(0, length * samples, length)]
     return {"samples": longest_overlap(drawn, known), "text": longest_overlap(fresh, known)}
 
 
 def as_table(scores: dict, indent: str = "") -> list[str]:
-    """Return the lines of a table of scores, those in a group below its name."""
+    """Return the lines of a table of scores in the language of the locale; a group is indented below its name."""
     lines = []
     for name, value in scores.items():
-        label = f"{indent}{name.replace('_', ' ')}"
+        label = f"{indent}{message(f'score_{name}')}"
         if isinstance(value, dict):
-            lines += [f"{label}{UNITS.get(name, '')}", *as_table(value, f"{indent}  ")]
+            lines += [label, *as_table(value, f"{indent}  ")]
+        elif isinstance(value, str):
+            lines.append(f"{label:<22}{value!r:>12}")
         elif value is not None:
-            text = repr(value) if isinstance(value, str) else format(value, ",.4f" if isinstance(value, float) else ",")
-            lines.append(f"{label:<22}{text:>12}{UNITS.get(name, '')}")
+            text = message("score" if isinstance(value, float) else "number", value)
+            lines.append(f"{label:<22}{text:>12}{message('unit_loss') if name == 'loss' else ''}")
     return lines

@@ -80,7 +80,7 @@ def find_checkpoint(ckpt_path: str | Path = "last", prefer: tuple[str, ...] = ("
     if str(ckpt_path) == "last":
         run = newest_run()
         if run is None:
-            raise MiniGPTError(f"There is no run under {ROOT}/ yet. Make one: {first_training()}")
+            raise MiniGPTError(f"There is no run under {ROOT}/ yet. Start one: {first_training()}")
     else:
         if not str(ckpt_path):
             raise MiniGPTError("--ckpt_path is empty. Give it a run folder, a checkpoint file, or 'last'.")

@@ -65,7 +65,7 @@ def test_unknown_characters_are_named_and_left_out_in_the_visitors_language(stor
     text, notice = written(store, prompt="un ☃matin")
     assert text.startswith("un matin")
     assert "left out: `☃`" in notice
-    assert "laissés de côté : `☃`" in written(store, FRENCH, prompt="un ☃")[1]
+    assert "omis : `☃`" in written(store, FRENCH, prompt="un ☃")[1]
 
 
 def test_a_checkpoint_that_is_gone_or_broken_is_named_and_the_page_lives_on(store, folder):
@@ -78,15 +78,15 @@ def test_a_checkpoint_that_is_gone_or_broken_is_named_and_the_page_lives_on(stor
     assert written(store)[0]
     file.unlink()
     gone = "lightning_logs/tiny/version_0/checkpoints/best.ckpt"
-    assert written(store, FRENCH, chosen=gone)[1] == f"⚠ Le checkpoint `{gone}` n'est plus là. Choisissez-en un autre."
+    assert written(store, FRENCH, chosen=gone)[1] == f"⚠ Le checkpoint `{gone}` n'existe plus. Choisissez-en un autre."
     shutil.rmtree(folder / "lightning_logs")
     assert first_training() in written(store)[1]
 
 
 def test_only_what_the_page_offers_is_loaded(store, folder, trained_run):
     elsewhere = str(trained_run / "checkpoints" / "best.ckpt")
-    assert "not there any more" in written(store, chosen=elsewhere)[1]
-    assert "not there any more" in written(store, chosen="../../etc/passwd")[1]
+    assert "no longer exists" in written(store, chosen=elsewhere)[1]
+    assert "no longer exists" in written(store, chosen="../../etc/passwd")[1]
     assert written(app.ModelStore(elsewhere), chosen=elsewhere)[0]
     with pytest.raises(MiniGPTError, match="There is no run"):
         app.ModelStore("nowhere")
@@ -358,7 +358,7 @@ def test_an_english_visitor_changes_the_checkpoint_errs_and_compares(browser, pa
     tab.locator("#run input").fill("/etc/passwd")
     tab.keyboard.press("Tab")
     tab.click("#both")
-    until(lambda: "not there any more" in tab.locator("#notice").inner_text())
+    until(lambda: "no longer exists" in tab.locator("#notice").inner_text())
 
 
 def resident_mb(pid: int) -> float:

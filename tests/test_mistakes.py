@@ -325,7 +325,7 @@ def test_without_a_run_the_next_command_is_named_and_runs(call, folder):
     for command in ("generate", "evaluate"):
         result = call(command)
         assert result.status == 2
-        words = shlex.split(result.err.partition("Make one: ")[2])
+        words = shlex.split(result.err.partition("Start one: ")[2])
         assert Path(words[1]).name == "train.py"
         assert Path(words[1]).is_file()
     assert call("train", *words[2:], *QUICK, "--trainer.max_steps", "1").status == 0

@@ -57,7 +57,7 @@ def test_the_version_is_printed(program):
         (["zzz"], "Unknown command 'zzz'. The commands are train, generate, evaluate, export, app, sweep."),
         (["--config", "tiny"], "'--config' needs a command before it, such as: "),
         (["generate", "--promt", "a"], "There is no option '--promt'. Did you mean '--prompt'?"),
-        (["generate"], "There is no run under lightning_logs/ yet. Make one: "),
+        (["generate"], "There is no run under lightning_logs/ yet. Start one: "),
         (["train"], "Name a recipe with --config, such as --config tiny."),
         (["train", "--trainer.max_steps", "5"], "Name a recipe with --config, such as --config tiny."),
     ],

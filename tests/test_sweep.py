@@ -304,7 +304,7 @@ def test_ctrl_c_leaves_a_trial_that_goes_on_where_it_stopped(call, monkeypatch):
         patch.setattr(sweep.Pruning, "on_validation_end", interrupted)
         result = call("sweep", *FLAGS, "--trials", "2")
     assert result.status == 130
-    assert "Go on with:" in result.err
+    assert "Continue with:" in result.err
     assert [trial.state.name for trial in study().trials] == ["COMPLETE", "RUNNING"]
     run = study().trials[1].user_attrs["run"]
     result = call("sweep", *FLAGS, "--trials", "2")

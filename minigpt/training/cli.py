@@ -177,7 +177,7 @@ class MiniGPTCLI(LightningCLI):
         trainer = self.config.trainer
         alone = trainer.devices in (1, "1") and trainer.num_nodes == 1 and not trainer.plugins
         if ignored := processes.forget_leftovers(alone):
-            note(f"Ignoring {' and '.join(ignored)} in the environment: this training has one process.")
+            note(message("ignored_alone", ", ".join(ignored)))
 
     @staticmethod
     def configure_optimizers(

@@ -34,6 +34,7 @@ from minigpt.training import recipes
 from minigpt.training.cli import MiniGPTCLI
 from minigpt.training.parser import flatten
 from minigpt.training.space import Distribution, DryRun, as_flags, as_text, in_words, read_space
+from minigpt.words import message
 
 OBJECTIVE = "val/bits_per_char"  # of the last validation: it compares across tokenizers
 # What may differ between two machines that share a study. The text is compared by its checksum, wherever it is.
@@ -155,7 +156,7 @@ class Sweep:
             for running in self.study.get_trials(states=(TrialState.RUNNING,)):
                 with contextlib.suppress(Timeout):
                     lock = files.lock(self._lock(str(running.number)), blocking=False)
-                    note(f"Trial {running.number} was interrupted: it is taken up again.")
+                    note(message("trial_resumed", running.number))
                     return Trial(self.study, running._trial_id), lock
             if len(self.study.trials) >= n:
                 return None
@@ -165,7 +166,8 @@ class Sweep:
     def _train(self, trial: Trial) -> None:
         self.study.sampler = optuna.samplers.TPESampler(seed=derive_seed(self.seed, trial.number) % 2**32)
         values = {key: _suggest(trial, key, distribution) for key, distribution in self.space.items()}
-        note(f"\ntrial {trial.number}: {', '.join(f'{key} {as_text(value)}' for key, value in values.items())}")
+        drawn = ", ".join(f"{key} {as_text(value)}" for key, value in values.items())
+        note("\n" + message("trial", trial.number, drawn))
         args = [*self.args, *as_flags(values)]
         run = self.run_of(trial)
         if run and (run / "checkpoints" / "last.ckpt").exists():
@@ -194,7 +196,7 @@ class Sweep:
                 raise KeyboardInterrupt from None
             raise
         if pruning.pruned:
-            note("Pruned: at this step half of the others were better.")
+            note(message("trial_pruned"))
             self.study.tell(trial, state=TrialState.PRUNED)
         else:
             self.study.tell(trial, reports[max(reports)])
