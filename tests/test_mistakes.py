@@ -264,7 +264,7 @@ MISTAKES = [
     (["app", "--ckpt_path", "nowhere"], ["no run or checkpoint at 'nowhere'"]),
     # exporting
     (["export", "--format", "hf", "--out", "new"], ["no class for this TinyGPT", "--format safetensors"]),
-    (["export", "--format", "gguf", "--out", "new"], ["runs no TinyGPT", "preset llama", "--format onnx"]),
+    (["export", "--format", "gguf", "--out", "new"], ["does not run a TinyGPT", "preset llama", "--format onnx"]),
     (["export", "--format", "gif", "--out", "new"], ["--format", "gif"]),
     (["export", "--format", "onnx", "--out", "no_run"], ["no_run", "new folder"]),
     (["export", "--out", "new"], ["--format"]),

@@ -203,7 +203,7 @@ MISTAKES = {
     ),
     "no forward": (NETWORK.replace("forward", "backward"), "has no forward"),
     "no parameters": ("from torch import nn\nclass GRU(nn.Module):\n    pass\n", "GRU has no parameters"),
-    "an argument that is not given": (NETWORK.replace("vocab_size", "size"), "cannot be made with {'size': None}"),
+    "an argument that is not given": (NETWORK.replace("vocab_size", "size"), "cannot be built with {'size': None}"),
 }
 
 
@@ -238,7 +238,7 @@ def test_settings_that_it_does_not_have_and_classes_that_are_not_there_are_named
     assert "The module examples.gru has no class LSTM" in absent.err
     nowhere = call("train", "--config", TINY, "--model.network", "exemples.gru.GRU", *QUICK)
     assert nowhere.status == 2
-    assert "there is no module exemples. Start where its file is" in nowhere.err
+    assert "there is no module exemples. Run the command in the folder of its file" in nowhere.err
     wide = call("train", "--config", TINY, "--model.network", "examples.gru.GRU", "--model.network.hidden", "wide")
     assert wide.status == 2
     assert wide.err.splitlines()[-1] == "model.network.hidden is 'wide', which does not fit. It takes a whole number."

@@ -1,4 +1,4 @@
-"""Trained models in the formats that others load: one module a format, each giving the files of a folder."""
+"""Export of trained models: one module per format, whose `files` function returns the files of a folder."""
 
 from importlib import import_module
 from pathlib import Path
@@ -11,22 +11,22 @@ if TYPE_CHECKING:
 
 
 class Format(NamedTuple):
-    """A format: the module whose `files(checkpoint, lm)` gives a folder's files, and what `--help` says of it."""
+    """A format: the module with its `files(checkpoint, lm)` function, and its description in `--help`."""
 
     module: str
     help: str
 
 
 FORMATS = {
-    "hf": Format("hugging_face", "Hugging Face's"),
-    "onnx": Format("onnx", "onnxruntime's"),
-    "gguf": Format("gguf", "llama.cpp's"),
-    "safetensors": Format("safetensors", "minigpt's without pickle"),
+    "hf": Format("hugging_face", "for transformers"),
+    "onnx": Format("onnx", "for onnxruntime"),
+    "gguf": Format("gguf", "for llama.cpp"),
+    "safetensors": Format("safetensors", "for minigpt.load, without pickle"),
 }
 
 
 def files_of(form: str, checkpoint: dict[str, Any], lm: "LanguageModel") -> dict[str, bytes]:
-    """The files of a folder in a format, by their names; arguments and errors as in `export`."""
+    """Return the files of an export by name; arguments and errors as in `export`."""
     return import_module(f"minigpt.export.{FORMATS[form].module}").files(checkpoint, lm)
 
 
@@ -34,18 +34,18 @@ def export(checkpoint: dict[str, Any], lm: "LanguageModel", out: str | Path, for
     """Write a trained model into a new folder.
 
     Args:
-        checkpoint: What `runs.read_checkpoint` gave.
-        lm: Its model and tokenizer.
-        out: The folder; it must not exist, or be empty.
-        form: `hf`, for transformers and all that reads its folders; `onnx`, for onnxruntime; `gguf`, for llama.cpp;
-            `safetensors`, for `minigpt.load`.
+        checkpoint: The checkpoint, as `runs.read_checkpoint` returns it.
+        lm: The model and the tokenizer of the checkpoint.
+        out: The folder to write, which must not exist or must be empty.
+        form: `hf` for transformers and compatible libraries, `onnx` for onnxruntime, `gguf` for llama.cpp, or
+            `safetensors` for `minigpt.load`.
 
     Raises:
-        MiniGPTError: The folder is taken, the model does not fit the format, or a library is missing.
+        MiniGPTError: The folder is not empty, the format does not support the model, or a library is missing.
     """
     out = Path(out)
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise MiniGPTError(f"'{out}' is there already and not empty. Give --out a new folder.")
+        raise MiniGPTError(f"'{out}' already exists and is not empty. Pass a new folder with --out.")
     files = files_of(form, checkpoint, lm)
     with writing(out, "--out"):
         for name, content in files.items():

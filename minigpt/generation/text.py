@@ -16,11 +16,11 @@ from minigpt.seeds import derive_seed
 
 
 class LanguageModel:
-    """A network that continues text.
+    """A network with its tokenizer, which continues text.
 
     Args:
         model: A network: any module whose `forward` takes `(B, T)` ids and returns `(B, T, V)` logits. It sees the last
-            `block_size` ids where it has such an attribute, else all of them.
+            `block_size` ids if it has that attribute, else all of them.
         tokenizer: Converts text to ids and back.
         run_dir: The run folder that the model was loaded from.
     """
@@ -194,7 +194,7 @@ def generate(
 
     Args:
         model: A network: any module whose `forward` takes `(B, T)` ids and returns `(B, T, V)` logits. It sees the last
-            `block_size` ids where it has such an attribute, else all of them.
+            `block_size` ids if it has that attribute, else all of them.
         tokenizer: Converts text to ids and back.
         prompt: The text to continue.
         max_new_tokens: How many tokens to draw.
