@@ -1,6 +1,6 @@
-"""The page where people play with a model: it writes, it shows what it thought, and two models write side by side.
+"""The web page: generate text, inspect a model's predictions, and compare two models.
 
-Whatever is shown goes through `escape`, since a model may write anything.
+Everything shown as HTML goes through `escape`, since a model may write anything.
 """
 
 import base64
@@ -17,7 +17,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when it is imported
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # Gradio reads it on import
 
 import gradio as gr
 import torch
@@ -32,11 +32,11 @@ from minigpt.introspection import attention, attention_size, is_bigram, next_pro
 from minigpt.words import LABELS, message
 
 MAX_LOADED = 4  # models kept in memory
-MAX_CONCURRENT = 16  # people whose text is drawn at the same time
-UPDATE_SECONDS = 0.1  # seconds between two updates of a text
-MAX_INSPECTED = 600  # characters at the end of a text
-BARS = 12
-FULL_COLOUR_BITS = 6.0  # bits, at which a character is coloured in full
+MAX_CONCURRENT = 16  # visitors whose text is generated at the same time
+UPDATE_SECONDS = 0.1  # least time between two updates of a text
+MAX_INSPECTED = 600  # characters at the end of a text that are inspected
+BARS = 12  # tokens in the bar chart
+FULL_COLOUR_BITS = 6.0  # the surprisal at which a token has the full colour
 PROMPTS = ["un matin,", "le soir,", "la petite fille", "dans la forêt"]
 I18N = gr.I18n(**LABELS)
 
@@ -54,7 +54,7 @@ CSS = """
 .bars .cut td:first-child {text-decoration: line-through; opacity: .55}
 .figure img {max-width: 100%; background: white}
 """
-# A click on a token, or Enter, tells the server which; the token keeps its mark.
+# A click on a token, or Enter, marks it and sends its position to the server.
 PICK = """
 const pick = event => {
   const token = event.target.closest('span[data-position]');
@@ -69,15 +69,15 @@ element.addEventListener('keydown', event => event.key === 'Enter' && pick(event
 
 
 class ModelStore:
-    """The checkpoints that the page offers, and the last few models that were asked for.
+    """The checkpoints that the page offers, with a cache of the models used last.
 
     Args:
-        ckpt_path: What is offered first: `last`, a run folder or a file, which may lie outside `lightning_logs/`.
-        device: Where models are put.
+        ckpt_path: The checkpoint to offer first: `last`, a run folder or a file, also outside `lightning_logs/`.
+        device: The device of the models.
         allow_code: The modules outside minigpt whose networks may be imported.
 
     Raises:
-        MiniGPTError: What is named is not there.
+        MiniGPTError: The checkpoint does not exist.
     """
 
     def __init__(self, ckpt_path: str = "last", device: str = "cpu", allow_code: Sequence[str] = ()):
@@ -88,16 +88,16 @@ class ModelStore:
         self._lock = threading.Lock()
 
     def files(self) -> list[str]:
-        """The checkpoints, the one that was named and the newest run's first."""
+        """Return the checkpoint files: first the one named at the start, then those of the newest runs."""
         newest_first = sorted(Path(runs.ROOT).glob("*/version_*/checkpoints/*.ckpt"), key=_age)
         files = [str(file) for file in newest_first if file.stem in ("best", "last")]
         return list(dict.fromkeys([self.named, *files] if self.named else files))
 
     def resolve(self, chosen: str | None) -> str:
-        """The file of a choice: one of `files`, a run folder of theirs, or `last`.
+        """Return the file for a visitor's choice: one of `files`, the run folder of one, or `last`.
 
         Raises:
-            Problem: There is no run, or none like this.
+            Problem: There is no run, or no such checkpoint.
         """
         files = self.files()
         if not files:
@@ -108,18 +108,18 @@ class ModelStore:
             file = str(runs.find_checkpoint(chosen))
         except MiniGPTError:
             file = chosen
-        if file not in files:  # what the page does not offer is none of its visitors' business
+        if file not in files:  # visitors may load only what the page offers
             raise Problem("gone", chosen)
         return file
 
     def load(self, chosen: str | None) -> LanguageModel:
-        """The model of a choice.
+        """Return the model for a visitor's choice.
 
         Raises:
-            Problem: It is not there, or cannot be read.
+            Problem: The checkpoint does not exist or cannot be read.
         """
         file = self.resolve(chosen)
-        with self._lock:  # of several people who ask for one model the first loads it
+        with self._lock:  # so that a model that several visitors request is loaded once
             try:
                 return self._model(file, os.stat(file).st_mtime_ns)
             except OSError as error:
@@ -132,21 +132,21 @@ class ModelStore:
 
 
 class Problem(Exception):
-    """What the page tells its visitor, by its name in `MESSAGES`."""
+    """An error to show to the visitor, by its name in `MESSAGES`."""
 
     def __init__(self, name: str, *values: object):
         super().__init__(name)
         self.name, self.values = name, values
 
     def message(self, request: gr.Request | None) -> str:
-        """The sentence, in the visitor's language."""
+        """Return the message in the visitor's language."""
         return "⚠ " + _say(request, self.name, *self.values)
 
 
 def _age(file: Path) -> tuple[int, str]:
     try:
         newest = max(other.stat().st_mtime_ns for other in file.parent.glob("*.ckpt"))
-    except (OSError, ValueError):  # gone in the meantime
+    except (OSError, ValueError):  # deleted in the meantime
         newest = 0
     return -newest, str(file)
 
@@ -164,7 +164,7 @@ def write(
     store: ModelStore, request: gr.Request | None, chosen: str | None, prompt: str, temperature: float, top_k: int,
     top_p: float, min_p: float, max_new_tokens: int, seed: int | None, stop: str, num_samples: int,
 ) -> Iterator[tuple[str, str]]:  # fmt: skip
-    """What the page shows of a text while it is written: the text so far, and a notice.
+    """Yield the text so far and a notice while texts are generated.
 
     Several texts are separated by a line `---`. Updates come at least `UPDATE_SECONDS` apart, however fast the model.
     """
@@ -202,13 +202,13 @@ def _joined(texts: list[list[str]]) -> str:
 
 
 def ids_of(lm: LanguageModel, text: str) -> list[int]:
-    """The ids of the first of the texts in a box, the last `MAX_INSPECTED` characters of it."""
+    """Return the ids of the last `MAX_INSPECTED` characters of the first text in a text box."""
     text = text.split("\n---\n")[0][-MAX_INSPECTED:]
     return lm.encode_prompt(text, unknown="skip")
 
 
 def surprise(lm: LanguageModel, ids: list[int], picked: int) -> str:
-    """A text as HTML, each token behind the colour of its surprisal; the first has none before it."""
+    """Return a text as HTML, with each token coloured by its surprisal; the first token has none."""
     spans = []
     for position, (token, bits) in enumerate(zip(ids, [0.0, *surprisal(lm.model, ids).tolist()], strict=True)):
         red = min(bits / FULL_COLOUR_BITS, 1) * 0.75
@@ -222,7 +222,7 @@ def surprise(lm: LanguageModel, ids: list[int], picked: int) -> str:
 
 
 def bars(lm: LanguageModel, ids: list[int], position: int, sampling: dict, request: gr.Request | None) -> str:
-    """The probabilities in the place of a token, the model's own and what the controls leave, as HTML."""
+    """Return a table, as HTML, of the probabilities at a position, before and after the sampling filters."""
     before, after = next_probabilities(lm.model, ids[:position], **sampling)
     likeliest = before.topk(min(BARS, len(before))).indices.tolist()
     if ids[position] not in likeliest:
@@ -243,7 +243,7 @@ def bars(lm: LanguageModel, ids: list[int], position: int, sampling: dict, reque
 
 
 def picture(lm: LanguageModel, ids: list[int], layer: int, head: int, request: gr.Request | None) -> str:
-    """What is inside: the table of a bigram model, or where one head of one layer looks, as an HTML image."""
+    """Return an HTML image: a bigram model's transition table, or the attention of one head of one layer."""
     if is_bigram(lm.model):
         image = draw_transitions(lm.model, lm.tokenizer, _say(request, "transitions"))
     elif size := attention_size(lm.model):
@@ -264,13 +264,13 @@ def picture(lm: LanguageModel, ids: list[int], layer: int, head: int, request: g
 
 
 def build(store: ModelStore) -> gr.Blocks:
-    """The page."""
+    """Build the page."""
 
     def choices() -> list[tuple[str, str]]:
         return [(file.removeprefix(f"{runs.ROOT}/").replace("/checkpoints/", " · "), file) for file in store.files()]
 
     def two(files: list[str]) -> tuple[str | None, str | None]:
-        """The first, and one of another run to compare it with, where there is one."""
+        """Return the first file, and for comparison one of another run if there is one."""
         if not files:
             return None, None
         first = files[0]
@@ -287,7 +287,7 @@ def build(store: ModelStore) -> gr.Blocks:
         run: str, prompt: str, temperature: float, top_k: int, top_p: float, min_p: float, max_new_tokens: int,
         seed: int | None, stop: str, num_samples: int, request: gr.Request,
     ) -> Iterator[tuple[str, str]]:  # fmt: skip
-        """Continue a text with a trained model; yields the text so far and a notice."""
+        """Continue a text with a trained model. Yields the text so far and a notice."""
         yield from write(
             store, request, run, prompt, temperature, top_k, top_p, min_p, max_new_tokens, seed, stop, num_samples
         )
@@ -296,7 +296,7 @@ def build(store: ModelStore) -> gr.Blocks:
         run: str, other: str, prompt: str, temperature: float, top_k: int, top_p: float, min_p: float,
         max_new_tokens: int, seed: int | None, stop: str, num_samples: int, request: gr.Request,
     ) -> Iterator[tuple[str, str, str]]:  # fmt: skip
-        seed = random.randrange(2**31) if seed is None else seed  # one for both
+        seed = random.randrange(2**31) if seed is None else seed  # the same seed for both models
         settings = (prompt, temperature, top_k, top_p, min_p, max_new_tokens, seed, stop, num_samples)
         first = second = notice = ""
         for first, notice in write(store, request, run, *settings):
@@ -352,7 +352,7 @@ def build(store: ModelStore) -> gr.Blocks:
         gr.Markdown(I18N("title"))
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
-                # Custom values, since runs come and go while the page is open; `ModelStore.resolve` judges them.
+                # Custom values are allowed, since runs appear and disappear; `ModelStore.resolve` checks them.
                 run = gr.Dropdown(offered, value=first, label=I18N("run"), allow_custom_value=True, elem_id="run")
                 renew = gr.Button(I18N("refresh"), size="sm")
                 prompt = gr.Textbox(PROMPTS[0], label=I18N("prompt"), lines=2, elem_id="prompt")
@@ -388,7 +388,7 @@ def build(store: ModelStore) -> gr.Blocks:
                             layer = gr.Slider(1, 8, 1, step=1, label=I18N("layer"), visible=False)
                             head = gr.Slider(1, 8, 1, step=1, label=I18N("head"), visible=False)
                         drawing = gr.HTML(elem_id="inside")
-                        position = gr.State(0)  # of the token that was picked
+                        position = gr.State(0)  # of the selected token
                     with gr.Tab(I18N("compare")):
                         other = gr.Dropdown(
                             offered, value=second, label=I18N("other"), allow_custom_value=True, elem_id="other"
@@ -419,10 +419,10 @@ def build(store: ModelStore) -> gr.Blocks:
 
 
 def serve(store: ModelStore, host: str, port: int, auth: tuple[str, str] | None = None) -> gr.Blocks:
-    """Open the page on an address, in threads of its own.
+    """Serve the page on an address, in background threads.
 
     Raises:
-        MiniGPTError: The address cannot be had.
+        MiniGPTError: The address cannot be used.
     """
     host = host.removeprefix("[").removesuffix("]")
     try:
@@ -432,10 +432,10 @@ def serve(store: ModelStore, host: str, port: int, auth: tuple[str, str] | None 
     except (OSError, OverflowError, UnicodeError) as error:
         raise _not_served(host, port, error) from error
     if store.device == "cpu":
-        torch.set_num_threads(1)  # people side by side are faster so than each on all cores in turn
+        torch.set_num_threads(1)  # concurrent visitors are then served faster than one after the other on all cores
     page = build(store)
     page.queue(max_size=8 * MAX_CONCURRENT)
-    system = ["system-ui", "sans-serif"]  # no font is fetched from elsewhere
+    system = ["system-ui", "sans-serif"]  # so that no font is downloaded
     try:
         page.launch(
             server_name=f"[{host}]" if ":" in host else host, server_port=port, auth=auth, share=False, quiet=True,
@@ -443,7 +443,7 @@ def serve(store: ModelStore, host: str, port: int, auth: tuple[str, str] | None 
             theme=gr.themes.Default(font=system, font_mono=["ui-monospace", "monospace"]),
             footer_links=["api"], max_threads=2 * MAX_CONCURRENT, ssr_mode=False,
         )  # fmt: skip
-    except OSError as error:  # gradio wants the port on 127.0.0.1 as well
+    except OSError as error:  # Gradio needs the port on 127.0.0.1 too
         raise _not_served(host, port, error) from error
     return page
 
@@ -452,5 +452,5 @@ def _not_served(host: str, port: int, error: Exception) -> MiniGPTError:
     reason = str(getattr(error, "strerror", None) or error).rstrip(".")
     number = getattr(error, "errno", None)
     taken = number in (None, errno.EADDRINUSE, errno.EACCES) and not isinstance(error, UnicodeError)
-    way_out = "Give --port another number" if taken else "Give --host an address of this machine"
-    return MiniGPTError(f"The page cannot have port {port} on {host}: {reason}. {way_out}.")
+    way_out = "Pass a different --port" if taken else "Pass an address of this machine as --host"
+    return MiniGPTError(f"The page cannot be served on port {port} of {host}: {reason}. {way_out}.")

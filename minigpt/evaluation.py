@@ -1,6 +1,6 @@
-"""How good a model is on a text: loss, bits per character, perplexity and accuracy over the whole of it.
+"""Evaluation of a model on a text: loss, bits per character, perplexity, accuracy, baselines and memorisation.
 
-And the baselines beside it: what a text costs when next to nothing is known of it, or what a compressor makes of it.
+The baselines are the scores of simple models and of a compressor on the same text.
 """
 
 import lzma
@@ -21,13 +21,13 @@ from minigpt.generation.text import LanguageModel
 from minigpt.models import device_of
 from minigpt.words import message
 
-MAX_LOGITS = 1 << 24  # of them at once, 64 MB in float32
-SPAN_LENGTH = 20  # characters; as long as two or three words, so that few are common by chance
-MAX_SEARCHED = 1 << 24  # tokens of a training text, for what a model recites
+MAX_LOGITS = 1 << 24  # logits per batch, 64 MB in float32
+SPAN_LENGTH = 20  # characters, as long as two or three words, so that few spans match by chance
+MAX_SEARCHED = 1 << 24  # tokens of a training text that are searched for copied passages
 
 
 class BitsPerCharacter(Metric):
-    """The cost of a character of text in bits, whatever the tokens are, so that tokenizers compare."""
+    """The loss in bits per character of text, which compares across tokenizers."""
 
     higher_is_better = False
     full_state_update = False
@@ -40,17 +40,17 @@ class BitsPerCharacter(Metric):
         self.add_state("characters", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, nats: torch.Tensor, characters: torch.Tensor) -> None:
-        """Add targets that cost `nats` in all and stand for this many characters."""
+        """Add targets with a total loss of `nats` that stand for this many characters."""
         self.nats += nats
         self.characters += characters
 
     def compute(self) -> torch.Tensor:
-        """Bits per character over everything seen."""
+        """Return the bits per character of all targets."""
         return self.nats / self.characters / math.log(2)
 
 
 class LossByPosition(Metric):
-    """The mean loss at each position of a window: it falls as far as the model uses its context.
+    """The mean loss at each position of a window, which falls up to the length of context that the model uses.
 
     Args:
         block_size: `T`, the number of positions; it grows with longer windows.
@@ -73,33 +73,32 @@ class LossByPosition(Metric):
         self.windows[: losses.shape[1]] += len(losses)
 
     def grow(self, length: int) -> None:
-        """Make room for windows of this length; of several processes all need the same before `compute`."""
+        """Make room for windows of this length; several processes need equal lengths before `compute`."""
         more = max(0, length - len(self.nats))
         self.nats, self.windows = F.pad(self.nats, (0, more)), F.pad(self.windows, (0, more))
 
     def compute(self) -> torch.Tensor:
-        """`(T,)` nats per token; T is the longest window seen."""
+        """Return the `(T,)` nats per token, where T is the length of the longest window seen."""
         return (self.nats / self.windows)[self.windows > 0]
 
 
 class TextMetrics(nn.Module):
-    """The figures of an evaluation, gathered batch by batch: each target counts once, whatever the batches.
+    """The metrics of an evaluation, accumulated over batches of any sizes, in which each target counts once.
 
     Args:
-        lengths: `(V,)` the number of characters that each token stands for; without them there are no bits per
-            character.
+        lengths: `(V,)` numbers of characters of the tokens; None leaves out the bits per character.
     """
 
     def __init__(self, lengths: torch.Tensor | None = None):
         super().__init__()
-        self.lengths = lengths  # no buffer: weight averaging swaps those
+        self.lengths = lengths  # not a buffer, since weight averaging swaps buffers
         self.loss = MeanMetric()
         self.bits_per_char = BitsPerCharacter()
         self.by_position = LossByPosition()
         self.accuracy = MeanMetric()
 
     def characters(self, targets: torch.Tensor) -> torch.Tensor:
-        """Return the number of characters that these tokens stand for; `lengths` must be known."""
+        """Return the total number of characters of these tokens; `lengths` must be set."""
         assert self.lengths is not None
         self.lengths = self.lengths.to(targets.device)
         return self.lengths[targets].sum()
@@ -115,19 +114,19 @@ class TextMetrics(nn.Module):
         self.accuracy.update((logits.argmax(-1) == targets).float().mean(), weight=targets.numel())
 
     def compute(self) -> dict[str, torch.Tensor]:
-        """`loss` in nats per token, `bits_per_char`, `perplexity` per token and `accuracy` of the likeliest token."""
+        """Return `loss` in nats per token, `bits_per_char`, `perplexity` and `accuracy` of the likeliest token."""
         loss = self.loss.compute()
         bits = {} if self.lengths is None else {"bits_per_char": self.bits_per_char.compute()}
         return {"loss": loss, **bits, "perplexity": loss.exp(), "accuracy": self.accuracy.compute()}
 
     def scores(self) -> dict[str, float]:
-        """The figures as plain numbers, with how many `tokens` and `characters` they are of."""
+        """Return the metrics as plain numbers, with the numbers of `tokens` and `characters` scored."""
         figures = {name: value.item() for name, value in self.compute().items()}
         counts = {"tokens": int(self.by_position.windows.sum()), "characters": int(self.bits_per_char.characters)}
         return figures | counts
 
     def reset(self) -> None:
-        """Forget what was gathered."""
+        """Reset all metrics."""
         for metric in (self.loss, self.bits_per_char, self.by_position, self.accuracy):
             metric.reset()
 
@@ -135,19 +134,19 @@ class TextMetrics(nn.Module):
 def eval_windows(
     data: Ids, block_size: int, vocab_size: int, max_tokens: int | None = None, processes: int = 1
 ) -> EvalWindows:
-    """The windows of `(N,)` ids in batches of about 8,192 tokens, or fewer where the logits would be large."""
+    """Return the windows of `(N,)` ids in batches of about 8,192 tokens, or fewer if the logits would be large."""
     tokens = min(8192, MAX_LOGITS // vocab_size)
     return EvalWindows(data, block_size, max(1, tokens // block_size), max_tokens, processes)
 
 
 @torch.no_grad()
 def measure(model: nn.Module, data: Ids, lengths: torch.Tensor, block_size: int | None = None) -> TextMetrics:
-    """The metrics of a model over all of a text; arguments as in `evaluate`."""
+    """Return the metrics of a model over a whole text; arguments as in `evaluate`."""
     device, longest = device_of(model), getattr(model, "block_size", None)
     block_size = block_size or longest
     if block_size is None:
         raise MiniGPTError(
-            f"{type(model).__name__} has no block_size. Pass the length of the windows as block_size=64."
+            f"{type(model).__name__} has no block_size. Pass the length of the windows, such as block_size=64."
         )
     if longest is not None and block_size > longest:
         raise MiniGPTError(f"block_size is {block_size}, and the longest window of this model has {longest} tokens.")
@@ -158,44 +157,44 @@ def measure(model: nn.Module, data: Ids, lengths: torch.Tensor, block_size: int 
         metrics.update(model(x.to(device)), y.to(device))
     model.train(was_training)
     if not metrics.bits_per_char.characters:
-        raise MiniGPTError("The text has not one whole character to score. Give a longer one.")
+        raise MiniGPTError("The text has no whole character to score. Pass a longer one.")
     return metrics
 
 
 def evaluate(model: nn.Module, data: Ids, lengths: torch.Tensor, block_size: int | None = None) -> dict[str, float]:
-    """Score a model on all of a text: windows of its `block_size`, no overlap, each token but the first once.
+    """Score a model on a whole text, cut into windows that do not overlap; each token but the first counts once.
 
     Args:
-        model: `(B, T)` ids to `(B, T, V)` logits, in float32.
+        model: A network that maps `(B, T)` ids to `(B, T, V)` logits, in float32.
         data: `(N,)` ids, at least 2, in memory or in a file.
-        lengths: `(V,)` the number of characters that each token stands for.
+        lengths: `(V,)` numbers of characters of the tokens.
         block_size: The length of the windows; None for the model's `block_size`.
 
     Returns:
-        `loss`, `bits_per_char`, `perplexity`, `accuracy`, and `tokens` and `characters`, how many were scored.
+        `loss`, `bits_per_char`, `perplexity`, `accuracy`, and the numbers of `tokens` and `characters` scored.
 
     Raises:
-        MiniGPTError: The text is shorter than two tokens, or than a character, or the windows do not fit the model.
+        MiniGPTError: The text is shorter than two tokens or one character, or the windows do not fit the model.
     """
     return measure(model, data, lengths, block_size).scores()
 
 
 def baselines(train: Ids, val: Ids, tokenizer: Tokenizer) -> dict[str, float]:
-    """What simple models make of the validation text, in bits per character: a scale for every other figure.
+    """Return the bits per character of simple models on the validation text, for comparison with a trained model.
 
-    Of a large text the parts next to the split are taken: the last 2 ** 22 tokens to count and the first 2 ** 20 to
-    score, and for xz the last 2 ** 20 characters and the first 2 ** 18.
+    Only the parts of a large text next to the split are used: the last 2 ** 22 training tokens and the first 2 ** 20
+    validation tokens, and for xz the last 2 ** 20 and the first 2 ** 18 characters.
 
     Args:
         train: `(N,)` ids to count.
-        val: `(M,)` ids to score; like in `evaluate`, all but the first.
-        tokenizer: What they mean.
+        val: `(M,)` ids to score, without the first, as in `evaluate`.
+        tokenizer: The tokenizer of both.
 
     Returns:
-        `uniform`, a guess among the V tokens; `unigram`, the train counts plus one; `bigram`, the counts after each
-        token, filled up with one unigram draw (MacKay and Peto, "A hierarchical Dirichlet language model", 1995),
-        about the best that TinyGPT can reach; `xz`, what xz adds to the size of the train text for the validation
-        text.
+        `uniform`: equal probabilities for the V tokens. `unigram`: the training counts plus one. `bigram`: the counts
+        after each token, smoothed with the unigram probabilities (MacKay and Peto, "A hierarchical Dirichlet language
+        model", 1995), about the best that TinyGPT can reach. `xz`: the increase of the compressed size when the
+        validation text is appended to the training text.
     """
     vocab_size = tokenizer.vocab_size
     train, val = train[max(0, len(train) - 2**22) :].long(), val[: 2**20].long()
@@ -203,7 +202,9 @@ def baselines(train: Ids, val: Ids, tokenizer: Tokenizer) -> dict[str, float]:
     tokens_per_char = len(targets) / max(1, int(tokenizer.lengths[targets].sum()))
     counts = torch.bincount(train, minlength=vocab_size).double() + 1
     unigram = counts / counts.sum()
-    pairs, pair_counts = torch.unique(train[:-1] * vocab_size + train[1:], return_counts=True)  # V x V may be too large
+    pairs, pair_counts = torch.unique(
+        train[:-1] * vocab_size + train[1:], return_counts=True
+    )  # a V x V table may be too large
     index = torch.searchsorted(pairs, before * vocab_size + targets).clamp(max=len(pairs) - 1)
     seen = torch.where(pairs[index] == before * vocab_size + targets, pair_counts[index], 0)
     after = torch.bincount(train[:-1], minlength=vocab_size)[before]
@@ -211,7 +212,7 @@ def baselines(train: Ids, val: Ids, tokenizer: Tokenizer) -> dict[str, float]:
     known = tokenizer.decode(train[max(0, len(train) - 2**20) :])[-(2**20) :].encode()
     text = tokenizer.decode(val[: 2**18])[: 2**18]
     new = text.encode()
-    with ThreadPoolExecutor() as threads:  # xz lets go of the interpreter while it works
+    with ThreadPoolExecutor() as threads:  # xz releases the interpreter lock
         alone, both = threads.map(lambda text: len(lzma.compress(text)), (known, known + new))
     return {
         "uniform": math.log2(vocab_size) * tokens_per_char,
@@ -247,17 +248,17 @@ def longest_overlap(texts: Sequence[str], source: str) -> dict[str, float | str]
 
 
 def memorisation(lm: LanguageModel, train: Ids, val: Ids, samples: int, **sampling: Any) -> dict[str, dict]:
-    """Measure how much of the text of a model, and of a fresh text, stands word for word in its training text.
+    """Measure how much of a model's samples, and of an unseen text, occurs word for word in the training text.
 
     Args:
         lm: The model.
-        train: `(N,)` ids that it was trained on.
-        val: `(M,)` ids that it was not trained on.
-        samples: How many texts to draw.
-        **sampling: How to draw them.
+        train: `(N,)` ids of the training text.
+        val: `(M,)` ids of the unseen text.
+        samples: The number of texts to draw.
+        **sampling: Sampling parameters, as in `LanguageModel.stream_batch`.
 
     Returns:
-        `samples` and `text`, each as `longest_overlap` has it.
+        The results of `longest_overlap` for the `samples` and for the unseen `text`.
     """
     drawn = lm.generate_batch([""] * samples, 500, seed=0, **sampling)
     known, text = (lm.tokenizer.decode(ids[:MAX_SEARCHED]) for ids in (train, val))

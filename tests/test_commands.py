@@ -66,7 +66,7 @@ def test_with_less_precision_it_is_nearly_the_same_model(call, trained_run, prec
 def test_what_cannot_be_compiled_goes_on_as_it_is(call, trained_run):
     flags = ["--ckpt_path", str(trained_run), "--seed", "1"]
     plain, compiled = call("generate", *flags), call("generate", *flags, "--compile")
-    assert "for the class GPT, and this model is a TinyGPT" in compiled.err
+    assert "for the class GPT, but this model is a TinyGPT" in compiled.err
     assert (compiled.status, compiled.out) == (0, plain.out)
 
 

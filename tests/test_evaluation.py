@@ -52,7 +52,7 @@ def test_a_reset_forgets():
 
 
 def test_half_a_character_is_nothing_to_score(model):
-    with pytest.raises(MiniGPTError, match="not one whole character"):
+    with pytest.raises(MiniGPTError, match="no whole character"):
         evaluate(model, torch.tensor([1, 2]), torch.tensor([1, 1, 0] + [1] * 27))
 
 

@@ -112,7 +112,7 @@ def test_an_export_of_a_newer_version_is_named(folder):
     (folder / "new" / "minigpt.json").write_text('{"version": "99.0"}', encoding="utf-8")
     safetensors = pytest.importorskip("safetensors.torch")
     safetensors.save_file({"x": torch.zeros(1)}, folder / "new" / "model.safetensors")
-    with pytest.raises(MiniGPTError, match=r"made by minigpt 99\.0"):
+    with pytest.raises(MiniGPTError, match=r"written by minigpt 99\.0"):
         minigpt.load("new")
 
 

@@ -109,7 +109,7 @@ def test_loading_says_how_to_allow_its_class_or_takes_an_instance(run):
     fresh = minigpt.load(run, network=type(lm.model)(80, 16))
     assert fresh.model.head.weight.any()
     assert fresh.model.block_size == 64  # the data's
-    with pytest.raises(MiniGPTError, match="weights of the checkpoint are not those of GRU"):
+    with pytest.raises(MiniGPTError, match="weights of the checkpoint do not fit GRU"):
         minigpt.load(run, network=type(lm.model)(80, 8))
 
 

@@ -1,4 +1,4 @@
-"""TextDataModule: a corpus in, loaders of windows out."""
+"""TextDataModule: from a corpus to data loaders of windows."""
 
 import math
 from functools import cached_property
@@ -16,54 +16,54 @@ from minigpt.errors import MiniGPTError, check_number, note
 from minigpt.evaluation import baselines, eval_windows
 from minigpt.words import message
 
-MAPPED_VAL_TOKENS = 1 << 20  # scored at most at a validation, where the text is too large for memory
+MAPPED_VAL_TOKENS = 1 << 20  # the most tokens scored at a validation if the text is too large for memory
 
 
 def n_of(amount: int | float, n: int) -> int:
-    """Return how many batches a number of them, or a share of `n` batches if it is a float, stands for."""
+    """Return a number of batches, which may be given as a share of `n` batches by a float."""
     return int(amount * n) if isinstance(amount, float) else int(amount)
 
 
 class ResumableLoader(DataLoader):
-    """A loader that needs no state to be resumed within a pass: `BatchOrder` starts at the batch that is due.
+    """A loader without state that resumes within a pass, since `BatchOrder` starts at the right batch.
 
-    Lightning warns of a resume within a pass unless the loader has these two methods.
+    Without these two methods Lightning would warn about a resume within a pass.
     """
 
     def state_dict(self) -> dict[str, Any]:
-        """Return no state."""
+        """Return an empty state."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it back."""
+        """Restore nothing."""
 
 
 class TextDataModule(LightningDataModule):
-    """Reads a text, builds its tokenizer, and cuts it into batches of windows to train and to validate on.
+    """Reads a text, builds its tokenizer, and provides batches of windows for training and validation.
 
     Args:
-        path: The corpus: `exemple`, the French one inside the package; `tinyshakespeare` or `tinymoliere`, which are
-            downloaded once; a text file, a .jsonl or .ndjson file with a text under `text` in each line, or a .json
-            file with an array of such records or of strings, packed as .gz, .zst or .zip or not; a folder, of which all
-            .txt and .md files are read that are not hidden, in the order of their names; a pattern such as
-            'notes/*.txt'; or `-`, standard input. Between two texts an empty line is put.
+        path: The corpus. `exemple` is the French text inside the package; `tinyshakespeare` and `tinymoliere` are
+            downloaded once. A file may be plain text, .jsonl or .ndjson with a text under `text` in each line, or .json
+            with an array of such records or of strings, and may be compressed as .gz, .zst or .zip. Of a folder, all
+            .txt and .md files that are not hidden are read, in the order of their names. Also a pattern such as
+            'notes/*.txt', or `-` for standard input. Texts are joined with an empty line.
         tokenizer: `char`, `word` (words, spaces and signs; rare words are spelled in characters) or `bpe` (byte pairs).
-        max_vocab_size: The most words or byte pairs; null for 4,096.
-        byte_fallback: Spell characters that the text lacks in bytes, which takes 256 more tokens; for char alone.
-        block_size: Tokens in a window: the context that the model is trained with; smaller where the text is too short.
-        batch_size: Windows in a batch, of all processes together.
-        val_fraction: The share of the text, taken from its end, that is kept for validation.
-        max_val_tokens: At most so many tokens are scored at each validation while training; null for all of them, or
-            for 2 ** 20 of a text that is too large for memory.
-        lower: Put the text in lower case.
-        strip: Drop white space at both ends of the text.
+        max_vocab_size: The maximum number of words or byte pairs; null for 4,096.
+        byte_fallback: Spell unknown characters in bytes, with 256 additional tokens; for char only.
+        block_size: The number of tokens in a window, the model's context in training; less if the text is too short.
+        batch_size: The number of windows in a batch, over all processes.
+        val_fraction: The share of the text, at its end, that is kept for validation.
+        max_val_tokens: The maximum number of tokens scored at a validation during training; null for all, or for
+            2 ** 20 if the text is too large for memory.
+        lower: Convert the text to lower case.
+        strip: Remove white space at both ends of the text.
         nfc: Compose Unicode, so that an accented letter is one character however it was typed.
-        encoding: The encoding of the text, such as cp1252; null for UTF-8, or a guess where it is not.
-        in_memory_mb: A text of more millions of characters is tokenised once, into a file, and read from there.
+        encoding: The encoding of the text, such as cp1252; null for UTF-8, or another encoding that is detected.
+        in_memory_mb: A text of more million characters than this is tokenised once into a file and read from there.
         cache_dir: The folder for such files; null for the user's cache folder.
-        overfit_batches: Train on the first so many batches over and over, to see whether a model can learn them by
-            heart; null for all of the text.
-        seed: Where the order of the batches comes from; always the same as seed_everything.
+        overfit_batches: Train on the first so many batches again and again, to see whether a model can learn them by
+            heart; null for the whole text.
+        seed: The seed of the order of the batches; the command line sets it to seed_everything.
 
     Raises:
         MiniGPTError: The corpus cannot be read, or is too short for one window to train on and one to validate on.
@@ -108,19 +108,19 @@ class TextDataModule(LightningDataModule):
         self._path, self._kind, self._in_memory_mb, self._cache_dir = path, tokenizer, in_memory_mb, cache_dir
 
     def __repr__(self) -> str:
-        block_size = self.__dict__.get("block_size", self._block_size)  # a property that would read the text
+        block_size = self.__dict__.get("block_size", self._block_size)  # the property would read the text
         return f"TextDataModule({str(self._path)!r}, {self._kind}, block {block_size:,}, batch {self.batch_size:,})"
 
-    __str__ = __repr__  # Lightning's makes the loaders, for which it reads the text
+    __str__ = __repr__  # Lightning's would create the loaders and thus read the text
 
     @cached_property
     def corpus(self) -> Corpus:
-        """The text, found but not yet read."""
+        """The corpus, which has been located but not read."""
         return Corpus(self._path, **self._cleaning, cache_dir=self._cache_dir)
 
     @cached_property
     def tokens(self) -> Tokens:
-        """The text in ids, with its tokenizer; it is read when this is first asked for."""
+        """The token ids and the tokenizer; the first access reads the text."""
         tokens = tokenize(
             self.corpus, self._kind, **self._splitting, in_memory_mb=self._in_memory_mb, cache_dir=self._cache_dir
         )
@@ -134,22 +134,22 @@ class TextDataModule(LightningDataModule):
         return tokens
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the text now rather than when something is first asked of it."""
+        """Read the text."""
         self.tokens  # noqa: B018
 
     @property
     def train_ids(self) -> Ids:
-        """The ids to train on."""
+        """The ids of the training text."""
         return self.tokens.train
 
     @property
     def val_ids(self) -> Ids:
-        """The ids to validate on."""
+        """The ids of the validation text."""
         return self.tokens.val
 
     @cached_property
     def block_size(self) -> int:
-        """The length of a window, which is smaller than the settings' where the text is too short for that."""
+        """The length of a window, which is less than the setting if the text is too short."""
         n = len(self.train_ids)
         if n > self._block_size:
             return self._block_size
@@ -159,14 +159,14 @@ class TextDataModule(LightningDataModule):
 
     @cached_property
     def max_val_tokens(self) -> int | None:
-        """How many tokens a validation scores at most; None for all."""
+        """The maximum number of tokens that a validation scores; None for all."""
         if self._max_val_tokens is None and isinstance(self.val_ids, MappedIds):
             return MAPPED_VAL_TOKENS
         return self._max_val_tokens
 
     @cached_property
     def baselines(self) -> dict[str, float]:
-        """What simple models make of the validation text, in bits per character."""
+        """The scores of simple models on the validation text, in bits per character."""
         return baselines(self.train_ids, self.val_ids, self.tokenizer)
 
     @property
@@ -180,10 +180,10 @@ class TextDataModule(LightningDataModule):
         return self.tokenizer.vocab_size
 
     def train_dataloader(self) -> DataLoader:
-        """Batches of `(B, T)` ids and their targets: one pass over the windows, from the batch that training stands at.
+        """Return a loader of `(B, T)` ids and their targets for one pass, from the next batch of the training on.
 
-        A pass has as many full batches as the windows fill, rounded down to a multiple of accumulate_grad_batches. Of
-        several processes each takes its rows of the same batch, `(B / world size, T)`.
+        A pass has as many full batches as the windows fill, rounded down to a multiple of accumulate_grad_batches. With
+        several processes, each takes its rows of every batch, `(B / world size, T)`.
         """
         dataset, trainer = CharDataset(self.train_ids, self.block_size), self.trainer
         n = self.n_batches(trainer.accumulate_grad_batches if trainer else 1)
@@ -203,23 +203,23 @@ class TextDataModule(LightningDataModule):
         return ResumableLoader(dataset, batch_size=None, sampler=order)
 
     def n_batches(self, accumulate_grad_batches: int) -> int:
-        """How many batches a pass has: full ones, in whole optimizer steps, at least one."""
+        """Return the number of batches of a pass: full batches in whole optimizer steps, at least one step."""
         n_windows = len(CharDataset(self.train_ids, self.block_size))
         return max(1, n_windows // self.batch_size // accumulate_grad_batches) * accumulate_grad_batches
 
     def _batches_done(self) -> int:
-        """How many batches the training has had, in all passes and before a resume."""
+        """Return the number of batches trained so far, in all passes and before a resume."""
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.completed if self.trainer else 0
 
     def test_dataloader(self) -> DataLoader:
-        """The validation text: there is no third part."""
+        """Return the loader of the validation text, since there is no third part."""
         return self.val_dataloader()
 
     def val_dataloader(self) -> DataLoader:
-        """The validation text as windows that follow each other.
+        """Return a loader of the validation text, as windows that do not overlap.
 
-        All processes have the same number of batches: FSDP2 computes in all of them at once, so a process with a batch
-        more would wait for the others for ever.
+        All processes have the same number of batches: FSDP2 computes in all of them together, so a process with an
+        additional batch would wait for the others forever.
         """
         rank, world_size = self._processes()
         windows = eval_windows(self.val_ids, self.block_size, self.vocab_size, self.max_val_tokens, world_size)
@@ -227,10 +227,10 @@ class TextDataModule(LightningDataModule):
         return DataLoader(windows, batch_size=None, sampler=mine)
 
     def check_processes(self, world_size: int) -> None:
-        """Make sure that each of so many processes gets something to train and to validate on.
+        """Check that so many processes can share the batches and the validation text.
 
         Raises:
-            MiniGPTError: They cannot share a batch evenly, or the validation text.
+            MiniGPTError: The processes cannot share a batch evenly, or there are too few windows for validation.
         """
         if self.batch_size % world_size:
             raise MiniGPTError(
@@ -245,15 +245,15 @@ class TextDataModule(LightningDataModule):
             )
 
     def _processes(self) -> tuple[int, int]:
-        """Which process of how many this is."""
+        """Return the rank of this process and the number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def describe(self, run_dir: str | None) -> dict:
-        """What a checkpoint keeps of the data, in plain values: enough to sample, to evaluate and to check a resume.
+        """Return the metadata about the data that sampling, evaluation and a resume need, in plain values.
 
         Args:
-            run_dir: The run folder; the corpus is named relative to it, so that both can be moved together. None for a
-                training whose logger has no folder: the corpus is then named by its absolute path.
+            run_dir: The run folder. The path of the corpus is stored relative to it, so that both can be moved
+                together. None, if the logger has no folder, stores the absolute path.
         """
         return {
             "path": self.corpus.place(run_dir),
