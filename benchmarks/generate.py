@@ -1,4 +1,4 @@
-"""How many tokens a second come out, side by side in one run with the article's function, nanoGPT's and Hugging Face's.
+"""Generation speed in tokens per second, compared in one run with the article, nanoGPT and Hugging Face.
 
     python benchmarks/generate.py [--nanogpt DIR] [--rounds 5] [--out generate.json]
 
@@ -39,7 +39,7 @@ Contender = Callable[[int], None]  # continues a batch of this size
 
 @torch.no_grad()
 def article(model: TinyGPT, n: int) -> None:
-    """The article's function, as a reader of the article would type it."""
+    """Generate with the article's function, as a reader of the article would type it."""
     ids = torch.zeros(1, 1, dtype=torch.int64)
     text = []
     for _ in range(n):
@@ -109,7 +109,7 @@ def project(shape: tuple[int, ...], compiled: bool, precision: str) -> tuple[Con
 
 
 def bandwidth() -> float:
-    """Bytes read per second from memory, the best of three sums over 256 MB."""
+    """Return the bytes read per second from memory, the best of three sums over 256 MB."""
     buffer = torch.ones(64 * 2**20)
     best = min(_timed(buffer.sum) for _ in range(3))
     return buffer.numel() * 4 / best
@@ -122,7 +122,7 @@ def _timed(work: Callable[[], object]) -> float:
 
 
 def measure(contenders: dict[str, Contender], batch_size: int, tokens: int, rounds: int, weights: float) -> dict:
-    """Tokens per second of each contender in each round, and of the limit."""
+    """Return the tokens per second of each contender in each round, and the limit."""
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
     limits = []
     for n in range(rounds):
@@ -137,7 +137,7 @@ def measure(contenders: dict[str, Contender], batch_size: int, tokens: int, roun
 
 
 def table(results: list[dict]) -> str:
-    """Medians, their spread, and the ratio to the reference of each group, as a Markdown table."""
+    """Return medians, spreads, and ratios to the reference of each group as a Markdown table."""
     lines = ["| model | batch | | tokens/s (min to max) | ratio | of the limit |", "|---|---|---|---|---|---|"]
     for result in results:
         speeds = result["tokens_per_second"]

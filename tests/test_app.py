@@ -124,7 +124,7 @@ def test_bars_strike_through_what_the_controls_cut(store):
     shown = app.bars(lm, ids, 5, {"temperature": 1.0, "top_k": 3}, FRENCH)
     assert shown.count('<tr class="cut">') == app.BARS - 3
     assert "réel" in shown
-    assert "après les réglages" in shown
+    assert "après filtrage" in shown
 
 
 @pytest.mark.parametrize(
