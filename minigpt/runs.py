@@ -84,13 +84,13 @@ def find_checkpoint(ckpt_path: str | Path = "last", prefer: tuple[str, ...] = ("
             raise MiniGPTError(f"There is no run under {ROOT}/ yet. Start one: {first_training()}")
     else:
         if not str(ckpt_path):
-            raise MiniGPTError("--ckpt_path is empty. Give it a run folder, a checkpoint file, or 'last'.")
+            raise MiniGPTError("--ckpt_path is empty. Pass a run folder, a checkpoint file, or 'last'.")
         run = Path(os.path.expanduser(ckpt_path))
         if _is_checkpoint(run):
             return run
         if not run.exists():
             raise MiniGPTError(
-                f"There is no run or checkpoint at '{ckpt_path}'. Give --ckpt_path a run folder such as "
+                f"There is no run or checkpoint at '{ckpt_path}'. Pass --ckpt_path a run folder such as "
                 f"{ROOT}/tiny/version_0, a file, or 'last'."
             )
     if (run / EXPORTED).is_file():

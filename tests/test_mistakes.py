@@ -176,7 +176,7 @@ MISTAKES = [
     ([*ES, "--trainer.callbacks.patience", "abc"], ["trainer.callbacks.patience is 'abc'", "a whole number"]),
     ([*ES, "--trainer.callbacks.mode=maxi"], ["min, max, got maxi"]),
     ([*TRAIN, "--trainer.callbacks+=EarlyStoping"], ["'EarlyStoping'", "Did you mean 'EarlyStopping'"]),
-    ([*TRAIN, "--trainer.callbacks.monitor=a"], ["callbacks.monitor belongs to no class", "+ EarlyStopping"]),
+    ([*TRAIN, "--trainer.callbacks.monitor=a"], ["callbacks.monitor does not belong to a class", "+ EarlyStopping"]),
     ([*TRAIN, "--trainer.callbacks={class_path:Timer}"], ["trainer.callbacks", "does not fit"]),
     ([*TRAIN, "--config", "callback.yaml"], ["trainer.callbacks.patience is 'abc'", "a whole number"]),
     ([*TRAIN, "--trainer.callbacks+=Timer", "--trainer.callbacks.duration=x"], ["not a valid duration", "DD:HH:MM:SS"]),
@@ -204,9 +204,9 @@ MISTAKES = [
     (["train", "--config", "no_run/"], ["'no_run/' cannot be read"]),
     (["train", "--config", ""], ["'' cannot be read"]),
     (["train", "--config", "brokn.yaml"], ["brokn.yaml", "Did you mean 'broken.yaml'"]),
-    (["train", "--config", "broken.yaml"], ["broken.yaml", "broken YAML at line 2"]),
-    (["train", "--config", "list.yaml"], ["list.yaml", "holds no settings"]),
-    (["train", "--config", "empty.yaml"], ["empty.yaml", "holds no settings"]),
+    (["train", "--config", "broken.yaml"], ["broken.yaml", "not valid YAML at line 2"]),
+    (["train", "--config", "list.yaml"], ["list.yaml", "has no settings"]),
+    (["train", "--config", "empty.yaml"], ["empty.yaml", "has no settings"]),
     (["train", "--config", "group_value.yaml"], ["group_value.yaml", "no settings under 'model'"]),
     (["train", "--config", "latin1.yaml"], ["latin1.yaml", "cannot be read: it is not UTF-8"]),
     (["train", "--config", "key.yaml"], ["key.yaml", "'model.n_emb'", "Did you mean 'model.network.n_embd'"]),
@@ -272,14 +272,14 @@ MISTAKES = [
     # sweeping
     (["sweep", "--config", TINY], ["--space"]),
     ([*SWEEP, "--space", "nowhere.yaml"], ["nowhere.yaml", "cannot be read"]),
-    ([*SWEEP, "--space", "broken.yaml"], ["broken.yaml", "broken YAML at line 2"]),
+    ([*SWEEP, "--space", "broken.yaml"], ["broken.yaml", "not valid YAML at line 2"]),
     ([*SWEEP, "--space", "space.yaml", "--trails", "3"], ["--trails", "Did you mean '--trials'"]),
     ([*SWEEP, "--space", "space.yaml", "--trials", "0"], ["trials is 0"]),
     (
         [*SWEEP, "--space", "space.yaml", "--model.n_emb", "3"],
         ["--model.n_emb'", "Did you mean '--model.network.n_embd'"],
     ),
-    ([*SWEEP, "--space", "space.yaml", "--ckpt_path", "last"], ["--ckpt_path has no use"]),
+    ([*SWEEP, "--space", "space.yaml", "--ckpt_path", "last"], ["omit --ckpt_path"]),
     ([*SWEEP, "--space", "space.yaml", "--trainer.devices", "2"], ["one process", "--trainer.devices"]),
     ([*SWEEP, "--space", "space.yaml", "--study", "a/b"], ["a/b", "letters, digits"]),
     ([*SWEEP, "--space", "space.yaml", "--storage", "other.txt/a.db"], ["cannot be written to", "--storage"]),
@@ -293,7 +293,7 @@ MISTAKES = [
             "--trainer.callbacks.scheduling={0: 2}",
             "--trainer.accumulate_grad_batches=2",
         ],
-        ["trainer.accumulate_grad_batches and GradientAccumulationScheduler", "Leave one of them out"],
+        ["trainer.accumulate_grad_batches and GradientAccumulationScheduler", "Omit one of them"],
     ),
     (["train", "--config", "init_args.yaml"], ["init_args.yaml' has no settings under 'model.network.init_args'"]),
     (["train", "--config", "print.yaml"], ["print.yaml' sets print_config", "only the command line"]),
@@ -482,7 +482,7 @@ def test_a_launcher_of_more_processes_than_the_training_has_is_refused(call, lau
     launched(variables)
     result = call(*TRAIN)
     assert result.status == 2
-    assert result.err.startswith("A launcher started 2 processes, and the training has one.")
+    assert result.err.startswith("A launcher started 2 processes, but the training has one.")
     assert "--trainer.devices 2" in result.err
     assert not Path(RUN).exists()
 

@@ -242,7 +242,7 @@ def test_settings_that_it_does_not_have_and_classes_that_are_not_there_are_named
     wide = call("train", "--config", TINY, "--model.network", "examples.gru.GRU", "--model.network.hidden", "wide")
     assert wide.status == 2
     assert wide.err.splitlines()[-1] == "model.network.hidden is 'wide', which does not fit. It takes a whole number."
-    with pytest.raises(MiniGPTError, match=r"The network is a type\. Give an instance"):
+    with pytest.raises(MiniGPTError, match=r"The network is a type\. Pass an instance"):
         LitLanguageModel(MyGRU)
 
 

@@ -57,7 +57,7 @@ class LanguageModel:
         Args:
             prompt: The text to continue, or its ids from `encode_prompt`.
             max_new_tokens: How many tokens to draw.
-            sample: The number of the text among those that a seed gives.
+            sample: The index of the text; each index of a seed gives another text.
             **sampling: temperature, top_k, top_p, min_p, repetition_penalty, seed, stop and unknown.
 
         Raises:

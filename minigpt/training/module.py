@@ -72,10 +72,10 @@ class LitLanguageModel(LightningModule):
             check_number(f"model.{key}", self.hparams[key], at_least=0)
         check_number("model.beta2", beta2, at_least=0, below=1)
         if not isinstance(network, nn.Module):
-            raise MiniGPTError(f"The network is a {type(network).__name__}. Give an instance of a torch.nn.Module.")
+            raise MiniGPTError(f"The network is a {type(network).__name__}. Pass an instance of a torch.nn.Module.")
         if activation_checkpointing:
             if not hasattr(network, "activation_checkpointing"):
-                raise MiniGPTError(f"{type(network).__name__} has no activation_checkpointing. Leave the setting out.")
+                raise MiniGPTError(f"{type(network).__name__} has no activation_checkpointing. Omit the setting.")
             network.activation_checkpointing = True  # type: ignore[assignment]  # a plain attribute, not a tensor
         self.network = network
         self.architecture = describe(network)  # class and arguments, for checkpoints

@@ -148,12 +148,12 @@ class TrainParser(LightningArgumentParser):
             init_args = network.get("init_args") or {}
             if not isinstance(init_args, dict):
                 raise MiniGPTError(
-                    f"The config file '{path}' has no settings under 'model.network.init_args'. Write them, one a line."
+                    f"The config file '{path}' has no settings under 'model.network.init_args'. Write them one a line."
                 )
             refuse_linked(init_args, f"The config file '{path}': ")
         for key, value in flatten(recipe).items():
             if key in self._groups() and not isinstance(value, dict):
-                raise MiniGPTError(f"The config file '{path}' has no settings under '{key}'. Write them, one a line.")
+                raise MiniGPTError(f"The config file '{path}' has no settings under '{key}'. Write them one per line.")
             if not self._is_known(key.rstrip("+")):
                 known = [flag.removeprefix("--") for flag in NETWORK_FLAGS]
                 known += [action.dest for action in self._actions if not action.dest.startswith("help")]

@@ -139,11 +139,11 @@ class Sweep:
             if then.get(key) != settings.get(key):
                 raise MiniGPTError(
                     f"{key} is {settings.get(key)} here and {then.get(key)} in the study '{self.name}', whose trials "
-                    "would no longer compare. Set it back, or begin another study with --study NAME."
+                    "would no longer be comparable. Restore the setting, or start another study with --study NAME."
                 )
 
     def run(self, n: int) -> None:
-        """Train until the study has `n` trials, those that other processes are at included."""
+        """Train until the study has `n` trials, including the trials of other processes."""
         while taken := self._next(n):
             trial, lock = taken
             try:
