@@ -1,4 +1,4 @@
-"""Trainings that are killed over and over, and must end with the same bits as one that was left alone.
+"""Fault injection: trainings that are killed repeatedly must end with the same bits as an uninterrupted one.
 
     python benchmarks/chaos.py --kills 200 [--seed 0] [--out chaos.json]
 
@@ -58,7 +58,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
 class Life:
-    """One process that trains in a folder, until it is done or killed."""
+    """A process that trains in a folder until it is done or killed."""
 
     def __init__(self, folder: Path, flags: list[str], full_disk: int | None = None):
         self.log = folder / "stderr.txt"
@@ -98,11 +98,11 @@ class Life:
 
     @property
     def step(self) -> int:
-        """The last optimizer step that was done in this life."""
+        """Return the last optimizer step of this process."""
         return int.from_bytes(self._step[:], "little")
 
     def wait_until(self, way: str, folder: Path, seconds: float) -> None:
-        """Return at the moment to kill it: after so many seconds, and then when it next does what the way says."""
+        """Wait for the moment to kill the process: after so many seconds, at the next event of this kind."""
         end, limit = time.monotonic() + seconds, time.monotonic() + 60
         while time.monotonic() < end and not self._ended():
             time.sleep(0.001)
@@ -117,7 +117,7 @@ class Life:
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def end(self) -> int:
-        """Its exit status, or minus the signal that killed it."""
+        """Return the exit status, or minus the signal that killed the process."""
         _, status = os.waitpid(self.pid, 0)
         os.close(self._validates)
         return os.waitstatus_to_exitcode(status)
@@ -129,7 +129,7 @@ def last_of(folder: Path) -> Path | None:
 
 
 def differences(one: Any, other: Any, name: str = "") -> list[str]:
-    """Where two ends of a run differ."""
+    """Return the differences between two final states of a run."""
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
         one, other = dict(enumerate(one)), dict(enumerate(other))
     if isinstance(one, dict) and isinstance(other, dict):
@@ -144,7 +144,7 @@ def differences(one: Any, other: Any, name: str = "") -> list[str]:
 
 
 def bits(folder: Path) -> dict[str, Any]:
-    """All that must be equal at the end of a run."""
+    """Return everything that must be equal at the end of a run."""
     last = last_of(folder)
     ends = {
         name: runs.read_checkpoint(last.with_name(f"{name}.ckpt"))
@@ -166,7 +166,7 @@ def bits(folder: Path) -> dict[str, Any]:
 
 
 def check(folder: Path, life: Life, gentle: bool, counts: dict[str, int]) -> None:
-    """Count what a death has broken."""
+    """Count the damage after a kill."""
     for file in folder.glob("lightning_logs/tiny/*/checkpoints/*.ckpt"):
         try:
             checkpoint = runs.read_checkpoint(file)
@@ -179,7 +179,7 @@ def check(folder: Path, life: Life, gentle: bool, counts: dict[str, int]) -> Non
 
 
 def torment(recipe: str, whole: dict[str, Any], kills: int, chance: random.Random, counts: dict[str, int]) -> None:
-    """One run from its beginning to its end, killed up to so many times."""
+    """Train one run to its end, killing it up to so many times."""
     target = counts["kills"] + kills
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,4 +1,4 @@
-"""What the data cost: batches a second, megabytes tokenised a second, and the memory and time of large corpora.
+"""Cost of the data: batches and megabytes tokenised per second, and the memory and time of large corpora.
 
     python benchmarks/data.py --corpus FILE [--nanogpt DIR] [--rounds 5] [--sizes 1 100 1000] [--out data.json]
 
@@ -47,21 +47,21 @@ SHAPES = {"4 x 64": (4, 64), "64 x 256": (64, 256)}
 
 
 def ours(data: Ids, batch_size: int, block_size: int) -> Iterator[Any]:
-    """Batches as training draws them, without Lightning."""
+    """Yield batches as in training, without Lightning."""
     dataset = CharDataset(data, block_size)
     order = BatchOrder(len(dataset), batch_size, seed=0)
     return iter(DataLoader(dataset, batch_size=None, sampler=order, collate_fn=lambda batch: batch))
 
 
 def article(data: torch.Tensor, batch_size: int, block_size: int) -> Iterator[Any]:
-    """The article's loader, over and over."""
+    """Yield the batches of the article's loader, again and again."""
     dataset = CharDataset(data, block_size)
     while True:
         yield from DataLoader(dataset, batch_size=batch_size, shuffle=True, drop_last=True)
 
 
 def nanogpt(folder: Path, clone: Path, batch_size: int, block_size: int) -> Iterator[Any]:
-    """The function `get_batch` of nanoGPT's train.py, taken out of it as it stands there."""
+    """Return the function `get_batch` of nanoGPT's train.py, extracted unchanged."""
     tree = ast.parse((clone / "train.py").read_text(encoding="utf-8"))
     tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "get_batch"]
     scope = {"os": os, "np": np, "torch": torch, "data_dir": str(folder), "device": "cpu", "device_type": "cpu"}
@@ -88,7 +88,7 @@ def seconds_of(work: Callable[[], Any]) -> float:
 
 
 def in_turn(contenders: dict[str, Callable[[], float]], rounds: int, reference: str) -> dict[str, dict[str, float]]:
-    """Medians of each contender's figure, their spread, and the median of its ratio to the reference."""
+    """Return the median and spread of each contender, and the median of its ratio to the reference."""
     runs: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, measure in contenders.items():
@@ -121,7 +121,7 @@ def loaders(corpus: Path, clone: Path | None, rounds: int, place: Path) -> dict[
 
 
 def tokenisers(corpus: Path, rounds: int) -> dict[str, Any]:
-    """Megabytes a second of `encode_array`, the ids as numpy arrays at the end for all."""
+    """Return the megabytes per second of `encode_array`; all contenders end with numpy arrays."""
     text = "".join(Corpus(str(corpus)).pieces())
     pieces = [text[start : start + 1_000_000] for start in range(0, len(text), 1_000_000)]
     megabytes = len(text.encode()) / 1e6
@@ -145,7 +145,7 @@ def tokenisers(corpus: Path, rounds: int) -> dict[str, Any]:
 
 
 def enlarge(corpus: Path, megabytes: int, file: Path) -> None:
-    """The corpus again and again, its lines in another order each time, up to a size."""
+    """Write repetitions of the corpus up to a size, each with its lines in another order."""
     lines, size, order = corpus.read_bytes().splitlines(keepends=True), 0, random.Random(0)
     with file.open("wb") as out:
         while size < megabytes * 1_000_000:
@@ -154,7 +154,7 @@ def enlarge(corpus: Path, megabytes: int, file: Path) -> None:
 
 
 def watch(command: list[str], until: str | None, cwd: Path) -> tuple[float, float]:
-    """Seconds until a process writes a line that begins so (or ends), and the most memory it held, in MB."""
+    """Return the seconds until a process writes such a line (or ends), and its peak memory in MB."""
     start = time.perf_counter()
     process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     seconds, said = None, []

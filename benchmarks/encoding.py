@@ -1,4 +1,4 @@
-"""How often a text that is not UTF-8 is read right without naming its encoding, as docs/encodings.md has it.
+"""The share of texts outside UTF-8 that are read correctly without --data.encoding, for docs/encodings.md.
 
     python benchmarks/encoding.py [--half table|thresholds] [--slices 30]
 
@@ -45,7 +45,7 @@ PLAIN = str.maketrans({"’": "'", "—": "-", "–": "-", "…": "...", "“": 
 
 
 def slices(language: str, half: str, kind: str, length: int, count: int) -> Iterator[str]:
-    """Texts of `length` characters of a language, each with a character outside ASCII in it.
+    """Return texts of `length` characters of a language, each with a character outside ASCII.
 
     Args:
         language: A language of `LANGUAGES`.
@@ -75,7 +75,7 @@ def slices(language: str, half: str, kind: str, length: int, count: int) -> Iter
 
 
 def _capitals(text: str) -> str:
-    """The text in capitals that are one character each, as old encodings have them, and Greek ones without accents."""
+    """Return the text in capitals of one character each, as in old encodings; Greek capitals have no accents."""
     capitals = "".join(character.upper() if len(character.upper()) == 1 else character for character in text)
     return capitals.translate(str.maketrans("ΆΈΉΊΌΎΏ", "ΑΕΗΙΟΥΩ"))
 
@@ -85,7 +85,7 @@ def _with_no_break_spaces(text: str) -> str:
 
 
 def others(half: str) -> Iterator[tuple[str, str, str]]:
-    """Further languages, each with an encoding and a text."""
+    """Return further languages, each with an encoding and a text."""
     for line in (TEXTS / "others.txt").read_text(encoding="utf-8").splitlines()[HALVES.index(half) :: 2]:
         language, encodings, text = line.split("|")
         for encoding in encodings.split(","):
@@ -93,7 +93,7 @@ def others(half: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _for_windows_1258(text: str) -> str:
-    """The text with the marks of Vietnamese tones after their vowels, as cp1258 has them."""
+    """Return the text with the marks of Vietnamese tones after their vowels, as in cp1258."""
     tones = "\u0300\u0301\u0303\u0309\u0323"
     letters = []
     for letter in text:
@@ -104,7 +104,7 @@ def _for_windows_1258(text: str) -> str:
 
 
 def charset_normalizer(sample: bytes) -> Guess | None:
-    """The guess that minigpt took before."""
+    """Return the encoding that earlier versions of minigpt would have guessed."""
     from charset_normalizer import from_bytes
 
     if sum(byte > 127 for byte in sample) < 20:
@@ -116,7 +116,7 @@ def charset_normalizer(sample: bytes) -> Guess | None:
 
 
 def read(raw: bytes) -> tuple[str | None, str]:
-    """What minigpt reads, None if it refuses, and the note that it prints."""
+    """Return the text that minigpt reads, or None if it refuses, and the note that it prints."""
     with contextlib.redirect_stderr(io.StringIO()) as notes:
         try:
             return "".join(reading._decode(io.BytesIO(raw), "slice", None, {})), notes.getvalue()
@@ -125,13 +125,13 @@ def read(raw: bytes) -> tuple[str | None, str]:
 
 
 class Count:
-    """How many texts came back equal, with minigpt and before, and for how many several encodings were named."""
+    """The counts of texts read correctly, now and before, and of texts with several encodings named."""
 
     def __init__(self) -> None:
         self.texts = self.right = self.before = self.several = 0
 
     def add(self, text: str, encoding: str) -> None:
-        """Encode a text and read it in both ways; a text that the encoding lacks characters for is left out."""
+        """Encode a text and read it in both ways; texts with characters outside the encoding are skipped."""
         try:
             raw = text.encode(encoding)
         except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""How many tokens a second come out, side by side in one run with the article's function, nanoGPT's and Hugging Face's.
+"""Generation speed in tokens per second, compared in one run with the article, nanoGPT and Hugging Face.
 
     python benchmarks/generate.py [--nanogpt DIR] [--rounds 5] [--out generate.json]
 
@@ -32,22 +32,22 @@ from minigpt.generation.engine import generate_ids
 from minigpt.runs import for_inference
 
 V = 65
-CONTROLS = {"temperature": 0.8, "top_k": 30, "top_p": 0.9}
+SAMPLING = {"temperature": 0.8, "top_k": 30, "top_p": 0.9}
 SHAPES = {"0.80 M": (64, 4, 4, 128), "10.65 M": (256, 6, 6, 384)}  # block_size, n_layer, n_head, n_embd
 Contender = Callable[[int], None]  # continues a batch of this size
 
 
 @torch.no_grad()
 def article(model: TinyGPT, n: int) -> None:
-    """The article's function, as a reader of the article would type it."""
+    """Generate with the article's function, as a reader of the article would type it."""
     ids = torch.zeros(1, 1, dtype=torch.int64)
     text = []
     for _ in range(n):
-        logits = model(ids[:, -model.block_size :])[:, -1, :] / CONTROLS["temperature"]
-        values, indices = torch.topk(logits, CONTROLS["top_k"])
+        logits = model(ids[:, -model.block_size :])[:, -1, :] / SAMPLING["temperature"]
+        values, indices = torch.topk(logits, SAMPLING["top_k"])
         logits = torch.full_like(logits, float("-inf")).scatter_(1, indices, values)
         ordered, order = torch.sort(logits, descending=True)
-        cut = torch.cumsum(F.softmax(ordered, dim=-1), dim=-1) > CONTROLS["top_p"]
+        cut = torch.cumsum(F.softmax(ordered, dim=-1), dim=-1) > SAMPLING["top_p"]
         cut[..., 1:] = cut[..., :-1].clone()
         cut[..., 0] = False
         logits[0, order[0][cut[0]]] = float("-inf")
@@ -57,7 +57,7 @@ def article(model: TinyGPT, n: int) -> None:
 
 
 def ours(model, batch_size: int, n: int) -> None:
-    for ids in generate_ids(model, [[0]] * batch_size, n, **CONTROLS):
+    for ids in generate_ids(model, [[0]] * batch_size, n, **SAMPLING):
         ids.tolist()  # as text.py does, to write them
 
 
@@ -91,7 +91,7 @@ def hugging_face(shape: tuple[int, ...]) -> Contender:
 
     def run(batch_size: int) -> None:
         ids = torch.zeros(batch_size, 1, dtype=torch.int64)
-        model.generate(ids, max_new_tokens=block - 1, do_sample=True, pad_token_id=0, **CONTROLS)
+        model.generate(ids, max_new_tokens=block - 1, do_sample=True, pad_token_id=0, **SAMPLING)
 
     return run
 
@@ -109,7 +109,7 @@ def project(shape: tuple[int, ...], compiled: bool, precision: str) -> tuple[Con
 
 
 def bandwidth() -> float:
-    """Bytes read per second from memory, the best of three sums over 256 MB."""
+    """Return the bytes read per second from memory, the best of three sums over 256 MB."""
     buffer = torch.ones(64 * 2**20)
     best = min(_timed(buffer.sum) for _ in range(3))
     return buffer.numel() * 4 / best
@@ -122,7 +122,7 @@ def _timed(work: Callable[[], object]) -> float:
 
 
 def measure(contenders: dict[str, Contender], batch_size: int, tokens: int, rounds: int, weights: float) -> dict:
-    """Tokens per second of each contender in each round, and of the limit."""
+    """Return the tokens per second of each contender in each round, and the limit."""
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
     limits = []
     for n in range(rounds):
@@ -137,7 +137,7 @@ def measure(contenders: dict[str, Contender], batch_size: int, tokens: int, roun
 
 
 def table(results: list[dict]) -> str:
-    """Medians, their spread, and the ratio to the reference of each group, as a Markdown table."""
+    """Return medians, spreads, and ratios to the reference of each group as a Markdown table."""
     lines = ["| model | batch | | tokens/s (min to max) | ratio | of the limit |", "|---|---|---|---|---|---|"]
     for result in results:
         speeds = result["tokens_per_second"]

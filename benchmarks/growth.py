@@ -1,4 +1,4 @@
-"""How the cost of training grows with the model, its context and its text: seconds and peak memory, on log-log axes.
+"""Growth of the cost of training with model, context and text: seconds and peak memory, on log-log axes.
 
     python benchmarks/growth.py --corpus FILE --plot docs/images/growth.png
 
@@ -35,12 +35,12 @@ VOCAB = 65
 
 
 def held() -> float:
-    """The most memory that this process has held, in MB."""
+    """Return the peak memory of this process in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 def step(width: int, context: int, steps: int) -> dict[str, float]:
-    """Parameters, seconds of a step (the median) and the memory that it takes, in MB."""
+    """Return the number of parameters, the median seconds of a step, and its memory in MB."""
     import torch
 
     from minigpt import GPT, LitLanguageModel
@@ -68,7 +68,7 @@ def alone(*arguments: int) -> dict[str, float]:
 
 
 def start(corpus: Path, megabytes: int, place: Path) -> dict[str, float]:
-    """Seconds to the first step of a training on so large a text, new and known, and the most memory held, in MB."""
+    """Return the seconds to the first step on a text of this size, new and known, and the peak memory in MB."""
     text = place / f"{megabytes}.txt"
     enlarge(corpus, megabytes, text)
     command = [
@@ -82,12 +82,12 @@ def start(corpus: Path, megabytes: int, place: Path) -> dict[str, float]:
 
 
 def slope(xs: list[float], ys: list[float]) -> float:
-    """The exponent b of the power law a * x ** b that fits best."""
+    """Return the exponent b of the best-fitting power law a * x ** b."""
     return float(np.polyfit(np.log(xs), np.log(ys), 1)[0])
 
 
 def plot(results: dict[str, dict[str, list[float]]], file: Path) -> None:
-    """Seconds above, memory below, one column of charts for each thing that grows."""
+    """Draw seconds above and memory below, with a column for each quantity that grows."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""The ladder: from the bigram to a modern transformer, what each enrichment buys on one corpus, in one table.
+"""The ladder: the gain of each change from the bigram to a modern transformer, on one corpus, in one table.
 
     python benchmarks/ladder.py --corpus exemple
 
@@ -46,7 +46,7 @@ STEPS: list[tuple[str, dict[str, Any]]] = [
 
 
 def rungs() -> dict[str, dict[str, Any]]:
-    """The settings of each rung, by name."""
+    """Return the settings of each rung, by name."""
     settings, ladder = {}, {"bigram (TinyGPT)": {"network": "TinyGPT", "decay_vectors": True} | ADAMW}
     for name, change in STEPS:
         settings = settings | change
@@ -57,7 +57,7 @@ def rungs() -> dict[str, dict[str, Any]]:
 def train(
     name: str, settings: dict[str, Any], seed: int, corpus: str, tokenizer: str, steps: int, threads: int
 ) -> dict[str, Any]:
-    """Train one rung with one seed, in a process of its own; what the table needs of it."""
+    """Train one rung with one seed in a separate process, and return its row of the table."""
     import torch
 
     from minigpt import GPT
@@ -96,7 +96,7 @@ def train(
 
 
 def bigram_width(corpus: str, tokenizer: str) -> int:
-    """The width at which TinyGPT has as many parameters as the second rung."""
+    """Return the width at which TinyGPT has as many parameters as the second rung."""
     from minigpt import GPT, TextDataModule
 
     data = TextDataModule(path=corpus, tokenizer=tokenizer)
@@ -105,7 +105,7 @@ def bigram_width(corpus: str, tokenizer: str) -> int:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """The rungs of one corpus as a Markdown table, the baselines, and what each rung writes."""
+    """Return a Markdown table of the rungs of one corpus, with the baselines and a sample of each rung."""
     lines = [
         "| rung | parameters | val bits per character | nats | seconds | tokens/s |",
         "|---|---|---|---|---|---|",
@@ -129,18 +129,17 @@ def table(results: list[dict[str, Any]]) -> str:
 
 INTRO = """# The ladder
 
-From the bigram to a modern transformer: what each enrichment buys, on one corpus, with the same number of tokens and
-the same parameters within 5 % (with words or byte pairs, the two last rungs' own output layer takes more). Each rung
-keeps what those before it brought, but for SwiGLU, which ReLU² replaces.
-Validation is the last 10 % of the text, whole; ± is the standard deviation over the seeds. Every run had one thread
-of its own on a machine of two cores that did other work beside, so seconds and tokens/s compare roughly.
-The samples are of the first seed, with one prompt, temperature 0.8, top-k 30 and top-p 0.9. What was learned from the
-tables is in [LOG.md](LOG.md).
+From the bigram to a modern transformer: the gain of each change, with the same corpus, the same number of tokens, and
+numbers of parameters within 5 % (with words or byte pairs, the untied output layer of the last two rungs takes more).
+Each rung keeps the changes of the rungs before it, except that ReLU² replaces SwiGLU. Validation is the last 10 % of
+the text; ± is the standard deviation over the seeds. Every run had one thread on a machine of two cores that also did
+other work, so seconds and tokens/s are only roughly comparable. The samples are from the first seed, with the same
+prompt, temperature 0.8, top-k 30 and top-p 0.9. [LOG.md](LOG.md) has the conclusions.
 """
 
 
 def page(out: Path) -> str:
-    """All corpora that have results."""
+    """Return the page with all corpora that have results."""
     sections = [INTRO]
     for file in sorted((out / "ladder").glob("*.json")):
         about = json.loads(file.read_text(encoding="utf-8"))
@@ -152,7 +151,7 @@ def page(out: Path) -> str:
 
 
 def plot(results: list[dict[str, Any]], path: Path, title: str) -> None:
-    """A dot per run and a line through the means, with the baselines."""
+    """Draw a dot per run and a line through the means, with the baselines."""
     import matplotlib
 
     matplotlib.use("Agg")

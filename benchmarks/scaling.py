@@ -1,4 +1,4 @@
-"""What a training would cost, on paper: memory, operations, seconds a step and network volume of each strategy.
+"""Predicted cost of a training: memory, operations, seconds per step and network volume of each strategy.
 
     python benchmarks/scaling.py --params 1e9 --devices 8
     python benchmarks/scaling.py --check growth.json --flops 152e9 --bandwidth 30e9
@@ -41,7 +41,7 @@ H200 = Machine(flops=0.4 * 989e12, bandwidth=4.8e12, network=450e9, memory=141e9
 
 @dataclass
 class Model:
-    """The sizes that cost."""
+    """The sizes that determine the cost."""
 
     n_layer: int
     n_embd: int
@@ -53,16 +53,16 @@ class Model:
         return 12 * self.n_layer * self.n_embd**2 + 2 * self.vocab * self.n_embd
 
     def flops(self, context: int) -> float:
-        """Operations of a token, forward and back: 6 a weight of a product, and attention's 12 L C T."""
+        """Operations per token, forward and backward: 6 per weight of a product, and 12 L C T for attention."""
         return 6 * (self.parameters - self.vocab * self.n_embd) + 12 * self.n_layer * self.n_embd * context
 
     def kept(self, size: int) -> float:
-        """Bytes of activations a token, `size` bytes a number, logits and their gradient included."""
+        """Return the bytes of activations per token, with `size` bytes per number, including logits and gradient."""
         return size * (KEPT * self.n_layer * self.n_embd + 2 * self.vocab)
 
 
 def of_size(parameters: float, vocab: int = VOCAB) -> Model:
-    """A model of about so many parameters outside its tables, as wide for its depth as those of the field are."""
+    """Return a model with about so many parameters outside its embeddings, with a usual ratio of width to depth."""
     aspect = 32 * max(1.0, parameters / 0.8e6) ** 0.15  # 32 at 0.8 M, 68 at 124 M, 130 at 10 B: GPT-2's and GPT-3's
     n_layer = max(2, round((parameters / (12 * aspect**2)) ** (1 / 3)))
     return Model(n_layer, max(64, round(math.sqrt(parameters / (12 * n_layer)) / 64) * 64), vocab)
@@ -78,7 +78,7 @@ def plan(
     size: int,
     checkpointing: bool,
 ) -> dict[str, float]:
-    """A step of `tokens` tokens on each of the devices.
+    """Return the cost of a step of `tokens` tokens on each of the devices.
 
     Args:
         model: What is trained.
@@ -112,7 +112,7 @@ def plan(
 
 
 def check(file: Path, machine: Machine) -> None:
-    """Print prediction beside measurement for the points of growth.py."""
+    """Print predictions and measurements for the points of growth.py."""
     from growth import TOKENS, WIDTHS
 
     results = json.loads(file.read_text())["results"]

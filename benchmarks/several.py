@@ -1,4 +1,4 @@
-"""What several processes cost, held to what scaling.py predicts: memory, bytes sent and seconds of a step.
+"""Cost of several processes compared with the predictions of scaling.py: memory, bytes sent, seconds per step.
 
     python benchmarks/several.py
 
@@ -30,13 +30,13 @@ WAYS = {"one": ("one", False), "ddp": ("ddp", False), "fsdp": ("fsdp", False), "
 
 
 def sent() -> int:
-    """The bytes that the loopback has carried."""
+    """Return the bytes that the loopback interface has carried."""
     (line,) = (line for line in Path("/proc/net/dev").read_text().splitlines() if line.strip().startswith("lo:"))
     return int(line.split()[9])
 
 
 def timed(work, times: int = 5) -> float:
-    """Seconds of a call, the median, after one that does not count."""
+    """Return the median seconds of a call, after one call that does not count."""
     work()
     seconds = []
     for _ in range(times):
@@ -47,14 +47,14 @@ def timed(work, times: int = 5) -> float:
 
 
 def join(rank: int, world: int, port: int) -> None:
-    """Become one of so many processes, on one thread."""
+    """Initialise this process as one of so many, with one thread."""
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     distributed.init_process_group("gloo", rank=rank, world_size=world)
 
 
 def speeds(rank: int, world: int, port: int, results: SimpleQueue) -> None:
-    """What each of the processes reaches while the others do the same; the first tells."""
+    """Measure the speeds of each process while the others run too; the first process reports."""
     join(rank, world, port)
     a, large = torch.randn(1024, 1024), torch.ones(1 << 25)
     share = torch.ones(1 << 23)
@@ -66,7 +66,7 @@ def speeds(rank: int, world: int, port: int, results: SimpleQueue) -> None:
 
 
 def steps(rank: int, world: int, port: int, results: SimpleQueue, way: str, width: int, tokens: int, n: int) -> None:
-    """Train for a while as one of the processes; the first tells what it saw."""
+    """Train for a while as one of the processes; the first process reports."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.nn.parallel import DistributedDataParallel
 
@@ -106,7 +106,7 @@ def steps(rank: int, world: int, port: int, results: SimpleQueue, way: str, widt
 
 
 def together(task: Callable[..., None], world: int, port: int, *arguments: str | int) -> dict | Machine:
-    """A task in so many processes: what the first of them tells."""
+    """Run a task in so many processes and return the report of the first one."""
     context = get_context("spawn")
     results = context.SimpleQueue()
     processes = [context.Process(target=task, args=(rank, world, port, results, *arguments)) for rank in range(world)]

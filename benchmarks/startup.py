@@ -1,4 +1,4 @@
-"""How soon a sample starts: `import minigpt` and the first character of generate.py, beside `import torch`.
+"""Start-up time: `import minigpt` and the first character of generate.py, compared with `import torch`.
 
     python benchmarks/startup.py
 
@@ -20,7 +20,7 @@ PROMPT = "un matin,"
 
 
 def python(*args: str, cwd: str, characters: int | None = None) -> float:
-    """Seconds until a process ends, or until it has written so many characters."""
+    """Return the seconds until a process ends, or has written so many characters."""
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, *args], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     process.stdout.read(-1 if characters is None else characters)

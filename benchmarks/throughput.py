@@ -1,4 +1,4 @@
-"""Tokens per second of training at nanoGPT's architecture and batches, side by side with nanoGPT in one run.
+"""Tokens per second of training at nanoGPT's architecture and batches, compared with nanoGPT in one run.
 
     python benchmarks/throughput.py --nanogpt DIR [--device cuda]
 
@@ -57,7 +57,7 @@ LOOPS = {  # the first is what the others are held to
 
 
 def peak(device: str) -> float:
-    """Floating-point operations per second of a product of matrices, in the precision of the first loop."""
+    """Return the operations per second of a matrix product, in the precision of the first loop."""
     size, dtype = (2048, torch.float32) if device == "cpu" else (8192, torch.bfloat16)
     a = torch.randn(size, size, device=device, dtype=dtype)
     seconds = []
@@ -72,7 +72,7 @@ Loop = tuple[Callable[[torch.Tensor, torch.Tensor], torch.Tensor], torch.nn.Modu
 
 
 def nanogpt_loop(sizes: dict, device: str, compiled: bool) -> Loop:
-    """The loss of `(x, y)`, the model and the optimizer of nanoGPT's train.py."""
+    """Return the loss of `(x, y)`, the model and the optimizer of nanoGPT's train.py."""
     from model import GPT, GPTConfig
 
     torch.backends.cuda.matmul.allow_tf32 = True  # as there
@@ -82,7 +82,7 @@ def nanogpt_loop(sizes: dict, device: str, compiled: bool) -> Loop:
 
 
 def minigpt_loop(sizes: dict, device: str, compiled: bool) -> Loop:
-    """The loss of `(x, y)`, the model and the optimizer of scripts/train.py."""
+    """Return the loss of `(x, y)`, the model and the optimizer of scripts/train.py."""
     from minigpt import GPT, LitLanguageModel
     from minigpt.processes import keep_memory
 
@@ -93,7 +93,7 @@ def minigpt_loop(sizes: dict, device: str, compiled: bool) -> Loop:
 
 
 def step_of(loop: str, sizes: dict, batch: int, device: str) -> Callable[[], torch.Tensor]:
-    """A function that takes one step of a loop on random ids, and gives its loss."""
+    """Return a function that does one step of a loop on random ids and returns the loss."""
     name, precision, *how = loop.split(", ")
     with redirect_stdout(io.StringIO()):  # nanoGPT tells of its parameters
         loss_of, model, optimizer = (nanogpt_loop if name == NANOGPT else minigpt_loop)(sizes, device, bool(how))
@@ -113,7 +113,7 @@ def step_of(loop: str, sizes: dict, batch: int, device: str) -> Callable[[], tor
 
 
 def serve(loop: str, sizes: dict, batch: int, device: str, threads: int, clone: str, connection: Connection) -> None:
-    """Do as many steps as asked, as often as asked, and tell how long they took."""
+    """Do as many steps as requested, repeatedly, and report their time."""
     torch.set_num_threads(threads)
     sys.path.insert(0, clone)
     with tempfile.TemporaryDirectory() as cache:
@@ -130,7 +130,7 @@ def serve(loop: str, sizes: dict, batch: int, device: str, threads: int, clone: 
 def measure(
     sizes: dict, batch: int, steps: int, device: str, rounds: int, clone: str
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Tokens per second of each loop in each round, and the seconds of its first step."""
+    """Return the tokens per second of each loop in each round, and the seconds of its first step."""
     spawn, workers, first = multiprocessing.get_context("spawn"), {}, {}
     for loop in LOOPS[device]:
         workers[loop], end = spawn.Pipe()

@@ -1,4 +1,4 @@
-"""What training inside Lightning costs a small model: TinyGPT's steps per second, side by side in one run.
+"""Overhead of Lightning for a small model: TinyGPT's steps per second, with all contenders in one run.
 
     python benchmarks/train_overhead.py
 
@@ -42,7 +42,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
 class Clock:
-    """An endless loader that notes when it is asked for a batch."""
+    """An endless loader that records the times of its requests."""
 
     def __init__(self, loader):
         self.loader = loader
@@ -54,7 +54,7 @@ class Clock:
             yield batch
 
     def seconds(self, steps: int) -> float:
-        """Between the request for batch 100 and the one `steps` later."""
+        """Return the seconds between the request for batch 100 and the one `steps` later."""
         return self.times[WARM_UP + steps - 1] - self.times[WARM_UP - 1]
 
 
@@ -66,7 +66,7 @@ def article_data() -> tuple[int, Clock]:
 
 
 def article_loop(steps: int) -> Clock:
-    """The article's loop, as a reader of the article would type it."""
+    """Run the article's loop, as a reader of the article would type it."""
     vocab_size, clock = article_data()
     model = TinyGPT(vocab_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -84,7 +84,7 @@ def article_loop(steps: int) -> Clock:
 
 
 class Plain(LightningModule):
-    """The article's step as a LightningModule, and nothing else."""
+    """The article's step as a LightningModule."""
 
     def __init__(self, vocab_size: int):
         super().__init__()
@@ -99,7 +99,7 @@ class Plain(LightningModule):
 
 
 def lightning_empty(steps: int) -> Clock:
-    """Lightning's Trainer with nothing on, over the article's DataLoader."""
+    """Run Lightning's Trainer without any options over the article's DataLoader."""
     vocab_size, clock = article_data()
     trainer = Trainer(
         max_steps=steps, max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False,
@@ -110,14 +110,14 @@ def lightning_empty(steps: int) -> Clock:
 
 
 def prepare(recipe: str, steps: int, *flags: str) -> tuple[MiniGPTCLI, Clock]:
-    """What scripts/train.py makes of a recipe, without figures."""
+    """Return the training of a recipe as in scripts/train.py, without figures."""
     options = ["--trainer.max_steps", str(steps), "--trainer.accelerator", "cpu", "--figures.every_n_steps", "0"]
     cli = MiniGPTCLI(["--config", str(CONFIGS / f"{recipe}.yaml"), *options, *flags])
     return cli, Clock(cli.datamodule.train_dataloader())
 
 
 def project(recipe: str, steps: int, *flags: str) -> Clock:
-    """What scripts/train.py does with a recipe."""
+    """Train a recipe as scripts/train.py does."""
     cli, clock = prepare(recipe, steps, *flags)
     cli.datamodule.train_dataloader = lambda: clock
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
@@ -125,7 +125,7 @@ def project(recipe: str, steps: int, *flags: str) -> Clock:
 
 
 def bare(recipe: str, steps: int) -> Clock:
-    """The modules of a recipe, its batches, its optimizer and its clipping in a loop of a few lines."""
+    """Train with the modules, batches, optimizer and clipping of a recipe in a loop of a few lines."""
     cli, clock = prepare(recipe, steps)
     optimizer = cli.model.optimizer()
     batches = iter(clock)
@@ -152,7 +152,7 @@ LARGER: dict[str, Callable[[int], Clock]] = {
 
 
 def share_of_figures(recipe: str) -> float:
-    """How much of the time of a recipe's training goes into figures, its first steps and its last ones included."""
+    """Return the share of the time of a recipe's training that figures take, first and last steps included."""
     cli = MiniGPTCLI(["--config", str(CONFIGS / f"{recipe}.yaml"), "--trainer.accelerator", "cpu"])
     (figures,) = (callback for callback in cli.trainer.callbacks if isinstance(callback, Figures))
     spent = []

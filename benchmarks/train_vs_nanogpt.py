@@ -1,4 +1,4 @@
-"""How soon nanoGPT's loss is reached, side by side with nanoGPT on the same CPU and the same text.
+"""Time to nanoGPT's loss, compared with nanoGPT on the same CPU and the same text.
 
     python benchmarks/train_vs_nanogpt.py --nanogpt DIR --corpus FILE
 
@@ -39,7 +39,7 @@ FLAGS = [
 
 
 def nanogpt(clone: Path, folder: Path, seed: int, lengths: torch.Tensor) -> dict[str, float]:
-    """Run nanoGPT's train.py; its seconds, and its final model's loss on the whole split.
+    """Run nanoGPT's train.py, and return its seconds and its final loss on the whole split.
 
     It has no flag for its seed, so its process begins with another.
     """
@@ -74,7 +74,7 @@ def nanogpt(clone: Path, folder: Path, seed: int, lengths: torch.Tensor) -> dict
 
 
 def minigpt(corpus: Path, folder: Path, seed: int, config: Path) -> dict[str, float]:
-    """Run scripts/train.py; its seconds, and its final model's loss on the whole split."""
+    """Run scripts/train.py, and return its seconds and its final loss on the whole split."""
     flags = ["--config", str(config), "--data.path", str(corpus), "--seed_everything", str(seed)]
     flags += ["--trainer.default_root_dir", str(folder), "--trainer.accelerator", "cpu"]
     began = time.perf_counter()
@@ -95,7 +95,7 @@ def minigpt(corpus: Path, folder: Path, seed: int, config: Path) -> dict[str, fl
 
 
 def prepare(clone: Path, corpus: Path) -> torch.Tensor:
-    """Let nanoGPT's own script make its files from the text; the lengths of the characters, which are all 1."""
+    """Prepare the text with nanoGPT's own script, and return the lengths of the characters, which are all 1."""
     place = clone / "data" / "shakespeare_char"
     (place / "input.txt").write_bytes(corpus.read_bytes())
     subprocess.run([sys.executable, "prepare.py"], cwd=place, check=True, capture_output=True)

@@ -1,6 +1,6 @@
-"""The page where people play with a model: it writes, it shows what it thought, and two models write side by side.
+"""The web page: generate text, inspect a model's predictions, and compare two models.
 
-Whatever is shown goes through `escape`, since a model may write anything.
+Everything shown as HTML goes through `escape`, since a model may write anything.
 """
 
 import base64
@@ -17,7 +17,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when it is imported
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # Gradio reads it on import
 
 import gradio as gr
 import torch
@@ -31,12 +31,12 @@ from minigpt.generation.text import LanguageModel
 from minigpt.introspection import attention, attention_size, is_bigram, next_probabilities, surprisal
 from minigpt.words import LABELS, message
 
-LOADED = 4  # models kept in memory
-AT_ONCE = 16  # people whose text is drawn at the same time
-PAUSE = 0.1  # seconds between two updates of a text
-LOOKED_INTO = 600  # characters at the end of a text
-BARS = 12
-SURPRISED = 6.0  # bits, at which a character is coloured in full
+MAX_LOADED = 4  # models kept in memory
+MAX_CONCURRENT = 16  # visitors whose text is generated at the same time
+UPDATE_SECONDS = 0.1  # least time between two updates of a text
+MAX_INSPECTED = 600  # characters at the end of a text that are inspected
+BARS = 12  # tokens in the bar chart
+FULL_COLOUR_BITS = 6.0  # the surprisal at which a token has the full colour
 PROMPTS = ["un matin,", "le soir,", "la petite fille", "dans la forêt"]
 I18N = gr.I18n(**LABELS)
 
@@ -54,50 +54,50 @@ CSS = """
 .bars .cut td:first-child {text-decoration: line-through; opacity: .55}
 .figure img {max-width: 100%; background: white}
 """
-# A click on a token, or Enter, tells the server which; the token keeps its mark.
+# A click on a token, or Enter, marks it and sends its position to the server.
 PICK = """
 const pick = event => {
-  const token = event.target.closest('span[data-place]');
+  const token = event.target.closest('span[data-position]');
   if (!token) return;
   element.querySelectorAll('.picked').forEach(other => other.classList.remove('picked'));
   token.classList.add('picked');
-  trigger('select', {index: Number(token.dataset.place)});
+  trigger('select', {index: Number(token.dataset.position)});
 };
 element.addEventListener('click', pick);
 element.addEventListener('keydown', event => event.key === 'Enter' && pick(event));
 """
 
 
-class Shelf:
-    """The checkpoints that the page offers, and the last few models that were asked for.
+class ModelStore:
+    """The checkpoints that the page offers, with a cache of the models used last.
 
     Args:
-        ckpt_path: What is offered first: `last`, a run folder or a file, which may lie outside `lightning_logs/`.
-        device: Where models are put.
+        ckpt_path: The checkpoint to offer first: `last`, a run folder or a file, also outside `lightning_logs/`.
+        device: The device of the models.
         allow_code: The modules outside minigpt whose networks may be imported.
 
     Raises:
-        MiniGPTError: What is named is not there.
+        MiniGPTError: The checkpoint does not exist.
     """
 
     def __init__(self, ckpt_path: str = "last", device: str = "cpu", allow_code: Sequence[str] = ()):
         self.device = device
         self.allow_code = allow_code
         self.named = None if ckpt_path == "last" else str(runs.find_checkpoint(ckpt_path))
-        self._model = lru_cache(LOADED)(self._read)
+        self._model = lru_cache(MAX_LOADED)(self._read)
         self._lock = threading.Lock()
 
     def files(self) -> list[str]:
-        """The checkpoints, the one that was named and the newest run's first."""
-        found = sorted(Path(runs.ROOT).glob("*/version_*/checkpoints/*.ckpt"), key=_age)
-        files = [str(file) for file in found if file.stem in ("best", "last")]
+        """Return the checkpoint files: first the one named at the start, then those of the newest runs."""
+        newest_first = sorted(Path(runs.ROOT).glob("*/version_*/checkpoints/*.ckpt"), key=_age)
+        files = [str(file) for file in newest_first if file.stem in ("best", "last")]
         return list(dict.fromkeys([self.named, *files] if self.named else files))
 
     def resolve(self, chosen: str | None) -> str:
-        """The file of a choice: one of `files`, a run folder of theirs, or `last`.
+        """Return the file for a visitor's choice: one of `files`, the run folder of one, or `last`.
 
         Raises:
-            Problem: There is no run, or none like this.
+            Problem: There is no run, or no such checkpoint.
         """
         files = self.files()
         if not files:
@@ -108,18 +108,18 @@ class Shelf:
             file = str(runs.find_checkpoint(chosen))
         except MiniGPTError:
             file = chosen
-        if file not in files:  # what the page does not offer is none of its visitors' business
+        if file not in files:  # visitors may load only what the page offers
             raise Problem("gone", chosen)
         return file
 
     def load(self, chosen: str | None) -> LanguageModel:
-        """The model of a choice.
+        """Return the model for a visitor's choice.
 
         Raises:
-            Problem: It is not there, or cannot be read.
+            Problem: The checkpoint does not exist or cannot be read.
         """
         file = self.resolve(chosen)
-        with self._lock:  # of several people who ask for one model the first loads it
+        with self._lock:  # so that a model that several visitors request is loaded once
             try:
                 return self._model(file, os.stat(file).st_mtime_ns)
             except OSError as error:
@@ -132,21 +132,21 @@ class Shelf:
 
 
 class Problem(Exception):
-    """What the page tells its visitor, by its name in `MESSAGES`."""
+    """An error to show to the visitor, by its name in `MESSAGES`."""
 
     def __init__(self, name: str, *values: object):
         super().__init__(name)
         self.name, self.values = name, values
 
     def message(self, request: gr.Request | None) -> str:
-        """The sentence, in the visitor's language."""
+        """Return the message in the visitor's language."""
         return "⚠ " + _say(request, self.name, *self.values)
 
 
 def _age(file: Path) -> tuple[int, str]:
     try:
         newest = max(other.stat().st_mtime_ns for other in file.parent.glob("*.ckpt"))
-    except (OSError, ValueError):  # gone in the meantime
+    except (OSError, ValueError):  # deleted in the meantime
         newest = 0
     return -newest, str(file)
 
@@ -156,37 +156,38 @@ def _say(request: gr.Request | None, name: str, *values: object) -> str:
     return message(name, *values, language="fr" if languages.startswith("fr") else "en")
 
 
-def _controls(temperature: float, top_k: int, top_p: float, min_p: float) -> dict:
+def _sampling(temperature: float, top_k: int, top_p: float, min_p: float) -> dict:
     return {"temperature": temperature, "top_k": int(top_k) or None, "top_p": top_p, "min_p": min_p or None}
 
 
 def write(
-    shelf: Shelf, request: gr.Request | None, chosen: str | None, prompt: str, temperature: float, top_k: int,
+    store: ModelStore, request: gr.Request | None, chosen: str | None, prompt: str, temperature: float, top_k: int,
     top_p: float, min_p: float, max_new_tokens: int, seed: int | None, stop: str, num_samples: int,
 ) -> Iterator[tuple[str, str]]:  # fmt: skip
-    """What the page shows of a text while it is written: the text so far, and a notice.
+    """Yield the text so far and a notice while texts are generated.
 
-    Several texts are separated by a line `---`. Updates come `PAUSE` seconds apart at least, however fast the model.
+    Several texts are separated by a line `---`. Updates come at least `UPDATE_SECONDS` apart, however fast the model.
     """
     try:
-        lm = shelf.load(chosen)
-        cleaned = lm.prepare(prompt or "", unknown="skip")
-        dropped = dict.fromkeys(lm.tokenizer.clean(prompt or ""))
+        lm = store.load(chosen)
+        ids = lm.encode_prompt(prompt or "", unknown="skip")
+        cleaned = lm.tokenizer.decode(ids)
+        left_out = dict.fromkeys(lm.tokenizer.clean(prompt or ""))
         for char in cleaned:
-            dropped.pop(char, None)
+            left_out.pop(char, None)
         seed = random.randrange(2**31) if seed is None else int(seed)
         notice = _say(request, "seed", seed)
-        if dropped:
-            notice = _say(request, "dropped", " ".join(f"`{char}`" for char in dropped)) + f" · {notice}"
+        if left_out:
+            notice = _say(request, "left_out", " ".join(f"`{char}`" for char in left_out)) + f" · {notice}"
         steps = lm.stream_batch(
-            [prompt or ""] * int(num_samples), int(max_new_tokens), **_controls(temperature, top_k, top_p, min_p),
-            seed=seed, stop=stop or None, unknown="skip",
+            [ids] * int(num_samples), int(max_new_tokens), **_sampling(temperature, top_k, top_p, min_p),
+            seed=seed, stop=stop or None,
         )  # fmt: skip
         texts, shown = [[cleaned] for _ in range(int(num_samples))], time.monotonic()
         for pieces in steps:
             for text, piece in zip(texts, pieces, strict=True):
                 text.append(piece)
-            if time.monotonic() - shown >= PAUSE:
+            if time.monotonic() - shown >= UPDATE_SECONDS:
                 yield _joined(texts), notice
                 shown = time.monotonic()
         yield _joined(texts), notice
@@ -201,47 +202,48 @@ def _joined(texts: list[list[str]]) -> str:
 
 
 def ids_of(lm: LanguageModel, text: str) -> list[int]:
-    """The ids of the first of the texts in a box, the last `LOOKED_INTO` characters of it."""
-    text = text.split("\n---\n")[0][-LOOKED_INTO:]
-    return lm.tokenizer.encode(lm.prepare(text, unknown="skip"))
+    """Return the ids of the last `MAX_INSPECTED` characters of the first text in a text box."""
+    text = text.split("\n---\n")[0][-MAX_INSPECTED:]
+    return lm.encode_prompt(text, unknown="skip")
 
 
 def surprise(lm: LanguageModel, ids: list[int], picked: int) -> str:
-    """A text as HTML, each token behind the colour of its surprisal; the first has none before it."""
+    """Return a text as HTML, with each token coloured by its surprisal; the first token has none."""
     spans = []
-    for place, (token, bits) in enumerate(zip(ids, [0.0, *surprisal(lm.model, ids).tolist()], strict=True)):
-        red = min(bits / SURPRISED, 1) * 0.75
+    for position, (token, bits) in enumerate(zip(ids, [0.0, *surprisal(lm.model, ids).tolist()], strict=True)):
+        red = min(bits / FULL_COLOUR_BITS, 1) * 0.75
         spans.append(
-            f'<span role="button" tabindex="0" data-place="{place}" class="{"picked" if place == picked else ""}" '
+            f'<span role="button" tabindex="0" data-position="{position}" '
+            f'class="{"picked" if position == picked else ""}" '
             f'title="{bits:.1f} bits" style="background: rgba(228, 87, 46, {red:.2f})">'
             f"{escape(lm.tokenizer.decode([token]))}</span>"
         )
     return f'<div class="surprise">{"".join(spans)}</div>'
 
 
-def bars(lm: LanguageModel, ids: list[int], place: int, controls: dict, request: gr.Request | None) -> str:
-    """The probabilities in the place of a token, the model's own and what the controls leave, as HTML."""
-    before, after = next_probabilities(lm.model, ids[:place], **controls)
+def bars(lm: LanguageModel, ids: list[int], position: int, sampling: dict, request: gr.Request | None) -> str:
+    """Return a table, as HTML, of the probabilities at a position, before and after the sampling filters."""
+    before, after = next_probabilities(lm.model, ids[:position], **sampling)
     likeliest = before.topk(min(BARS, len(before))).indices.tolist()
-    if ids[place] not in likeliest:
-        likeliest[-1] = ids[place]
+    if ids[position] not in likeliest:
+        likeliest[-1] = ids[position]
     rows = []
     for token in likeliest:
-        came = f" ← {_say(request, 'came')}" if token == ids[place] else ""
+        came = f" ← {_say(request, 'came')}" if token == ids[position] else ""
         cells = "".join(
             f'<td><i class="{kind}" style="width: {p * 70:.1f}%"></i> {p:.1%}</td>'
             for kind, p in (("before", before[token].item()), ("after", after[token].item()))
         )
         cut = "cut" if after[token] == 0 else ""
         rows.append(f'<tr class="{cut}"><td>{escape(name_of(lm.tokenizer.decode([token])))}{came}</td>{cells}</tr>')
-    context = escape(name_of(lm.tokenizer.decode(ids[max(0, place - 24) : place])))
+    context = escape(name_of(lm.tokenizer.decode(ids[max(0, position - 24) : position])))
     heads = "".join(f"<th>{_say(request, name)}</th>" for name in ("model", "left"))
     caption = f"<caption>{_say(request, 'picked', context)}</caption>"
     return f'<table class="bars">{caption}<tr><th></th>{heads}</tr>{"".join(rows)}</table>'
 
 
 def picture(lm: LanguageModel, ids: list[int], layer: int, head: int, request: gr.Request | None) -> str:
-    """What is inside: the table of a bigram model, or where one head of one layer looks, as an HTML image."""
+    """Return an HTML image: a bigram model's transition table, or the attention of one head of one layer."""
     if is_bigram(lm.model):
         image = draw_transitions(lm.model, lm.tokenizer, _say(request, "transitions"))
     elif size := attention_size(lm.model):
@@ -261,95 +263,97 @@ def picture(lm: LanguageModel, ids: list[int], layer: int, head: int, request: g
     return f'<div class="figure"><img alt="" src="data:image/png;base64,{data}"></div>'
 
 
-def build(shelf: Shelf) -> gr.Blocks:
-    """The page."""
+def build(store: ModelStore) -> gr.Blocks:
+    """Build the page."""
 
     def choices() -> list[tuple[str, str]]:
-        return [(file.removeprefix(f"{runs.ROOT}/").replace("/checkpoints/", " · "), file) for file in shelf.files()]
+        return [(file.removeprefix(f"{runs.ROOT}/").replace("/checkpoints/", " · "), file) for file in store.files()]
 
     def two(files: list[str]) -> tuple[str | None, str | None]:
-        """The first, and one of another run to compare it with, where there is one."""
+        """Return the first file, and for comparison one of another run if there is one."""
         if not files:
             return None, None
         first = files[0]
         return first, next((file for file in files if runs.run_of(Path(file)) != runs.run_of(Path(first))), first)
 
     def refresh(chosen: str | None, other: str | None, request: gr.Request) -> tuple[dict, dict, str]:
-        found = choices()
-        files = [file for _, file in found]
+        offered = choices()
+        files = [file for _, file in offered]
         left, right = (old if old in files else new for old, new in zip((chosen, other), two(files), strict=True))
-        notice = "" if found else "⚠ " + _say(request, "no_run", first_training())
-        return gr.update(choices=found, value=left), gr.update(choices=found, value=right), notice
+        notice = "" if offered else "⚠ " + _say(request, "no_run", first_training())
+        return gr.update(choices=offered, value=left), gr.update(choices=offered, value=right), notice
 
     def generate(
         run: str, prompt: str, temperature: float, top_k: int, top_p: float, min_p: float, max_new_tokens: int,
         seed: int | None, stop: str, num_samples: int, request: gr.Request,
     ) -> Iterator[tuple[str, str]]:  # fmt: skip
-        """Continue a text with a trained model; yields the text so far and a notice."""
+        """Continue a text with a trained model. Yields the text so far and a notice."""
         yield from write(
-            shelf, request, run, prompt, temperature, top_k, top_p, min_p, max_new_tokens, seed, stop, num_samples
+            store, request, run, prompt, temperature, top_k, top_p, min_p, max_new_tokens, seed, stop, num_samples
         )
 
     def compare(
         run: str, other: str, prompt: str, temperature: float, top_k: int, top_p: float, min_p: float,
         max_new_tokens: int, seed: int | None, stop: str, num_samples: int, request: gr.Request,
     ) -> Iterator[tuple[str, str, str]]:  # fmt: skip
-        seed = random.randrange(2**31) if seed is None else seed  # one for both
+        seed = random.randrange(2**31) if seed is None else seed  # the same seed for both models
         settings = (prompt, temperature, top_k, top_p, min_p, max_new_tokens, seed, stop, num_samples)
         first = second = notice = ""
-        for first, notice in write(shelf, request, run, *settings):
+        for first, notice in write(store, request, run, *settings):
             yield first, second, notice
-        for second, further in write(shelf, request, other, *settings):
+        for second, further in write(store, request, other, *settings):
             yield first, second, " · ".join(dict.fromkeys((notice, further)))
 
     def look(run: str, text: str, layer: int, head: int, temperature: float, top_k: int, top_p: float, min_p: float,
              request: gr.Request) -> tuple[Any, ...]:  # fmt: skip
         try:
-            lm = shelf.load(run)
+            lm = store.load(run)
             ids = ids_of(lm, text or "")
             if len(ids) < 2:
                 raise Problem("nothing")
-            place = len(ids) - 1
+            position = len(ids) - 1
             sizes = attention_size(lm.model)
             sliders = [
                 gr.update(visible=sizes is not None, maximum=max(2, size), value=min(value, size))
                 for size, value in zip(sizes or (2, 2), (layer, head), strict=True)
             ]
-            controls = _controls(temperature, top_k, top_p, min_p)
+            sampling = _sampling(temperature, top_k, top_p, min_p)
             inside = picture(lm, ids[:-1], layer, head, request)
-            return surprise(lm, ids, place), bars(lm, ids, place, controls, request), inside, *sliders, place, ""
+            chart = bars(lm, ids, position, sampling, request)
+            return surprise(lm, ids, position), chart, inside, *sliders, position, ""
         except Problem as problem:
             return "", "", "", gr.update(visible=False), gr.update(visible=False), 0, problem.message(request)
 
     def pick(run: str, text: str, layer: int, head: int, temperature: float, top_k: int, top_p: float, min_p: float,
              event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:  # fmt: skip
         try:
-            lm = shelf.load(run)
+            lm = store.load(run)
         except Problem as problem:
             return "", "", 0, problem.message(request)
         ids = ids_of(lm, text or "")
-        place = min(max(int(event.index), 0), len(ids) - 1)
-        if place < 1:
+        position = min(max(int(event.index), 0), len(ids) - 1)
+        if position < 1:
             return "", gr.skip(), gr.skip(), gr.skip()
-        controls = _controls(temperature, top_k, top_p, min_p)
-        return bars(lm, ids, place, controls, request), picture(lm, ids[:place], layer, head, request), place, gr.skip()
+        sampling = _sampling(temperature, top_k, top_p, min_p)
+        inside = picture(lm, ids[:position], layer, head, request)
+        return bars(lm, ids, position, sampling, request), inside, position, gr.skip()
 
-    def redraw(run: str, text: str, layer: int, head: int, place: int, request: gr.Request) -> str:
+    def redraw(run: str, text: str, layer: int, head: int, position: int, request: gr.Request) -> str:
         try:
-            lm = shelf.load(run)
+            lm = store.load(run)
         except Problem:
             return ""
-        before = ids_of(lm, text or "")[:place]
+        before = ids_of(lm, text or "")[:position]
         return picture(lm, before, layer, head, request) if before else ""
 
-    found = choices()
-    first, second = two([file for _, file in found])
+    offered = choices()
+    first, second = two([file for _, file in offered])
     with gr.Blocks(title="minigpt", analytics_enabled=False) as page:
         gr.Markdown(I18N("title"))
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
-                # Custom values, since runs come and go while the page is open; `Shelf.resolve` judges them.
-                run = gr.Dropdown(found, value=first, label=I18N("run"), allow_custom_value=True, elem_id="run")
+                # Custom values are allowed, since runs appear and disappear; `ModelStore.resolve` checks them.
+                run = gr.Dropdown(offered, value=first, label=I18N("run"), allow_custom_value=True, elem_id="run")
                 renew = gr.Button(I18N("refresh"), size="sm")
                 prompt = gr.Textbox(PROMPTS[0], label=I18N("prompt"), lines=2, elem_id="prompt")
                 gr.Examples(PROMPTS, prompt, label=I18N("examples"), api_visibility="private")
@@ -384,10 +388,10 @@ def build(shelf: Shelf) -> gr.Blocks:
                             layer = gr.Slider(1, 8, 1, step=1, label=I18N("layer"), visible=False)
                             head = gr.Slider(1, 8, 1, step=1, label=I18N("head"), visible=False)
                         drawing = gr.HTML(elem_id="inside")
-                        place = gr.State(0)  # of the token that was picked
+                        position = gr.State(0)  # of the selected token
                     with gr.Tab(I18N("compare")):
                         other = gr.Dropdown(
-                            found, value=second, label=I18N("other"), allow_custom_value=True, elem_id="other"
+                            offered, value=second, label=I18N("other"), allow_custom_value=True, elem_id="other"
                         )
                         with gr.Row():
                             both = gr.Button(I18N("both"), variant="primary", elem_id="both")
@@ -397,7 +401,7 @@ def build(shelf: Shelf) -> gr.Blocks:
                             right = gr.Textbox(label=I18N("second"), lines=16, elem_id="right")
         settings = [prompt, temperature, top_k, top_p, min_p, length, seed, stop_string, samples]
         private: dict[str, Any] = {"api_visibility": "private"}
-        crowd: dict[str, Any] = {"concurrency_limit": AT_ONCE}
+        crowd: dict[str, Any] = {"concurrency_limit": MAX_CONCURRENT}
         gr.on([page.load, renew.click], refresh, [run, other], [run, other, notice], **private)
         written = gr.on(
             [go.click, prompt.submit], generate, [run, *settings], [text, notice], api_name="generate", **crowd
@@ -406,19 +410,19 @@ def build(shelf: Shelf) -> gr.Blocks:
         compared = both.click(compare, [run, other, *settings], [left, right, notice], **private, **crowd)
         halt_both.click(None, cancels=[compared], **private)
         seen = [run, text, layer, head]
-        controls = [temperature, top_k, top_p, min_p]
-        looked = [colours, chart, drawing, layer, head, place, notice]
-        inside.select(look, [*seen, *controls], looked, **private, **crowd)
-        colours.select(pick, [*seen, *controls], [chart, drawing, place, notice], **private, **crowd)
-        gr.on([layer.release, head.release], redraw, [*seen, place], drawing, **private, **crowd)
+        sampling = [temperature, top_k, top_p, min_p]
+        looked = [colours, chart, drawing, layer, head, position, notice]
+        inside.select(look, [*seen, *sampling], looked, **private, **crowd)
+        colours.select(pick, [*seen, *sampling], [chart, drawing, position, notice], **private, **crowd)
+        gr.on([layer.release, head.release], redraw, [*seen, position], drawing, **private, **crowd)
     return page
 
 
-def serve(shelf: Shelf, host: str, port: int, auth: tuple[str, str] | None = None) -> gr.Blocks:
-    """Open the page on an address, in threads of its own.
+def serve(store: ModelStore, host: str, port: int, auth: tuple[str, str] | None = None) -> gr.Blocks:
+    """Serve the page on an address, in background threads.
 
     Raises:
-        MiniGPTError: The address cannot be had.
+        MiniGPTError: The address cannot be used.
     """
     host = host.removeprefix("[").removesuffix("]")
     try:
@@ -427,19 +431,19 @@ def serve(shelf: Shelf, host: str, port: int, auth: tuple[str, str] | None = Non
             pass
     except (OSError, OverflowError, UnicodeError) as error:
         raise _not_served(host, port, error) from error
-    if shelf.device == "cpu":
-        torch.set_num_threads(1)  # people side by side are faster so than each on all cores in turn
-    page = build(shelf)
-    page.queue(max_size=8 * AT_ONCE)
-    system = ["system-ui", "sans-serif"]  # no font is fetched from elsewhere
+    if store.device == "cpu":
+        torch.set_num_threads(1)  # concurrent visitors are then served faster than one after the other on all cores
+    page = build(store)
+    page.queue(max_size=8 * MAX_CONCURRENT)
+    system = ["system-ui", "sans-serif"]  # so that no font is downloaded
     try:
         page.launch(
             server_name=f"[{host}]" if ":" in host else host, server_port=port, auth=auth, share=False, quiet=True,
             prevent_thread_lock=True, i18n=I18N, css=CSS,
             theme=gr.themes.Default(font=system, font_mono=["ui-monospace", "monospace"]),
-            footer_links=["api"], max_threads=2 * AT_ONCE, ssr_mode=False,
+            footer_links=["api"], max_threads=2 * MAX_CONCURRENT, ssr_mode=False,
         )  # fmt: skip
-    except OSError as error:  # gradio wants the port on 127.0.0.1 as well
+    except OSError as error:  # Gradio needs the port on 127.0.0.1 too
         raise _not_served(host, port, error) from error
     return page
 
@@ -448,5 +452,5 @@ def _not_served(host: str, port: int, error: Exception) -> MiniGPTError:
     reason = str(getattr(error, "strerror", None) or error).rstrip(".")
     number = getattr(error, "errno", None)
     taken = number in (None, errno.EADDRINUSE, errno.EACCES) and not isinstance(error, UnicodeError)
-    way_out = "Give --port another number" if taken else "Give --host an address of this machine"
-    return MiniGPTError(f"The page cannot have port {port} on {host}: {reason}. {way_out}.")
+    way_out = "Pass a different --port" if taken else "Pass an address of this machine as --host"
+    return MiniGPTError(f"The page cannot be served on port {port} of {host}: {reason}. {way_out}.")

@@ -1,4 +1,4 @@
-"""Parsing command lines, answering mistakes in them, and printing commands to paste."""
+"""Parsing of command lines, messages about mistakes in them, and commands to copy and paste."""
 
 import argparse
 import os
@@ -14,19 +14,22 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from minigpt.errors import MiniGPTError, did_you_mean, note
+from minigpt.words import message
 
 PACKAGE = Path(__file__).resolve().parent
-CLONE = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").is_file() else None  # or an editable install's folder
+CLONE = (
+    PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").is_file() else None
+)  # a clone, or the folder of an editable install
 CONFIGS = (CLONE or PACKAGE) / "configs"  # the recipes that minigpt ships
 _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*(?<!\.yaml)(?<!\.yml)")
 
 
 def command(name: str = "", *args: str | Path) -> str:
-    """Return a command that can be pasted where the person is now, in the form in which this process was started.
+    """Return a command to paste into the current shell, in the form in which this process was started.
 
     Args:
         name: The command, such as `train`; empty for the program alone.
-        args: Its arguments; paths as `short` gives them.
+        *args: Its arguments; paths as `short` returns them.
     """
     python = "python" if shutil.which("python") == sys.executable else _program(Path(sys.executable))
     if script := _script(name):
@@ -42,7 +45,7 @@ def command(name: str = "", *args: str | Path) -> str:
 
 
 def _script(name: str) -> Path | None:
-    """Return the file in scripts/ to print for a command, None where this process was started as `minigpt`."""
+    """Return the file in scripts/ for a command; None if this process was started as `minigpt`."""
     started = Path(sys.argv[0])
     if started.stem == "minigpt" or started.resolve() == PACKAGE / "__main__.py":
         return None
@@ -57,23 +60,23 @@ def tool(name: str, *args: str) -> str:
 
 
 def _program(path: Path) -> str:
-    """Return the path of a program as it is typed: with a folder, since a bare name is looked up on PATH."""
+    """Return the path of a program to type, with a folder, since a shell looks up a bare name on PATH."""
     text = short(path)
     return text if os.path.dirname(text) else f"./{text}"
 
 
 def example_config(name: str = "tiny") -> str:
-    """Return the path of a recipe that minigpt ships, as it is typed where the person is now."""
+    """Return the path of a recipe that minigpt ships, relative to the working folder where possible."""
     return short(CONFIGS / f"{name}.yaml")
 
 
 def example_recipe() -> str:
-    """Return a value for `--config`: the name of a recipe after `minigpt train`, its path after scripts/train.py."""
+    """Return an example for `--config`: a name for `minigpt train`, a path for scripts/train.py."""
     return example_config() if _script("train") else "tiny"
 
 
 def first_training() -> str:
-    """Return the command that makes a first run."""
+    """Return the command for a first training."""
     return command("train", "--config", example_recipe())
 
 
@@ -81,28 +84,28 @@ def find_config(name: str, folder: str = "") -> str:
     """Return the path of a config file.
 
     Args:
-        name: A path, which is returned as it is, or the name of a file in `configs/`, without `.yaml`. The `configs/`
-            of the working folder comes first, the one that minigpt ships second. `configs/NAME.yaml` finds a shipped
-            recipe too, so that a command of the README runs in any folder.
-        folder: The folder in `configs/` where names are looked up, such as `sweeps`.
+        name: A path, which is returned unchanged, or the name of a file in `configs/` without `.yaml`. The `configs/`
+            of the working folder is searched before the one that minigpt ships. `configs/NAME.yaml` also finds a
+            shipped recipe, so that the commands of the README run in any folder.
+        folder: The subfolder of `configs/` to search, such as `sweeps`.
     """
     if os.path.isfile(os.path.expanduser(name)):
         return name
     if match := re.fullmatch(r"configs/(.+)\.yaml", name):
         shipped = CONFIGS / f"{match[1]}.yaml"
         return str(shipped) if _NAME.fullmatch(match[1]) and shipped.is_file() else name
-    files = [place / f"{name}.yaml" for place in _places(folder)] if _NAME.fullmatch(name) else []
+    files = [each / f"{name}.yaml" for each in _config_folders(folder)] if _NAME.fullmatch(name) else []
     for file in filter(Path.is_file, files):
         if os.path.isfile(f"{name}.yaml"):
-            note(f"Using {short(file.absolute())}. Pass {name}.yaml for the file in this folder.")
+            note(message("shipped_config", short(file.absolute()), name))
         return str(file)
     return name
 
 
 def no_config(name: str, folder: str = "") -> str:
-    """Return the answer to a config file that does not exist; arguments as in `find_config`."""
-    places = [place.absolute() for place in _places(folder)]
-    names = {file.relative_to(place).with_suffix("").as_posix() for place in places for file in place.rglob("*.yaml")}
+    """Return the message about a config file that does not exist; arguments as in `find_config`."""
+    folders = [each.absolute() for each in _config_folders(folder)]
+    names = {file.relative_to(each).with_suffix("").as_posix() for each in folders for file in each.rglob("*.yaml")}
     known = sorted(known for known in names if not known.startswith("sweeps/"))
     here = sorted(map(str, Path(os.path.expanduser(name)).parent.glob("*.yaml")))
     by_stem = {Path(choice).stem: choice for choice in [*known, *here]}
@@ -110,28 +113,28 @@ def no_config(name: str, folder: str = "") -> str:
     hint = f"Did you mean '{by_stem[near[0]]}'?" if near else f"minigpt has {', '.join(known)}."
     if not _NAME.fullmatch(name):
         return f"The config file '{name}' cannot be read: it does not exist. {hint}"
-    where = " or ".join(dict.fromkeys(f"'{short(place)}'" for place in places))
+    where = " or ".join(dict.fromkeys(f"'{short(each)}'" for each in folders))
     return f"There is no {'space' if folder else 'recipe'} '{name}' in {where}. {hint}"
 
 
-def _places(folder: str) -> list[Path]:
-    """Return the folders where a name is looked up: the working folder's, then the one that minigpt ships."""
+def _config_folders(folder: str) -> list[Path]:
+    """Return the folders where names are looked up: the working folder's `configs/`, then the shipped one."""
     return [Path("configs", folder), CONFIGS / folder]
 
 
 def short(path: Path) -> str:
-    """Return a path as a person would type it: relative where it lies under the working folder."""
+    """Return a path as a user would type it: relative if it is in the working folder."""
     text = os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
-    return f"./{text}" if text.startswith("-") else text  # no option
+    return f"./{text}" if text.startswith("-") else text  # not to be read as an option
 
 
 def missing_value(flags: Collection[str], args: Sequence[str], options: Collection[str] = ()) -> str:
-    """Return the answer to an option that got no value, maybe because the value looks like an option.
+    """Return the message about an option without a value, for example because the value looks like an option.
 
     Args:
         flags: The option, in all its spellings.
         args: The command line.
-        options: The options that there are.
+        options: All known options.
     """
     for flag, value in pairwise(args):
         if flag in flags and value.startswith("-") and value.partition("=")[0] not in options:
@@ -142,15 +145,15 @@ def missing_value(flags: Collection[str], args: Sequence[str], options: Collecti
 
 
 def first_stray(args: Sequence[str]) -> str | None:
-    """Return the first argument that is neither an option nor its value, where each option takes one value."""
+    """Return the first argument that is neither an option nor a value, if every option takes one value."""
     pairs = pairwise(["", *args])
     return next((arg for before, arg in pairs if arg[:1] != "-" and not re.fullmatch(r"--[^=]+|-c", before)), None)
 
 
 def unexpected_argument(stray: str, args: Sequence[str]) -> str:
-    """Return the answer to an argument that is the value of no option.
+    """Return the message about an argument that does not belong to an option.
 
-    A shell makes several arguments of a pattern, or of a text with blanks, that is not quoted.
+    Often the cause is a pattern or a text with spaces without quotes, which a shell splits into several arguments.
 
     Args:
         stray: The argument.
@@ -170,23 +173,23 @@ def unexpected_argument(stray: str, args: Sequence[str]) -> str:
             return f"{after} {flag} takes one path."
         pattern = os.path.join(os.path.dirname(stray), f"*{Path(stray).suffix}")
         return f"{after} Quote a pattern: {flag} {shlex.quote(pattern)}."
-    return f"{after} Quote a text with blanks: {flag} {shlex.quote(' '.join([*values, stray]))}."
+    return f"{after} Quote a text with spaces: {flag} {shlex.quote(' '.join([*values, stray]))}."
 
 
 class CommandLine:
-    """The command line of a training, gone through once.
+    """The command line of a training, in the order that the parser needs.
 
-    The parser applies files and flags in the order in which they stand. In `args` the config files come first, in
-    their order, so that flags win over files wherever they stand, and a later file wins over an earlier one. Then comes
-    the network's class, since its arguments would be held to another class, and then everything else.
+    The parser applies files and flags in their order. So `args` begins with the config files, in their order: flags
+    then override files, and later files override earlier ones. The class of the network follows, since the parser
+    checks the network's arguments against the class known so far. All other flags come last.
 
     Args:
         given: The command line as it was typed.
 
     Attributes:
-        files: The config files, with paths in place of recipe names.
-        flags: Everything else, in order.
-        settings: The options that have a value, each with its value.
+        files: The paths of the config files.
+        flags: All other arguments, in order.
+        settings: The options with a value, each with its value.
     """
 
     def __init__(self, given: Sequence[str] = ()):
@@ -201,7 +204,7 @@ class CommandLine:
             flag, value = self._split(words[0])
             is_config = flag in ("-c", "--config")
             if value is None and rest and (is_config or flag.startswith("--")):
-                # A text may begin with a dash, such as -chat in `--samples.prompts -chat`. The name of a file may not.
+                # A text may begin with a dash, such as -chat in `--samples.prompts -chat`; a file name may not.
                 is_value = not rest[0].startswith("-" if is_config else "--") and rest[0] != "-c"
                 words += [value := rest.popleft()] if is_value else []
             if value is not None:
@@ -214,7 +217,7 @@ class CommandLine:
 
     @staticmethod
     def _split(arg: str) -> tuple[str, str | None]:
-        """Return the option that an argument begins with, and the value that is attached to it."""
+        """Split an argument into the option and the value attached to it, if any."""
         if match := re.fullmatch(r"(-c)=?(.+)|(--[^=]+)=(.*)", arg, re.DOTALL):
             return match[1] or match[3], match[2] if match[1] else match[4]
         return arg, None
@@ -225,17 +228,17 @@ class CommandLine:
         return [*(f"--config={file}" for file in self.files), *self.flags]
 
     def values(self, flag: str) -> list[str]:
-        """Return the values that an option was given, the last of which counts."""
+        """Return all values of an option; the last one counts."""
         return [value for option, value in self.settings if option == flag]
 
 
 class Parser(argparse.ArgumentParser):
-    """The parser of a command, which answers a mistake with a sentence in place of a page of usage.
+    """The parser of a command, which answers a mistake with a sentence instead of the usage.
 
     Args:
         name: The command.
-        description: What it does.
-        shared: Which of `SHARED` it takes.
+        description: Its description.
+        *shared: Its options among `SHARED`.
     """
 
     def __init__(self, name: str, description: str, *shared: str):
@@ -249,7 +252,7 @@ class Parser(argparse.ArgumentParser):
             self.add_argument(f"--{option}", **SHARED[option])
 
     def parse(self, args: list[str]) -> argparse.Namespace:
-        """Parse; an unknown option is answered with the nearest one."""
+        """Parse all arguments; the message about an unknown option names the most similar one."""
         options, unknown = self.parse_known(args)
         if unknown and not unknown[0].startswith("-"):
             raise MiniGPTError(unexpected_argument(unknown[0], args))
@@ -258,42 +261,43 @@ class Parser(argparse.ArgumentParser):
         return options
 
     def parse_known(self, args: list[str]) -> tuple[argparse.Namespace, list[str]]:
-        """Parse what is known, and keep the command line for a message."""
+        """Parse the known options and return the other arguments; the command line is stored for messages."""
         self._given = args
         return self.parse_known_args(args)
 
     def refuse(self, flag: str) -> NoReturn:
-        """Answer an unknown option with the nearest one."""
-        raise MiniGPTError(f"There is no option '{flag}'.{did_you_mean(flag, self._option_string_actions)}")
+        """Raise an error about an unknown option that names the most similar one."""
+        raise MiniGPTError(f"Unknown option '{flag}'.{did_you_mean(flag, self._option_string_actions)}")
 
     def error(self, message: str) -> NoReturn:
-        """Turn argparse's complaint into a sentence."""
+        """Turn an error of argparse into a sentence."""
         if match := re.match(r"argument (\S+): expected", message):
             raise MiniGPTError(missing_value(match[1].split("/"), self._given, self._option_string_actions))
         raise MiniGPTError(message[0].upper() + message[1:] + ". See --help.")
 
 
-# The options that several commands have.
+# The options that several commands share.
 SHARED: dict[str, dict[str, Any]] = {
     "ckpt_path": {"default": "last", "help": "`last` (the newest run), a run folder or a checkpoint"},
     "allow_code": {
         "action": "append", "default": [], "metavar": "MODULE",
-        "help": "let the run's network be a class of this module; give it again for another",
+        "help": "allow the run's network to be a class of this module; may be repeated",
     },
-    "device": {"default": "auto", "help": "`auto` (a GPU where there is one), `cpu`, `cuda`, `mps`, ..."},
+    "device": {"default": "auto", "help": "`auto` (a GPU if there is one), `cpu`, `cuda`, `mps`, ..."},
     "precision": {
         "choices": ["32", "bf16", "int8"], "default": "32",
-        "help": "round the weights: bf16 to two or three digits, in half the memory; int8 those of linear layers to "
-        "255 steps for each output, in a quarter. Probabilities, and with them texts, differ a little",
+        "help": "round the weights: bf16 to two or three digits in half the memory, int8 those of linear layers to 255 "
+        "steps per output in a quarter of the memory. Probabilities, and thus texts, differ a little",
     },
     "unknown": {
-        "choices": ["error", "skip"], "default": "error", "help": "what to do with characters never seen",
+        "choices": ["error", "skip"], "default": "error",
+        "help": "how to treat characters that the model has never seen",
     },
 }  # fmt: skip
 
 
 def or_none(kind: type) -> Callable[[str], int | float | None]:
-    """Return the type of an option whose value is a number or `none`."""
+    """Return a type for an option whose value is a number or `none`."""
 
     def parse(text: str) -> int | float | None:
         return None if text == "none" else kind(text)
@@ -303,5 +307,5 @@ def or_none(kind: type) -> Callable[[str], int | float | None]:
 
 
 def path(text: str) -> Path:
-    """Return a path of an option: a shell leaves the `~` of `--out=~/e` as it is."""
+    """Convert the value of an option to a path and expand `~`, which a shell does not expand in `--out=~/e`."""
     return Path(os.path.expanduser(text))

@@ -1,4 +1,4 @@
-"""The commands of `minigpt` and `scripts/`: parse, call, and the one place where an error becomes a message."""
+"""The commands of `minigpt` and `scripts/`. This is the only module that turns errors into messages."""
 
 import errno
 import gc
@@ -39,22 +39,22 @@ if TYPE_CHECKING:  # commands import what they need when they run, since it take
     from minigpt.training.cli import MiniGPTCLI
 
 PROMPT = "un matin,"
-CONTROLS = {"temperature": 0.8, "top_k": 30, "top_p": 0.9}  # the article's example
-LARGEST_BATCH = 16  # how many samples are drawn at once
+SAMPLING = {"temperature": 0.8, "top_k": 30, "top_p": 0.9}  # as in the article's example
+LARGEST_BATCH = 16  # the number of samples that are drawn at once
 
 
 def main() -> int:
-    """Run `minigpt COMMAND ...`, which the package installs, and return the exit status as `run` does."""
+    """Run the installed command, `minigpt COMMAND ...`, and return the exit status as `run` does."""
     functions: list[Callable[[list[str]], int]] = [train, generate, evaluate, export, app, sweep]
     commands = {function.__name__: function for function in functions}
     name = sys.argv[1] if sys.argv[1:] else "--help"
     if name in commands:
         return run(commands[name], sys.argv[2:])
-    return run(lambda args: _answer(name, commands))
+    return run(lambda args: _without_command(name, commands))
 
 
-def _answer(name: str, commands: dict[str, Callable[[list[str]], int]]) -> int:
-    """Answer a first argument that is not the name of a command."""
+def _without_command(name: str, commands: dict[str, Callable[[list[str]], int]]) -> int:
+    """Answer a first argument that is an option or an unknown command."""
     program = command()
     if name == "--version":
         print(f"minigpt {minigpt.__version__}")
@@ -62,7 +62,7 @@ def _answer(name: str, commands: dict[str, Callable[[list[str]], int]]) -> int:
         print(f"Usage: {program} COMMAND [OPTION VALUE]...\n")
         for known, function in commands.items():
             print(f"  {known:10}{(function.__doc__ or '').partition(chr(10))[0]}")
-        print(f"\n{program} COMMAND --help describes the options of a command. To begin: {first_training()}")
+        print(f"\n{program} COMMAND --help describes the options of a command. Quick start: {first_training()}")
     elif name.startswith("-"):
         raise MiniGPTError(f"'{name}' needs a command before it, such as: {first_training()}")
     else:
@@ -72,16 +72,16 @@ def _answer(name: str, commands: dict[str, Callable[[list[str]], int]]) -> int:
 
 
 def run(command: Callable[[list[str]], int], args: list[str] | None = None) -> int:
-    """Run one of the commands below on its arguments (None for the command line) and return the exit status.
+    """Run one of the commands below with its arguments (None for the command line) and return the exit status.
 
-    0 means done, 2 a mistake (one or two sentences on stderr), 129 a closed terminal, 130 Ctrl-C, 143 SIGTERM.
+    0 is success, 2 a user's mistake (one or two sentences on stderr), 129 a closed terminal, 130 Ctrl-C, 143 SIGTERM.
     """
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "replace")):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors=errors)  # whatever the locale says
+            stream.reconfigure(encoding="utf-8", errors=errors)  # whatever the locale
     ignored = processes.forget_leftovers(alone=command is not train)
     if ignored and command is train:
-        note(f"Ignoring {' and '.join(ignored)} in the environment: no launcher started this process.")
+        note(message("ignored", ", ".join(ignored)))
     processes.known = None if command is train else 0
     try:
         with required():
@@ -92,7 +92,7 @@ def run(command: Callable[[list[str]], int], args: list[str] | None = None) -> i
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of a pipe has had enough
+    except BrokenPipeError:  # the reader of the output has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
@@ -106,10 +106,10 @@ def run(command: Callable[[list[str]], int], args: list[str] | None = None) -> i
 
 
 def announce(*packages: str) -> None:
-    """Say which packages are about to be loaded, since that takes seconds; those that are loaded are left out.
+    """Print which of the packages will be loaded now, since loading takes seconds.
 
     Args:
-        packages: The names under which they are imported.
+        *packages: The names under which the packages are imported.
     """
     titles = {"gradio": "Gradio", "lightning": "Lightning", "optuna": "Optuna", "torch": "PyTorch"}
     if missing := [titles[package] for package in packages if package not in sys.modules]:
@@ -124,19 +124,38 @@ def generate(args: list[str]) -> int:
         "ckpt_path", "allow_code", "device", "precision", "unknown",
     )  # fmt: skip
     parser.add_argument("--prompt", default=PROMPT, help="the text to continue; `-` reads it from standard input")
-    parser.add_argument("--max_new_tokens", type=int, default=200, help="how many tokens to draw")
-    parser.add_argument("--temperature", type=float, default=CONTROLS["temperature"], help="0 is greedy")
-    parser.add_argument("--top_k", type=or_none(int), default=CONTROLS["top_k"], help="the k likeliest, or none")
-    parser.add_argument("--top_p", type=or_none(float), default=CONTROLS["top_p"], help="their mass, or none")
-    parser.add_argument("--min_p", type=or_none(float), default=None, help="the least share of the likeliest, or none")
+    parser.add_argument("--max_new_tokens", type=int, default=200, help="the number of tokens to draw")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=SAMPLING["temperature"],
+        help="below 1 likely tokens become likelier; 0 is greedy",
+    )
+    parser.add_argument(
+        "--top_k", type=or_none(int), default=SAMPLING["top_k"], help="draw from the k likeliest tokens; none for all"
+    )
+    parser.add_argument(
+        "--top_p",
+        type=or_none(float),
+        default=SAMPLING["top_p"],
+        help="draw from the likeliest tokens with this total probability; none for all",
+    )
+    parser.add_argument(
+        "--min_p",
+        type=or_none(float),
+        default=None,
+        help="draw from tokens with at least this share of the greatest probability; none for all",
+    )
     parser.add_argument(
         "--repetition_penalty", type=or_none(float), default=None,
         help="above 1, tokens that the text already holds become less likely; none for no change",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=None, help="the same seed gives the same texts")
-    parser.add_argument("--num_samples", type=int, default=1, help="how many texts, with a line `---` between them")
-    parser.add_argument("--stop", default=None, help="end a text before this would be complete")
-    parser.add_argument("--compile", action="store_true", help="spend some seconds on faster code first, for a CPU")
+    parser.add_argument("--num_samples", type=int, default=1, help="the number of texts, which a line `---` separates")
+    parser.add_argument("--stop", default=None, help="end a text before this string")
+    parser.add_argument(
+        "--compile", action="store_true", help="first compile faster code for a CPU, which takes some seconds"
+    )
     asked = parser.parse(args)
 
     announce("torch")
@@ -146,14 +165,15 @@ def generate(args: list[str]) -> int:
 
     file, _, lm = runs.open_checkpoint(asked.ckpt_path, asked.device, asked.precision, asked.allow_code)
     prompt = (sys.stdin.read() if sys.stdin else "") if asked.prompt == "-" else asked.prompt
-    shown = lm.prepare(prompt, asked.unknown)
+    ids = lm.encode_prompt(prompt, asked.unknown)
+    shown = lm.tokenizer.decode(ids)
     check_number("num_samples", asked.num_samples, at_least=1, whole=True)
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop", "unknown")
-    controls = {name: getattr(asked, name) for name in names}
-    lm.stream_batch([prompt], asked.max_new_tokens, **controls)  # a mistake is found before anything is written
-    block_size: Any = lm.model.block_size  # which every model that was loaded has
-    if len(lm.tokenizer.encode(shown)) > block_size:
-        note(f"The model sees the last {block_size} tokens of a prompt this long.")
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop")
+    sampling = {name: getattr(asked, name) for name in names}
+    lm.stream_batch([ids], asked.max_new_tokens, **sampling)  # raises on a wrong parameter before anything is written
+    block_size: Any = lm.model.block_size  # every loaded model has one
+    if len(ids) > block_size:
+        note(message("long_prompt", block_size))
     if asked.compile:
         note(message("compiling_decoding"))
         started = time.monotonic()
@@ -164,11 +184,11 @@ def generate(args: list[str]) -> int:
             print(error, file=sys.stderr)
     note(f"({file})")
     for first in range(0, asked.num_samples, LARGEST_BATCH):
-        batch = [prompt] * min(LARGEST_BATCH, asked.num_samples - first)
+        batch = [ids] * min(LARGEST_BATCH, asked.num_samples - first)
         later: list[list[str]] = [[] for _ in batch[1:]]
         print("---\n" * (first > 0) + shown, end="", flush=True)
-        for piece, *others in lm.stream_batch(batch, asked.max_new_tokens, first=first, **controls):
-            print(piece, end="", flush=True)  # the first of a batch is written as it is drawn
+        for piece, *others in lm.stream_batch(batch, asked.max_new_tokens, first=first, **sampling):
+            print(piece, end="", flush=True)  # the first text of a batch is written as it is drawn
             for text, other in zip(later, others, strict=True):
                 text.append(other)
         print()
@@ -181,28 +201,35 @@ def evaluate(args: list[str]) -> int:
     """Score a trained model on its validation text or on another text."""
     parser = Parser(
         "evaluate",
-        "Score a trained model on the validation text of its run, or on a whole text of yours: a table on a terminal, "
-        "JSON through a pipe or into a file.",
+        "Score a trained model on the validation text of its run, or on a whole text of yours. Prints a table on a "
+        "terminal, and JSON to a pipe or a file.",
         "ckpt_path", "allow_code", "device", "precision", "unknown",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON on a terminal too")
-    parser.add_argument("--data.path", dest="path", default=None, help="a text to score whole, in place of the run's")
-    parser.add_argument("--data.encoding", dest="encoding", default=None, help="its encoding, if that is not found")
     parser.add_argument(
-        "--data.cache_dir", dest="cache_dir", default=None, help="where the ids of large texts are kept"
+        "--data.path", dest="path", default=None, help="a whole text to score instead of the run's validation text"
+    )
+    parser.add_argument(
+        "--data.encoding",
+        dest="encoding",
+        default=None,
+        help="the encoding of that text, if it is not detected correctly",
+    )
+    parser.add_argument(
+        "--data.cache_dir", dest="cache_dir", default=None, help="the folder for the ids of large texts"
     )
     parser.add_argument(
         "--memorisation", nargs="?", type=int, const=16, metavar="N",
-        help="also draw N texts (16), and report how much of them stands word for word in the training text",
+        help="also draw N texts (16) and report how much of them is copied from the training text",
     )  # fmt: skip
-    parser.add_argument("--figures", type=path, metavar="DIR", help="also draw what the model does, into this folder")
+    parser.add_argument("--figures", type=path, metavar="DIR", help="also draw figures of the model into this folder")
     asked = parser.parse(args)
     check_number("memorisation", asked.memorisation, at_least=1, whole=True, optional=True)
     if asked.encoding and asked.path is None:
-        raise MiniGPTError("--data.encoding is for a text that --data.path names. Name one, or leave it out.")
+        raise MiniGPTError("--data.encoding is for a text given with --data.path. Pass one, or omit --data.encoding.")
     if asked.figures:
         with writing(asked.figures, "--figures"), TemporaryFile(dir=asked.figures):
-            pass  # it can be written to
+            pass  # checks that the folder is writable
 
     announce("torch")
 
@@ -213,18 +240,18 @@ def evaluate(args: list[str]) -> int:
     from minigpt.evaluation import as_table, baselines, measure, memorisation
 
     file, checkpoint, lm = runs.open_checkpoint(asked.ckpt_path, asked.device, asked.precision, asked.allow_code)
-    about = checkpoint["minigpt"]["data"]
+    metadata = checkpoint["minigpt"]["data"]
     try:
-        own: TokenizedCorpus | None = runs.tokens_of(file, about, asked.cache_dir)
+        own: TokenizedCorpus | None = runs.tokens_of(file, metadata, asked.cache_dir)
     except MiniGPTError as error:
         if asked.path is None or asked.memorisation:
             raise
-        note(f"No baselines: {error}")
+        note(message("no_baselines", error))
         own = None
     if own and asked.path is None:
         val = own.val
     else:
-        cleaning = {key: about[key] for key in ("lower", "strip", "nfc")}
+        cleaning = {key: metadata[key] for key in ("lower", "strip", "nfc")}
         pieces = Corpus(asked.path, asked.encoding, **cleaning).pieces()
         val = torch.cat([torch.from_numpy(lm.tokenizer.encode_array(piece, asked.unknown)) for piece in pieces])
     metrics = measure(lm.model, val, lm.tokenizer.lengths)
@@ -233,7 +260,7 @@ def evaluate(args: list[str]) -> int:
     if own:
         scores["baselines"] = {name: round(bits, 6) for name, bits in baselines(own.train, val, lm.tokenizer).items()}
     if own and asked.memorisation:
-        scores["memorisation"] = memorisation(lm, own.train, val, asked.memorisation, **CONTROLS)
+        scores["memorisation"] = memorisation(lm, own.train, val, asked.memorisation, **SAMPLING)
     note(f"({file})")
     if asked.figures:
         from minigpt.figures import figures
@@ -253,7 +280,7 @@ def export(args: list[str]) -> int:
     """Write a trained model in a format that other programs load."""
     from minigpt.export import FORMATS
 
-    description = "Write a trained model into a folder, in a format that others load."
+    description = "Write a trained model into a folder, in a format that other programs load."
     parser = Parser("export", description, "ckpt_path", "allow_code")
     kinds = ", ".join(f"{name}: {form.help}" for name, form in FORMATS.items())
     parser.add_argument("--format", choices=FORMATS, required=True, help=kinds)
@@ -281,12 +308,12 @@ def export(args: list[str]) -> int:
 
 
 def app(args: list[str]) -> int:
-    """Open a page in the browser to play with trained models."""
-    description = "Open a page to play with trained models, on this machine alone unless --host says otherwise."
+    """Serve a web page for trying trained models."""
+    description = "Serve a web page for trying trained models, only for this machine unless --host is set."
     parser = Parser("app", description, "ckpt_path", "allow_code", "device")
     parser.add_argument("--host", default="127.0.0.1", help="the address to serve on; 0.0.0.0 for the whole network")
     parser.add_argument("--port", type=int, default=7860, help="the port to serve on")
-    parser.add_argument("--auth", metavar="NAME:PASSWORD", default=None, help="let in only who knows these")
+    parser.add_argument("--auth", metavar="NAME:PASSWORD", default=None, help="require this name and password")
     asked = parser.parse(args)
     name, _, password = (asked.auth or "").partition(":")
     if asked.auth is not None and not (name and password):
@@ -294,16 +321,16 @@ def app(args: list[str]) -> int:
     announce("gradio", "torch")
     with _without_proxy():
         with needs("The page needs", "app", "gradio"):
-            from minigpt.app import Shelf, serve
+            from minigpt.app import ModelStore, serve
             from minigpt.runs import pick_device
 
-        shelf = Shelf(asked.ckpt_path, pick_device(asked.device), asked.allow_code)
-        page = serve(shelf, asked.host, asked.port, (name, password) if asked.auth else None)
-    if not shelf.files():
+        store = ModelStore(asked.ckpt_path, pick_device(asked.device), asked.allow_code)
+        page = serve(store, asked.host, asked.port, (name, password) if asked.auth else None)
+    if not store.files():
         note(message("no_run", first_training()))
     print(str(page.local_url).rstrip("/") if ":" in asked.host else f"http://{asked.host}:{asked.port}", flush=True)
     try:
-        threading.Event().wait()  # for Ctrl-C, which Gradio's own way to wait would take for a good end
+        threading.Event().wait()  # until Ctrl-C; Gradio's own waiting would end with status 0
     finally:
         page.close(verbose=False)
     return 0
@@ -311,7 +338,7 @@ def app(args: list[str]) -> int:
 
 @contextmanager
 def _without_proxy() -> Iterator[None]:
-    """Keep gradio from a proxy that the environment names: it asks its own server whether that is up."""
+    """Disable a proxy of the environment: Gradio checks by a request whether its own server is running."""
     before = os.environ.get("no_proxy")
     os.environ["no_proxy"] = "*"
     try:
@@ -353,7 +380,7 @@ def train(args: list[str]) -> int:
     try:
         cli.fit()
     except SystemExit as stop:
-        if stop.code == 1:  # so Lightning leaves on a Ctrl-C that comes before our handler is there, or after
+        if stop.code == 1:  # Lightning's exit on a Ctrl-C outside the time of our handler
             raise KeyboardInterrupt from None
         if isinstance(stop.code, int) and stop.code > 128:
             note(f"{message('interrupted', cli.trainer.global_step)} {resume_command(args, cli.run_dir)}")
@@ -362,10 +389,10 @@ def train(args: list[str]) -> int:
     except RuntimeError as error:
         if cli.trainer.world_size == 1 or not re.search("gloo|NCCL|Connection closed|DistBackend", repr(error)):
             raise
-        run_dir = cli.run_dir if cli.trainer.is_global_zero else Path("last")  # the first process alone knows it
+        run_dir = cli.run_dir if cli.trainer.is_global_zero else Path("last")  # only the first process knows the folder
         raise MiniGPTError(
-            "Another process of this training is gone, so it cannot go on. What it said last may tell why. "
-            + resume_command(args, run_dir)
+            "Another process of this training has ended, so this one cannot continue. See the last output of that "
+            "process for the reason. " + resume_command(args, run_dir)
         ) from error
     if cli.config.trainer.fast_dev_run or cli.run_dir is None:
         note(message("fast_dev_run", cli.trainer.global_step))
@@ -379,7 +406,7 @@ def train(args: list[str]) -> int:
         note(message("no_validation", cli.trainer.global_step))
     else:
         note(message("time_used_up", cli.trainer.global_step))
-    gc.freeze()  # what Lightning imported is not worth a second of collecting at exit
+    gc.freeze()  # saves a second of garbage collection at exit
     return 0
 
 
@@ -389,7 +416,7 @@ def _summary(cli: "MiniGPTCLI", run_dir: Path, model: "nn.Module", seconds: floa
 
     metrics, trainer, run = cli.trainer.callback_metrics, cli.trainer, short(run_dir)
     lm = LanguageModel(model, cli.datamodule.tokenizer)
-    sample = lm.generate(PROMPT, 200, unknown="skip", seed=0, **CONTROLS)
+    sample = lm.generate(PROMPT, 200, unknown="skip", seed=0, **SAMPLING)
     early = trainer.global_step < trainer.max_steps
     duration = message(
         "duration", trainer.global_step, message("of_steps", trainer.max_steps) if early else "",
@@ -406,13 +433,13 @@ def _summary(cli: "MiniGPTCLI", run_dir: Path, model: "nn.Module", seconds: floa
         message("curves"),
         f"  {tool('tensorboard', '--logdir', run)}",
         message("more_text"),
-        f"  {command('generate', '--ckpt_path', run, *_allowing(cli.model.architecture))}",
+        f"  {command('generate', '--ckpt_path', run, *_allow_code_option(cli.model.architecture))}",
         sep="\n",
     )
 
 
-def _allowing(network: dict) -> list[str]:
-    """The option that a command takes to load a network of one's own."""
+def _allow_code_option(network: dict) -> list[str]:
+    """Return the option with which commands load a network from outside minigpt."""
     from minigpt.models import NETWORKS
 
     path = network["class_path"]
@@ -423,20 +450,27 @@ def sweep(args: list[str]) -> int:
     """Train a recipe many times to find better settings."""
     parser = Parser(
         "sweep",
-        "Train a recipe many times, in search of the settings with the fewest bits per character. All flags of "
-        "train hold for every trial. The same command goes on with a study, and takes part in it while others do.",
+        "Train a recipe many times to find the settings with the fewest bits per character. All flags of train apply "
+        "to every trial. Repeat the command to continue a study, also while other processes work on it.",
     )
     parser.add_argument(
-        "-c", "--config", action="append", required=True, help="the recipe: a file, or a name; a later one wins"
+        "-c",
+        "--config",
+        action="append",
+        required=True,
+        help="the recipe: a file or a name; a later one overrides an earlier one",
     )
-    parser.add_argument("--space", required=True, help="what to search: a file, or a name such as nano")
-    parser.add_argument("--trials", type=int, default=20, help="how many the study has in the end, of all processes")
-    parser.add_argument("--study", default=None, help="its name; by default the recipe's and the space's")
+    parser.add_argument("--space", required=True, help="the settings to search: a file, or a name such as nano")
+    parser.add_argument(
+        "--trials", type=int, default=20, help="the total number of trials of the study, over all processes"
+    )
+    parser.add_argument("--study", default=None, help="the name of the study; by default RECIPE-SPACE")
     parser.add_argument(
         "--storage", default=None,
-        help="its file, SQLite if it ends in .db, else a journal; by default lightning_logs/sweeps/STUDY.journal",
+        help="the file of the study: SQLite if it ends in .db, else a journal; by default "
+        "lightning_logs/sweeps/STUDY.journal",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="where the draws of settings come from")
+    parser.add_argument("--seed", type=int, default=0, help="the seed of the draws of settings")
     asked, others = parser.parse_known(args)
     if (stray := first_stray(args)) is not None:
         raise MiniGPTError(unexpected_argument(stray, args))
@@ -454,7 +488,7 @@ def sweep(args: list[str]) -> int:
     try:
         study.run(asked.trials)
     except (KeyboardInterrupt, SystemExit):
-        note(f"Stopped. Go on with: {command('sweep', *args)}")
+        note(message("sweep_stopped", command("sweep", *args)))
         raise
     for file in study.write():
         note(short(file))
@@ -463,16 +497,16 @@ def sweep(args: list[str]) -> int:
     if best["state"] == "complete":
         run = short(best["run"])
         longer = ["--config", f"{run}/config.yaml", "--trainer.max_steps", str(4 * best["steps"])]
-        print(f"\nThe best, for longer:  {command('train', *longer)}")
-        print(f"Text of the best:      {command('generate', '--ckpt_path', run)}")
+        print(f"\n{message('train_longer')}  {command('train', *longer)}")
+        print(f"{message('best_text')}  {command('generate', '--ckpt_path', run)}")
     else:
-        note("No trial is complete.")
+        note(message("no_trial"))
     gc.freeze()  # as after a training
     return 0
 
 
 def resume_command(args: list[str], run_dir: Path | None) -> str:
-    """How to go on with a run: by what it was started with, and where it is."""
+    """Return a sentence with the command that continues a run."""
     pairs = pairwise(["", *args])
     kept = [arg for before, arg in pairs if before != "--ckpt_path" and not arg.startswith("--ckpt_path")]
     return message("go_on", command("train", *kept, *(["--ckpt_path", short(run_dir)] if run_dir else [])))

@@ -1,7 +1,7 @@
-"""What a person is told: the one kind of error that a mistake raises, and notes.
+"""User-facing errors and notes.
 
-An error's message is what the person reads: one or two plain sentences that name the thing and the way out.
-`commands.py` is the only place that catches it, prints it and exits with status 2.
+The message of a `MiniGPTError` is one or two plain sentences that name the mistake and the way out. `commands.py` is
+the only module that catches it; it prints the message and exits with status 2.
 """
 
 import math
@@ -19,32 +19,32 @@ from minigpt import processes
 
 
 class MiniGPTError(Exception):
-    """A mistake that the person at the keyboard can mend."""
+    """A mistake that the user can fix."""
 
 
 def note(text: str) -> None:
-    """Tell the person something that is no mistake, on stderr; of several processes of a training the first does."""
+    """Print a message that is not an error to stderr, from the first process of a training only."""
     if processes.rank() == 0:
         print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def needs(who: str, extra: str, *packages: str) -> Iterator[None]:
-    """Say what to install where an import finds nothing, and what is wrong where an installed library fails.
+    """Turn a failed import into a message: the command to install the package, or the reason why it cannot be imported.
 
     Args:
-        who: What needs the packages: the beginning of the sentence.
-        extra: The extra of this package that installs them.
-        packages: The packages that are imported inside.
+        who: The beginning of the message: the feature that needs the packages.
+        extra: The extra of minigpt that installs the packages.
+        *packages: The packages that are imported in the context.
 
     Raises:
-        MiniGPTError: One of them is not installed, or cannot be imported although it is.
+        MiniGPTError: A package is not installed, or is installed and cannot be imported.
     """
     try:
         yield
     except ImportError as error:
         name = (error.name or "").partition(".")[0]
-        if name == "minigpt":  # a fault of ours
+        if name == "minigpt":  # a bug in minigpt
             raise
         if isinstance(error, ModuleNotFoundError) and name in packages and not find_spec(name):
             raise MiniGPTError(
@@ -58,7 +58,7 @@ def needs(who: str, extra: str, *packages: str) -> Iterator[None]:
 
 @contextmanager
 def required() -> Iterator[None]:
-    """Say what to install where one of the libraries that everything here is built on is absent.
+    """Turn a missing PyTorch or Lightning into a message with the command to install it.
 
     Raises:
         MiniGPTError: PyTorch or Lightning is not installed.
@@ -75,21 +75,21 @@ def required() -> Iterator[None]:
 
 @contextmanager
 def writing(folder: Path, flag: str) -> Iterator[None]:
-    """Make a folder, and say so plainly if nothing can be written there.
+    """Create a folder, and turn a failure to write there into a message.
 
     Args:
         folder: The folder.
-        flag: The option that names another one.
+        flag: The option that sets the folder.
 
     Raises:
-        MiniGPTError: The file system refuses.
+        MiniGPTError: The folder cannot be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
         raise MiniGPTError(
-            f"The folder '{folder}' cannot be written to: {error.strerror}. Name another with {flag}."
+            f"The folder '{folder}' cannot be written to: {error.strerror}. Pass a different one with {flag}."
         ) from error
 
 
@@ -105,21 +105,21 @@ def check_number(
     optional: bool = False,
     hint: str = "",
 ) -> None:
-    """Refuse a value that is not a number in a range, whatever its type: it may come from Python, without a parser.
+    """Check that a value is a number in a range; it may have any type, since Python code passes it without a parser.
 
     Args:
-        name: The setting, as the person knows it.
-        value: Its value. Neither NaN nor a boolean is a number, and an infinity only if `at_most` is one.
-        at_least: The least value.
-        above: A bound below which, and at which, no value is allowed.
-        at_most: The largest value.
-        below: A bound at and above which no value is allowed.
-        whole: Allow whole numbers only.
-        optional: Allow None.
-        hint: What to add to the sentence about the range, such as `or null for no limit`.
+        name: The setting, as the user writes it.
+        value: Its value. NaN and booleans are refused, and an infinity is refused unless `at_most` is infinite.
+        at_least: The least value allowed.
+        above: A lower bound that is not itself allowed.
+        at_most: The greatest value allowed.
+        below: An upper bound that is not itself allowed.
+        whole: Whether to allow whole numbers only.
+        optional: Whether to allow None.
+        hint: An addition to the message about the range, such as `or null for no limit`.
 
     Raises:
-        MiniGPTError: It names the setting, the value and the range.
+        MiniGPTError: The value is not allowed; the message names the setting, the value and the range.
     """
     if value is None and optional:
         return
@@ -138,15 +138,15 @@ def check_number(
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
-    """Refuse a value that is none of several words, whatever its type.
+    """Check that a value, of any type, is one of several words.
 
     Args:
-        name: The setting, as the person knows it.
+        name: The setting, as the user writes it.
         value: Its value.
-        choices: The words that it may be.
+        choices: The words allowed.
 
     Raises:
-        MiniGPTError: It names the setting, the value, the choices and the nearest of them.
+        MiniGPTError: The value is not allowed; the message names the setting, the value and the choices.
     """
     *others, last = choices
     if not isinstance(value, str) or value not in [*others, last]:
@@ -155,9 +155,9 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A sentence that names the known word nearest to `word`, or nothing when none is near.
+    """Return a sentence with the known word most similar to `word`, or an empty string if none is similar.
 
-    A word may be right but for its group (`n_embd` for `model.n_embd`): its last part is then what is compared.
+    If no full name is similar, the last parts of the names are compared, as in `n_embd` for `model.n_embd`.
     """
     known = list(known)
     matches = get_close_matches(word, known, n=1, cutoff=0.6)

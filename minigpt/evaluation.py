@@ -1,6 +1,6 @@
-"""How good a model is on a text: loss, bits per character, perplexity and accuracy over the whole of it.
+"""Evaluation of a model on a text: loss, bits per character, perplexity, accuracy, baselines and memorisation.
 
-And the baselines beside it: what a text costs when next to nothing is known of it, or what a compressor makes of it.
+The baselines are the scores of simple models and of a compressor on the same text.
 """
 
 import lzma
@@ -21,15 +21,15 @@ from minigpt.data.tokenizers import Tokenizer
 from minigpt.errors import MiniGPTError, note
 from minigpt.generation.text import LanguageModel
 from minigpt.models import device_of
+from minigpt.words import message
 
-LOGITS = 1 << 24  # of them at once, 64 MB in float32
-PIECE = 20  # characters; as long as two or three words, so that few are common by chance
-SEARCHED = 1 << 24  # tokens of a training text, for what a model recites
-UNITS = {"loss": "  nats per token", "baselines": " (bits per char)"}  # where a score's name does not tell
+MAX_LOGITS = 1 << 24  # logits per batch, 64 MB in float32
+SPAN_LENGTH = 20  # characters, as long as two or three words, so that few spans match by chance
+MAX_SEARCHED = 1 << 24  # tokens of a training text that are searched for copied passages
 
 
 class BitsPerCharacter(Metric):
-    """The cost of a character of text in bits, whatever the tokens are, so that tokenizers compare."""
+    """The loss in bits per character of text, which compares across tokenizers."""
 
     higher_is_better = False
     full_state_update = False
@@ -42,17 +42,17 @@ class BitsPerCharacter(Metric):
         self.add_state("characters", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, nats: torch.Tensor, characters: torch.Tensor) -> None:
-        """Add targets that cost `nats` in all and stand for this many characters."""
+        """Add targets with a total loss of `nats` that stand for this many characters."""
         self.nats += nats
         self.characters += characters
 
     def compute(self) -> torch.Tensor:
-        """Bits per character over everything seen."""
+        """Return the bits per character of all targets."""
         return self.nats / self.characters / math.log(2)
 
 
 class LossByPosition(Metric):
-    """The mean loss at each position of a window: it falls as far as the model uses its context.
+    """The mean loss at each position of a window, which falls up to the length of context that the model uses.
 
     Args:
         block_size: `T`, the number of positions; it grows with longer windows.
@@ -75,33 +75,32 @@ class LossByPosition(Metric):
         self.windows[: losses.shape[1]] += len(losses)
 
     def grow(self, length: int) -> None:
-        """Make room for windows of this length; of several processes all need the same before `compute`."""
+        """Make room for windows of this length; several processes need equal lengths before `compute`."""
         more = max(0, length - len(self.nats))
         self.nats, self.windows = F.pad(self.nats, (0, more)), F.pad(self.windows, (0, more))
 
     def compute(self) -> torch.Tensor:
-        """`(T,)` nats per token; T is the longest window seen."""
+        """Return the `(T,)` nats per token, where T is the length of the longest window seen."""
         return (self.nats / self.windows)[self.windows > 0]
 
 
 class TextMetrics(nn.Module):
-    """The figures of an evaluation, gathered batch by batch: each target counts once, whatever the batches.
+    """The metrics of an evaluation, accumulated over batches of any sizes, in which each target counts once.
 
     Args:
-        lengths: `(V,)` the number of characters that each token stands for; without them there are no bits per
-            character.
+        lengths: `(V,)` numbers of characters of the tokens; None leaves out the bits per character.
     """
 
     def __init__(self, lengths: torch.Tensor | None = None):
         super().__init__()
-        self.lengths = lengths  # no buffer: weight averaging swaps those
+        self.lengths = lengths  # not a buffer, since weight averaging swaps buffers
         self.loss = MeanMetric()
         self.bits_per_char = BitsPerCharacter()
         self.by_position = LossByPosition()
         self.accuracy = MeanMetric()
 
     def characters(self, targets: torch.Tensor) -> torch.Tensor:
-        """Return the number of characters that these tokens stand for; `lengths` must be known."""
+        """Return the total number of characters of these tokens; `lengths` must be set."""
         assert self.lengths is not None
         self.lengths = self.lengths.to(targets.device)
         return self.lengths[targets].sum()
@@ -117,19 +116,19 @@ class TextMetrics(nn.Module):
         self.accuracy.update((logits.argmax(-1) == targets).float().mean(), weight=targets.numel())
 
     def compute(self) -> dict[str, torch.Tensor]:
-        """`loss` in nats per token, `bits_per_char`, `perplexity` per token and `accuracy` of the likeliest token."""
+        """Return `loss` in nats per token, `bits_per_char`, `perplexity` and `accuracy` of the likeliest token."""
         loss = self.loss.compute()
         bits = {} if self.lengths is None else {"bits_per_char": self.bits_per_char.compute()}
         return {"loss": loss, **bits, "perplexity": loss.exp(), "accuracy": self.accuracy.compute()}
 
     def scores(self) -> dict[str, float]:
-        """The figures as plain numbers, with how many `tokens` and `characters` they are of."""
+        """Return the metrics as plain numbers, with the numbers of `tokens` and `characters` scored."""
         figures = {name: value.item() for name, value in self.compute().items()}
         counts = {"tokens": int(self.by_position.windows.sum()), "characters": int(self.bits_per_char.characters)}
         return figures | counts
 
     def reset(self) -> None:
-        """Forget what was gathered."""
+        """Reset all metrics."""
         for metric in (self.loss, self.bits_per_char, self.by_position, self.accuracy):
             metric.reset()
 
@@ -137,20 +136,20 @@ class TextMetrics(nn.Module):
 def eval_batches(
     data: Ids, block_size: int, vocab_size: int, max_tokens: int | None = None, rank: int = 0, world_size: int = 1
 ) -> tuple[EvalWindows, EvalOrder]:
-    """The windows of `(N,)` ids, and batches of about 8,192 tokens, or fewer where the logits would be large."""
-    tokens = min(8192, LOGITS // vocab_size)
+    """Return the windows of `(N,)` ids, and batches of about 8,192 tokens, or fewer if the logits would be large."""
+    tokens = min(8192, MAX_LOGITS // vocab_size)
     windows = EvalWindows(data, block_size, max_tokens)
     return windows, EvalOrder(windows, max(1, tokens // block_size), rank, world_size)
 
 
 @torch.no_grad()
 def measure(model: nn.Module, data: Ids, lengths: torch.Tensor, block_size: int | None = None) -> TextMetrics:
-    """The metrics of a model over all of a text; arguments as in `evaluate`."""
+    """Return the metrics of a model over a whole text; arguments as in `evaluate`."""
     device, longest = device_of(model), getattr(model, "block_size", None)
     block_size = block_size or longest
     if block_size is None:
         raise MiniGPTError(
-            f"{type(model).__name__} has no block_size. Pass the length of the windows as block_size=64."
+            f"{type(model).__name__} has no block_size. Pass the length of the windows, such as block_size=64."
         )
     if longest is not None and block_size > longest:
         raise MiniGPTError(f"block_size is {block_size}, and the longest window of this model has {longest} tokens.")
@@ -163,44 +162,44 @@ def measure(model: nn.Module, data: Ids, lengths: torch.Tensor, block_size: int 
         metrics.update(model(x.to(device)), y.to(device))
     model.train(was_training)
     if not metrics.bits_per_char.characters:
-        raise MiniGPTError("The text has not one whole character to score. Give a longer one.")
+        raise MiniGPTError("The text has no whole character to score. Pass a longer one.")
     return metrics
 
 
 def evaluate(model: nn.Module, data: Ids, lengths: torch.Tensor, block_size: int | None = None) -> dict[str, float]:
-    """Score a model on all of a text: windows of its `block_size`, no overlap, each token but the first once.
+    """Score a model on a whole text, cut into windows that do not overlap; each token but the first counts once.
 
     Args:
-        model: `(B, T)` ids to `(B, T, V)` logits, in float32.
+        model: A network that maps `(B, T)` ids to `(B, T, V)` logits, in float32.
         data: `(N,)` ids, at least 2, in memory or in a file.
-        lengths: `(V,)` the number of characters that each token stands for.
+        lengths: `(V,)` numbers of characters of the tokens.
         block_size: The length of the windows; None for the model's `block_size`.
 
     Returns:
-        `loss`, `bits_per_char`, `perplexity`, `accuracy`, and `tokens` and `characters`, how many were scored.
+        `loss`, `bits_per_char`, `perplexity`, `accuracy`, and the numbers of `tokens` and `characters` scored.
 
     Raises:
-        MiniGPTError: The text is shorter than two tokens, or than a character, or the windows do not fit the model.
+        MiniGPTError: The text is shorter than two tokens or one character, or the windows do not fit the model.
     """
     return measure(model, data, lengths, block_size).scores()
 
 
 def baselines(train: Ids, val: Ids, tokenizer: Tokenizer) -> dict[str, float]:
-    """What simple models make of the validation text, in bits per character: a scale for every other figure.
+    """Return the bits per character of simple models on the validation text, for comparison with a trained model.
 
-    Of a large text the parts next to the split are taken: the last 2 ** 22 tokens to count and the first 2 ** 20 to
-    score, and for xz the last 2 ** 20 characters and the first 2 ** 18.
+    Only the parts of a large text next to the split are used: the last 2 ** 22 training tokens and the first 2 ** 20
+    validation tokens, and for xz the last 2 ** 20 and the first 2 ** 18 characters.
 
     Args:
         train: `(N,)` ids to count.
-        val: `(M,)` ids to score; like in `evaluate`, all but the first.
-        tokenizer: What they mean.
+        val: `(M,)` ids to score, without the first, as in `evaluate`.
+        tokenizer: The tokenizer of both.
 
     Returns:
-        `uniform`, a guess among the V tokens; `unigram`, the train counts plus one; `bigram`, the counts after each
-        token, filled up with one unigram draw (MacKay and Peto, "A hierarchical Dirichlet language model", 1995),
-        about the best that TinyGPT can reach; `xz`, what xz adds to the size of the train text for the validation
-        text.
+        `uniform`: equal probabilities for the V tokens. `unigram`: the training counts plus one. `bigram`: the counts
+        after each token, smoothed with the unigram probabilities (MacKay and Peto, "A hierarchical Dirichlet language
+        model", 1995), about the best that TinyGPT can reach. `xz`: the increase of the compressed size when the
+        validation text is appended to the training text.
     """
     vocab_size = tokenizer.vocab_size
     train, val = train[max(0, len(train) - 2**22) :].long(), val[: 2**20].long()
@@ -208,15 +207,17 @@ def baselines(train: Ids, val: Ids, tokenizer: Tokenizer) -> dict[str, float]:
     tokens_per_char = len(targets) / max(1, int(tokenizer.lengths[targets].sum()))
     counts = torch.bincount(train, minlength=vocab_size).double() + 1
     unigram = counts / counts.sum()
-    pairs, which = torch.unique(train[:-1] * vocab_size + train[1:], return_counts=True)  # V x V may be too large
-    place = torch.searchsorted(pairs, before * vocab_size + targets).clamp(max=len(pairs) - 1)
-    seen = torch.where(pairs[place] == before * vocab_size + targets, which[place], 0)
+    pairs, pair_counts = torch.unique(
+        train[:-1] * vocab_size + train[1:], return_counts=True
+    )  # a V x V table may be too large
+    index = torch.searchsorted(pairs, before * vocab_size + targets).clamp(max=len(pairs) - 1)
+    seen = torch.where(pairs[index] == before * vocab_size + targets, pair_counts[index], 0)
     after = torch.bincount(train[:-1], minlength=vocab_size)[before]
     bigram = (seen + unigram[targets]) / (after + 1)
     known = tokenizer.decode(train[max(0, len(train) - 2**20) :])[-(2**20) :].encode()
     text = tokenizer.decode(val[: 2**18])[: 2**18]
     new = text.encode()
-    with ThreadPoolExecutor() as threads:  # xz lets go of the interpreter while it works
+    with ThreadPoolExecutor() as threads:  # xz releases the interpreter lock
         alone, both = threads.map(lambda text: len(lzma.compress(text)), (known, known + new))
     return {
         "uniform": math.log2(vocab_size) * tokens_per_char,
@@ -226,61 +227,63 @@ def baselines(train: Ids, val: Ids, tokenizer: Tokenizer) -> dict[str, float]:
     }
 
 
-def copied(texts: Sequence[str], source: str) -> dict[str, float | str]:
-    """How much of some texts stands word for word in a source.
+def longest_overlap(texts: Sequence[str], source: str) -> dict[str, float | str]:
+    """Measure how much of some texts occurs word for word in a source.
 
     Args:
-        texts: What a model wrote, say.
-        source: The text that it was trained on.
+        texts: The texts, such as samples of a model.
+        source: The text to search, such as the model's training text.
 
     Returns:
-        `longest`, the number of characters of the longest run found in the source, and `run`, that run; `share`, of
-        all pieces of `PIECE` characters, overlapping ones included, those found in it.
+        `longest_overlap`, the length in characters of the longest passage that also occurs in the source; `overlap`,
+        that passage; and `share`, the share of all spans of `SPAN_LENGTH` characters that occur in the source.
     """
-    run, pieces, found = "", 0, 0
+    overlap, n_spans, n_copied = "", 0, 0
     for text in texts:
-        length = 0  # of the longest run that begins here; it shrinks by one at most from one place to the next
+        length = 0  # of the longest passage that begins at `start`; it shrinks by at most one as `start` moves on
         for start in range(len(text)):
             length = max(0, length - 1)
             while start + length < len(text) and text[start : start + length + 1] in source:
                 length += 1
-            run = max(run, text[start : start + length], key=len)
-            if start + PIECE <= len(text):
-                pieces += 1
-                found += length >= PIECE
-    return {"longest": len(run), "share": round(found / max(1, pieces), 6), "run": run}
+            overlap = max(overlap, text[start : start + length], key=len)
+            if start + SPAN_LENGTH <= len(text):
+                n_spans += 1
+                n_copied += length >= SPAN_LENGTH
+    return {"longest_overlap": len(overlap), "share": round(n_copied / max(1, n_spans), 6), "overlap": overlap}
 
 
-def memorisation(lm: LanguageModel, train: Ids, val: Ids, samples: int, **controls: Any) -> dict[str, dict]:
-    """Measure how much of the text of a model, and of a fresh text, stands word for word in its training text.
+def memorisation(lm: LanguageModel, train: Ids, val: Ids, samples: int, **sampling: Any) -> dict[str, dict]:
+    """Measure how much of a model's samples, and of an unseen text, occurs word for word in the training text.
 
     Args:
         lm: The model.
-        train: `(N,)` ids that it was trained on.
-        val: `(M,)` ids that it was not trained on.
-        samples: How many texts to draw.
-        **controls: How to draw them.
+        train: `(N,)` ids of the training text.
+        val: `(M,)` ids of the unseen text.
+        samples: The number of texts to draw.
+        **sampling: Sampling parameters, as in `LanguageModel.stream_batch`.
 
     Returns:
-        `samples` and `text`, each as `copied` has it.
+        The results of `longest_overlap` for the `samples` and for the unseen `text`.
     """
-    drawn = lm.generate_batch([""] * samples, 500, seed=0, **controls)
-    known, text = (lm.tokenizer.decode(ids[:SEARCHED]) for ids in (train, val))
-    if len(train) > SEARCHED:
-        note(f"Only the first {SEARCHED:,} tokens of the training text are searched.")
+    drawn = lm.generate_batch([""] * samples, 500, seed=0, **sampling)
+    known, text = (lm.tokenizer.decode(ids[:MAX_SEARCHED]) for ids in (train, val))
+    if len(train) > MAX_SEARCHED:
+        note(message("searched", MAX_SEARCHED))
     length = max(map(len, drawn))
     fresh = [text[n : n + length] for n in range(0, length * samples, length)]
-    return {"samples": copied(drawn, known), "text": copied(fresh, known)}
+    return {"samples": longest_overlap(drawn, known), "text": longest_overlap(fresh, known)}
 
 
 def as_table(scores: dict, indent: str = "") -> list[str]:
-    """Return the lines of a table of scores, those in a group below its name."""
+    """Return the lines of a table of scores in the language of the locale; a group is indented below its name."""
     lines = []
     for name, value in scores.items():
-        label = f"{indent}{name.replace('_', ' ')}"
+        label = f"{indent}{message(f'score_{name}')}"
         if isinstance(value, dict):
-            lines += [f"{label}{UNITS.get(name, '')}", *as_table(value, f"{indent}  ")]
+            lines += [label, *as_table(value, f"{indent}  ")]
+        elif isinstance(value, str):
+            lines.append(f"{label:<22}{value!r:>12}")
         elif value is not None:
-            text = repr(value) if isinstance(value, str) else format(value, ",.4f" if isinstance(value, float) else ",")
-            lines.append(f"{label:<18}{text:>12}{UNITS.get(name, '')}")
+            text = message("score" if isinstance(value, float) else "number", value)
+            lines.append(f"{label:<22}{text:>12}{message('unit_loss') if name == 'loss' else ''}")
     return lines

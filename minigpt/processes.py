@@ -1,40 +1,42 @@
-"""This process: which of those of a training it is, by the variables of a launcher, and what memory it keeps.
+"""The rank of this process among those of a training, and its memory settings.
 
-Such variables may also be left over in the environment of a process that no launcher started.
+Launchers such as torchrun and srun set the rank in environment variables. Such variables may also be left over in the
+environment of a process that no launcher started.
 """
 
 import os
 import sys
 
-SIZES = {  # how many processes there are, for each variable that numbers them
+SIZES = {  # from the variable with the rank to the variable with the number of processes
     "RANK": "WORLD_SIZE", "LOCAL_RANK": "WORLD_SIZE", "SLURM_PROCID": "SLURM_NTASKS",
     "JSM_NAMESPACE_RANK": "JSM_NAMESPACE_SIZE",
 }  # fmt: skip
 SRUN = ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_JOB_ID")
-known: int | None = None  # the rank, once the Trainer or the command has settled it
+known: int | None = None  # the rank, once the Trainer or the command has determined it
 
 
 def rank() -> int:
-    """Return the rank of this process; 0 for the first of several, and for one that runs alone."""
+    """Return the rank of this process: 0 for the first process of several, and for a single process."""
     if known is not None:
         return known
     return max((_number(name) or 0) * ((_number(size) or 1) > 1) for name, size in SIZES.items())
 
 
 def forget_leftovers(alone: bool) -> list[str]:
-    """Remove from the environment what would make Lightning wait for processes that do not exist.
+    """Remove left-over variables, which would make Lightning wait for processes that do not exist.
 
-    torchrun and srun set all of their variables, and Lightning sets LOCAL_RANK and WORLD_SIZE. Others are left over.
+    torchrun and srun set all of their variables, and Lightning sets LOCAL_RANK and WORLD_SIZE. An incomplete set is
+    left over from elsewhere.
 
     Args:
-        alone: There is one process, as far as its settings say.
+        alone: Whether the settings ask for one process.
 
     Returns:
-        The names of variables that spoke of other processes.
+        The names of the removed variables that named other processes.
     """
     torchrun = "TORCHELASTIC_RUN_ID" in os.environ and None not in map(_number, ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
     without_srun = alone and (_number("SLURM_NTASKS") or 1) > 1 and "SLURM_STEP_ID" not in os.environ
-    names = [name for name in SIZES if _number(name) is None]  # Lightning fails on what is not a number
+    names = [name for name in SIZES if _number(name) is None]  # Lightning fails on values that are not numbers
     if not torchrun:
         names.append("TORCHELASTIC_RUN_ID")
         if alone or (_number("WORLD_SIZE") or 1) == 1:
@@ -51,14 +53,17 @@ def _number(name: str) -> int | None:
 
 
 def keep_memory() -> None:
-    """Let the process keep what a step frees, for the next step to use, where the C library is glibc.
+    """Keep the memory that a training step frees for the next step, if the C library is glibc.
 
-    It would give activations back to the system and ask for them anew, page by page: 2,000 page faults a step for
-    0.8 million parameters, and up to a sixth of the step's time (docs/LOG.md). With FSDP2, which gathers and gives
-    back whole blocks and is there to save memory, what is kept lies in pieces and grows from step to step.
+    By default glibc returns the memory of activations to the system and requests it again page by page: 2,000 page
+    faults a step for 0.8 million parameters, and up to a sixth of the step's time (docs/LOG.md). Do not use this with
+    FSDP2, which allocates and frees whole blocks to save memory: the memory kept is fragmented and grows with each
+    step.
     """
     import ctypes
 
     if mallopt := getattr(ctypes.CDLL(None) if sys.platform == "linux" else None, "mallopt", None):
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: never shrink the heap
-        mallopt(-3, 2**30) or mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: what comes from the heap; older ones take 32 MB
+        mallopt(-3, 2**30) or mallopt(
+            -3, 2**25
+        )  # M_MMAP_THRESHOLD: larger blocks from the heap; an old glibc allows 32 MB

@@ -1,6 +1,7 @@
-"""`last | RUN | FILE` to a checkpoint, and a checkpoint to a model with its tokenizer, without Lightning.
+"""Finding and loading checkpoints, without Lightning.
 
-A run is a folder such as `lightning_logs/tiny/version_0`, with `checkpoints/last.ckpt` and `checkpoints/best.ckpt`.
+A checkpoint is given as `last`, a run folder or a file. A run is a folder such as `lightning_logs/tiny/version_0`, with
+`checkpoints/last.ckpt` and `checkpoints/best.ckpt`.
 """
 
 import glob
@@ -30,20 +31,20 @@ from minigpt.models import NETWORKS, build_network
 
 ROOT = "lightning_logs"
 EXPORTED = "minigpt.json"  # beside model.safetensors, in a folder that `minigpt export` wrote
-LARGEST_BLOCK = 1 << 20  # positions that a checkpoint is believed to have, where its weights do not say
-# What a model is in; for int8, what all of it but the weights of linear layers is in.
+LARGEST_BLOCK = 1 << 20  # the largest block_size accepted from a checkpoint whose weights do not show it
+# The type of a model's tensors; for int8, of all tensors but the weights of linear layers.
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
 
 
 def config_name(path: str | Path) -> str:
-    """The name of a recipe and of its runs: the file's name, or the recipe's for a config.yaml in a run folder."""
+    """Return the name of a recipe: that of its file, or of the recipe of a run for a run's config.yaml."""
     path = Path(path).absolute()
     in_run = path.name == "config.yaml" and path.parent.name.startswith("version_")
     return path.parent.parent.name if in_run else path.stem
 
 
 def new_run(parent: Path) -> Path:
-    """Make a fresh `version_N` folder; an exclusive mkdir, so that two runs started at once take two folders."""
+    """Create a new `version_N` folder; runs that start at the same time get different folders."""
     with writing(parent, "--trainer.default_root_dir"):
         taken = [int(match[1]) for match in (re.fullmatch(r"version_(\d+)", p.name) for p in parent.iterdir()) if match]
         for version in count(max(taken, default=-1) + 1):
@@ -56,40 +57,40 @@ def new_run(parent: Path) -> Path:
 
 def newest_run(name: str | None = None, root: str | Path = ROOT) -> Path | None:
     """Return the run folder whose `last.ckpt` was written last, among the runs of one config or (None) of all."""
-    found = Path(root).glob(f"{'*' if name is None else glob.escape(name)}/version_*/checkpoints/last.ckpt")
-    newest = max(found, key=lambda file: file.stat().st_mtime_ns, default=None)
+    checkpoints = Path(root).glob(f"{'*' if name is None else glob.escape(name)}/version_*/checkpoints/last.ckpt")
+    newest = max(checkpoints, key=lambda file: file.stat().st_mtime_ns, default=None)
     return newest and run_of(newest)
 
 
 def run_of(file: Path) -> Path | None:
-    """The run folder that a checkpoint file, or the file that a link points to, lies in, if it lies in one."""
+    """Return the run folder of a checkpoint file, or of the file that a link points to; None if it is in none."""
     file = file.resolve() if file.is_symlink() else file
     return file.parent.parent if file.parent.name == "checkpoints" else None
 
 
 def find_checkpoint(ckpt_path: str | Path = "last", prefer: tuple[str, ...] = ("best", "last")) -> Path:
-    """The checkpoint file that `last`, a run folder or a file stands for.
+    """Return the checkpoint file that `last`, a run folder or a file names.
 
     Args:
         ckpt_path: `last` for the newest run under `lightning_logs/`, a run folder, or a checkpoint file.
-        prefer: Which checkpoint of a run folder to take: the first of these that exists.
+        prefer: The checkpoints of a run folder to look for, in this order.
 
     Raises:
-        MiniGPTError: There is no run yet, nothing at this path, or a folder without a checkpoint.
+        MiniGPTError: There is no run yet, or no checkpoint at this path.
     """
     if str(ckpt_path) == "last":
         run = newest_run()
         if run is None:
-            raise MiniGPTError(f"There is no run under {ROOT}/ yet. Make one: {first_training()}")
+            raise MiniGPTError(f"There is no run under {ROOT}/ yet. Start one: {first_training()}")
     else:
         if not str(ckpt_path):
-            raise MiniGPTError("--ckpt_path is empty. Give it a run folder, a checkpoint file, or 'last'.")
+            raise MiniGPTError("--ckpt_path is empty. Pass a run folder, a checkpoint file, or 'last'.")
         run = Path(os.path.expanduser(ckpt_path))
         if _is_checkpoint(run):
             return run
         if not run.exists():
             raise MiniGPTError(
-                f"There is no run or checkpoint at '{ckpt_path}'. Give --ckpt_path a run folder such as "
+                f"There is no run or checkpoint at '{ckpt_path}'. Pass --ckpt_path a run folder such as "
                 f"{ROOT}/tiny/version_0, a file, or 'last'."
             )
     if (run / EXPORTED).is_file():
@@ -98,53 +99,53 @@ def find_checkpoint(ckpt_path: str | Path = "last", prefer: tuple[str, ...] = ("
         file = run / "checkpoints" / f"{stem}.ckpt"
         if _is_checkpoint(file):
             return file
-    raise MiniGPTError(f"The folder '{run}' holds no checkpoint (checkpoints/{prefer[-1]}.ckpt). Name another run.")
+    raise MiniGPTError(f"The folder '{run}' holds no checkpoint (checkpoints/{prefer[-1]}.ckpt). Pass a different run.")
 
 
 def _is_checkpoint(path: Path) -> bool:
-    return path.is_file() or (path / ".metadata").is_file()  # the latter in a folder, which read_checkpoint refuses
+    return path.is_file() or (path / ".metadata").is_file()  # sharded, which read_checkpoint refuses
 
 
 def read_checkpoint(file: Path) -> dict:
-    """A checkpoint of this project, or an export of one, loaded on the CPU without unpickling code.
+    """Load a checkpoint of minigpt, or an export of one, on the CPU without unpickling code.
 
     Raises:
-        MiniGPTError: The file is truncated, holds more than plain values and tensors, or is not of this project, or of
-            another version of it; or it is a folder, as several processes used to write.
+        MiniGPTError: The file is truncated, holds more than plain values and tensors, or does not come from a supported
+            version of minigpt; or it is a folder, as version 0.1 wrote from several processes.
     """
     if file.is_dir():
         raise MiniGPTError(
-            f"The checkpoint '{file}' is a folder with a part from each process, which minigpt {minigpt.__version__} "
-            "does not read. Train it again, or make one file of it with the minigpt that wrote it."
+            f"The checkpoint '{file}' is a folder with one part per process, which minigpt {minigpt.__version__} does "
+            "not read. Train again, or convert it to one file with the version of minigpt that wrote it."
         )
     checkpoint = _read_export(file) if file.name == EXPORTED else _read_own(file)
     try:
         made_by = Version(checkpoint["minigpt"]["version"])
     except (KeyError, TypeError, InvalidVersion) as error:
-        raise MiniGPTError(f"'{file}' is not a checkpoint of minigpt. Name one that a training wrote.") from error
+        raise MiniGPTError(f"'{file}' is not a checkpoint of minigpt. Pass one that a training wrote.") from error
     if made_by < Version("0.2.0"):
         raise MiniGPTError(
-            f"'{file}' was made by minigpt {made_by}, whose checkpoints {minigpt.__version__} does not read. Train it "
-            "again, or install minigpt 0.1."
+            f"'{file}' was written by minigpt {made_by}, whose checkpoints minigpt {minigpt.__version__} does not "
+            "read. Train again, or install minigpt 0.1."
         )
     if made_by > Version(minigpt.__version__):
         raise MiniGPTError(
-            f"'{file}' was made by minigpt {made_by}, and this is {minigpt.__version__}. Bring minigpt up to date."
+            f"'{file}' was written by minigpt {made_by}, and this is {minigpt.__version__}. Upgrade minigpt."
         )
     return checkpoint
 
 
 def _read_own(file: Path) -> dict:
     try:
-        with zipfile.ZipFile(file) as archive:  # torch does not look at the checksums that it writes
+        with zipfile.ZipFile(file) as archive:  # torch does not verify the checksums that it writes
             if archive.testzip() or any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                raise ValueError("a checksum that differs, or a member that torch.save would not have written")
+                raise ValueError("wrong checksum, or a member that torch.save does not write")
         return torch.load(file, map_location="cpu", weights_only=True)
     except PermissionError as error:
-        raise MiniGPTError(f"You may not read '{file}'. Change its permissions, or pass a different one.") from error
+        raise MiniGPTError(f"You may not read '{file}'. Change its permissions, or pass a different file.") from error
     except Exception as error:  # torch.load has a different exception for each way a file can be broken
         raise MiniGPTError(
-            f"'{file}' cannot be read as a checkpoint: it is damaged or another kind of file. Name another one."
+            f"'{file}' cannot be read as a checkpoint: it is damaged, or not a checkpoint. Pass a different file."
         ) from error
 
 
@@ -159,7 +160,7 @@ def _read_export(file: Path) -> dict:
         }
     except Exception as error:  # like a checkpoint, an export can be broken in many ways
         raise MiniGPTError(
-            f"The export in '{file.parent}' is damaged. Make it again with `{command('export')}`."
+            f"The export in '{file.parent}' is damaged. Export the model again with `{command('export')}`."
         ) from error
 
 
@@ -170,7 +171,7 @@ def language_model(
     allow_code: str | Collection[str] = (),
     network: nn.Module | None = None,
 ) -> LanguageModel:
-    """The model and the tokenizer of a checkpoint, in eval mode on `device`; arguments as in `load`."""
+    """Return the model and the tokenizer of a checkpoint, in eval mode on `device`; arguments as in `load`."""
     check_choice("precision", precision, PRECISIONS)
     allow_code = [allow_code] if isinstance(allow_code, str) else allow_code
     try:
@@ -185,8 +186,8 @@ def language_model(
             model.block_size = data["block_size"]  # the longest window that it was trained with
     except MiniGPTError:
         raise
-    except Exception as error:  # what was altered can be wrong in any way
-        raise MiniGPTError("The checkpoint is damaged: what it says does not fit together. Name another.") from error
+    except Exception as error:  # an altered file can fail in many ways
+        raise MiniGPTError("The checkpoint is damaged: its parts do not fit together. Pass a different one.") from error
     for_inference(model, device, precision)
     return LanguageModel(model, tokenizer)
 
@@ -196,8 +197,8 @@ def _load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise MiniGPTError(
-            f"The weights of the checkpoint are not those of {type(model).__name__}: "
-            f"{' '.join(str(error).split())[:200]}. Was the class changed since?"
+            f"The weights of the checkpoint do not fit {type(model).__name__}: "
+            f"{' '.join(str(error).split())[:200]}. Has the class changed since the training?"
         ) from error
 
 
@@ -209,16 +210,18 @@ def for_inference(model: nn.Module, device: str | torch.device = "cpu", precisio
 
 
 def _check_sizes(description: dict, weights: dict[str, torch.Tensor], vocab_size: int) -> None:
-    """Hold what a checkpoint says of its model to the weights in it, before anything of that size is made.
+    """Compare a checkpoint's description of its model with its weights, before memory is allocated for the model.
 
     Raises:
-        MiniGPTError: A layer, a shape or the vocabulary is not what it says.
+        MiniGPTError: A layer, a shape or the size of the vocabulary differs.
     """
-    wrong = MiniGPTError(f"The checkpoint is damaged: a network of {description} has other weights. Name another.")
-    said = description["init_args"]
-    if said.get("vocab_size", vocab_size) != vocab_size or said.get("block_size", 1) > LARGEST_BLOCK:
+    wrong = MiniGPTError(
+        f"The checkpoint is damaged: its weights are not those of {description}. Pass a different one."
+    )
+    init_args = description["init_args"]
+    if init_args.get("vocab_size", vocab_size) != vocab_size or init_args.get("block_size", 1) > LARGEST_BLOCK:
         raise wrong
-    if said.get("n_layer", 0) > len(weights):
+    if init_args.get("n_layer", 0) > len(weights):
         raise wrong
     with torch.device("meta"):
         expected = {name: weight.shape for name, weight in build_network(description).state_dict().items()}
@@ -233,27 +236,26 @@ def load(
     allow_code: str | Collection[str] = (),
     network: nn.Module | None = None,
 ) -> LanguageModel:
-    """Load a trained model; a run folder is all it needs.
+    """Load a trained model from its run folder.
 
     Args:
-        ckpt_path: `last` for the newest run, a run folder (its best checkpoint, where there is one), or a file.
-        device: Where the model is put; `auto` for a GPU where there is one.
-        precision: `32`; `bf16`, in which weights take half the memory and keep two to three digits; or `int8`, in which
-            those of linear layers take a quarter and are one of 255 steps for each output. In both, probabilities, and
-            with them texts, differ a little.
-        allow_code: The module of a network outside minigpt, or several, that may be imported, from the working folder
-            too.
-        network: An instance to load the weights into, in place of the class that the run names.
+        ckpt_path: `last` for the newest run, a run folder (its best checkpoint if it has one), or a file.
+        device: The device of the model; `auto` for a GPU if there is one.
+        precision: `32`; `bf16`, which keeps two to three digits of the weights in half the memory; or `int8`, which
+            rounds the weights of linear layers to 255 steps per output in a quarter of the memory. With both, the
+            probabilities and thus the texts differ a little.
+        allow_code: One or several modules outside minigpt whose networks may be imported, also from the working folder.
+        network: An instance to load the weights into, instead of the class that the run names.
 
     Raises:
-        MiniGPTError: There is no such run, its checkpoint cannot be read, its network is of a class that is not
-            allowed, or there is no such device or precision.
+        MiniGPTError: The run does not exist, its checkpoint cannot be read, its network is not allowed, or the device
+            or the precision is unknown.
     """
     return open_checkpoint(ckpt_path, device, precision, allow_code, network).lm
 
 
-class Opened(NamedTuple):
-    """A checkpoint's file, what the file holds, and the model in it."""
+class OpenedCheckpoint(NamedTuple):
+    """A checkpoint's file, its content, and its model."""
 
     file: Path
     checkpoint: dict[str, Any]
@@ -266,20 +268,20 @@ def open_checkpoint(
     precision: str = "32",
     allow_code: str | Collection[str] = (),
     network: nn.Module | None = None,
-) -> Opened:
-    """Find a checkpoint, read it, and make its model; arguments and errors as in `load`."""
+) -> OpenedCheckpoint:
+    """Find a checkpoint, read it, and build its model; arguments and errors as in `load`."""
     file = find_checkpoint(ckpt_path)
     checkpoint = read_checkpoint(file)
     lm = language_model(checkpoint, pick_device(device), precision, allow_code, network)
     lm.run_dir = run_of(file.absolute())
-    return Opened(file, checkpoint, lm)
+    return OpenedCheckpoint(file, checkpoint, lm)
 
 
 def pick_device(name: str | torch.device) -> str:
-    """Return a device that is there: for `auto` a GPU where there is one, else the CPU.
+    """Return the name of an available device; `auto` is a GPU if there is one, else the CPU.
 
     Raises:
-        MiniGPTError: There is no such device.
+        MiniGPTError: The device is not available.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -290,38 +292,40 @@ def pick_device(name: str | torch.device) -> str:
     return str(name)
 
 
-def corpus_of(file: Path, about: dict) -> str:
-    """Where the corpus of a checkpoint is, from the place that it was in relative to its run.
+def corpus_of(file: Path, metadata: dict) -> str:
+    """Return the path of a checkpoint's corpus, which is stored relative to the run.
 
     Args:
         file: The checkpoint.
-        about: What the checkpoint says of its data.
+        metadata: The checkpoint's metadata about its data.
     """
-    if about["path"] in NAMES:
-        return about["path"]
+    if metadata["path"] in NAMES:
+        return metadata["path"]
     run = (run_of(file.absolute()) or file.absolute().parent).resolve()
-    return os.path.normpath(run / about["path"])  # not resolved: a link's own name says how it is read
+    return os.path.normpath(
+        run / metadata["path"]
+    )  # not resolved, since the name of a link may have the extension by which it is read
 
 
-def tokens_of(file: Path, about: dict, cache_dir: str | None = None) -> TokenizedCorpus:
-    """The corpus that a checkpoint was trained on, in its ids.
+def tokens_of(file: Path, metadata: dict, cache_dir: str | None = None) -> TokenizedCorpus:
+    """Return the corpus that a checkpoint was trained on, as token ids.
 
     Args:
         file: The checkpoint.
-        about: What the checkpoint says of its data.
-        cache_dir: The folder where the ids of large texts are kept; None for the user's cache folder.
+        metadata: The checkpoint's metadata about its data.
+        cache_dir: The folder for the ids of large texts; None for the user's cache folder.
 
     Raises:
-        MiniGPTError: The corpus is gone or has changed, or its tokenizer comes out different.
+        MiniGPTError: The corpus is missing or has changed, or gives a different tokenizer.
     """
-    corpus = Corpus(corpus_of(file, about), **{key: about[key] for key in ("encoding", "lower", "strip", "nfc")})
-    settings = {key: about[key] for key in ("max_vocab_size", "byte_fallback", "val_fraction")}
-    tokens = tokenize(corpus, about["tokenizer"]["kind"], **settings, cache_dir=cache_dir)
-    if tokens.sha256 != about["sha256"]:
+    corpus = Corpus(corpus_of(file, metadata), **{key: metadata[key] for key in ("encoding", "lower", "strip", "nfc")})
+    settings = {key: metadata[key] for key in ("max_vocab_size", "byte_fallback", "val_fraction")}
+    tokens = tokenize(corpus, metadata["tokenizer"]["kind"], **settings, cache_dir=cache_dir)
+    if tokens.sha256 != metadata["sha256"]:
         raise MiniGPTError(
-            f"The corpus '{about['path']}' has changed since this model was trained, so its validation text is lost. "
-            "Bring the old file back, or score a text of your choice with --data.path."
+            f"The corpus '{metadata['path']}' has changed since this model was trained, so its validation text is "
+            "lost. Restore the old file, or score a different text with --data.path."
         )
-    if difference := tokenizers.difference(tokens.tokenizer, tokenizers.from_dict(about["tokenizer"])):
-        raise MiniGPTError(f"The tokenizer that the corpus gives is not the checkpoint's: {difference}.")
+    if difference := tokenizers.difference(tokens.tokenizer, tokenizers.from_dict(metadata["tokenizer"])):
+        raise MiniGPTError(f"The corpus gives a different tokenizer than the checkpoint's: {difference}.")
     return tokens

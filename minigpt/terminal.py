@@ -1,4 +1,4 @@
-"""What fits on a terminal: a bar with the time left, a text on one line, and texts with lines no longer than it is."""
+"""Terminal output that fits the width: a progress bar, a text on one line, and wrapped text."""
 
 import math
 import shutil
@@ -15,25 +15,25 @@ from rich.text import Text
 from minigpt.words import message
 
 REFRESH_SECONDS = 0.1
-SHORTEST, LONGEST = 6, 40  # columns of the bar proper
-BAR, GAP = " " * SHORTEST, "  "  # where it goes, and what stands between two parts of the line
-FOR_CTRL_C = 3  # columns left free at the end, so that the ^C which a terminal shows there starts no line of its own
+MIN_WIDTH, MAX_WIDTH = 6, 40  # columns of the bar without its labels
+BAR, GAP = " " * MIN_WIDTH, "  "  # a placeholder for the bar, and the separator between parts of the line
+FOR_CTRL_C = 3  # free columns at the end, so that the ^C that a terminal prints there does not start a new line
 
 
 class Bar(Progress):
-    """One line at the foot of the terminal, with what its width has room for; nothing where stderr is no terminal.
+    """A progress line at the bottom of the terminal, fitted to its width; silent if stderr is not a terminal.
 
-    What is printed to stderr meanwhile appears above it, as it is. There is no thread: the line is drawn when the work
-    moves on, ten times a second at most.
+    Text printed to stderr meanwhile appears above the line, unchanged. The line has no thread of its own: it is drawn
+    when `move` is called, at most ten times a second.
 
     Args:
-        unit: What the speed is counted in.
-        total: How much there is to do; None if that is not known.
-        completed: How much is done already, which tells nothing about the speed.
-        units_each: How many units one of `total` stands for.
-        label: What comes first.
-        figures: Gives what else to show, the most important first.
-        silent: Show nothing, on a terminal either.
+        unit: The unit of the speed.
+        total: The number of items to do; None if unknown.
+        completed: The number of items done before, which do not count for the speed.
+        units_each: The number of units per item.
+        label: The text at the beginning.
+        figures: Returns more texts to show, the most important first.
+        silent: Whether to show nothing, even on a terminal.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Bar(Progress):
         figures: Callable[[], Iterable[str]] = tuple,
         silent: bool = False,
     ):
-        # Asked here, because rich would take FORCE_COLOR, which many a CI sets, for a terminal.
+        # Checked here, because rich would take FORCE_COLOR, which many CI services set, for a terminal.
         terminal = _is_terminal(sys.stderr)
         console = Console(
             stderr=True, force_terminal=terminal, force_jupyter=False, markup=False, emoji=False, highlight=False,
@@ -54,8 +54,8 @@ class Bar(Progress):
         )  # fmt: skip
         super().__init__(
             console=console, auto_refresh=False, transient=True, redirect_stdout=_is_terminal(sys.stdout),
-            speed_estimate_period=math.inf,  # of rich's last 1,000 samples: a step may take longer than any period
-            disable=silent or not (terminal and console.is_interactive),  # a dumb one is not
+            speed_estimate_period=math.inf,  # rich then uses its last 1,000 samples, however long a step takes
+            disable=silent or not (terminal and console.is_interactive),  # a dumb terminal is not interactive
         )  # fmt: skip
         self._unit, self._units_each, self._label, self._figures = unit, units_each, label, figures
         self._due = 0.0
@@ -65,33 +65,33 @@ class Bar(Progress):
         """Show the line."""
         super().start()
         if not self.disable:
-            self.console.show_cursor()  # rich hides it, and a process that is killed could not bring it back
+            self.console.show_cursor()  # rich hides it, and a killed process would leave it hidden
 
     def stop(self) -> None:
-        """Wipe the line."""
-        if not self.disable:  # of a bar that was never shown, some versions of rich end the line
+        """Remove the line."""
+        if not self.disable:  # some versions of rich print a line break for a bar that was never shown
             super().stop()
 
     def move(self, completed: int, at_once: bool = False) -> None:
-        """Say how much is done; the line is drawn again if that is due, or `at_once`."""
+        """Set the number of completed items, and redraw the line if that is due, or `at_once`."""
         now = time.monotonic()
         if at_once or now >= self._due:
             self._due = now + REFRESH_SECONDS
             self.update(self._task, completed=completed, refresh=True)
 
     def get_renderables(self) -> Iterator[Text]:
-        """The line, without those of its parts that the terminal is too narrow for."""
+        """Yield the line, without the parts that do not fit the terminal."""
         for task in self.tasks:
             parts, room = self._parts(task), self.console.width - FOR_CTRL_C
             while (spare := room - len(GAP.join(text for _, text in parts))) < 0 and len(parts) > 1:
                 parts.remove(max(parts))
-            # Text and no table of columns, which would take rich three times as long.
+            # Plain text, since rich takes three times as long for a table of columns.
             yield Text(GAP, no_wrap=True, overflow="ellipsis").join(
-                _drawn(task, min(LONGEST, SHORTEST + spare)) if text == BAR else Text(text) for _, text in parts
+                _drawn(task, min(MAX_WIDTH, MIN_WIDTH + spare)) if text == BAR else Text(text) for _, text in parts
             )
 
     def _parts(self, task: Task) -> list[tuple[int, str]]:
-        """What the line could hold, from left to right; the higher the number, the sooner it is left out."""
+        """Return the parts of the line from left to right; parts with the highest numbers are left out first."""
         completed, speed = int(task.completed), task.speed
         parts = [(0, f"{self._label} {completed}".lstrip() + (f"/{int(task.total)}" if task.total else ""))]
         if task.total:
@@ -106,11 +106,11 @@ class Bar(Progress):
 
 
 def on_one_line(text: str, width: int) -> str:
-    """Return the beginning of a text in at most `width` columns: line breaks as ↵, other control characters as blanks.
+    """Return the beginning of a text in `width` columns, with line breaks as ↵ and control characters as spaces.
 
     Args:
-        text: Any text, such as what a model has written.
-        width: The columns that there are.
+        text: Any text, such as a sample of a model.
+        width: The number of columns.
     """
     shown = Text("".join("↵" if char == "\n" else char if char.isprintable() else " " for char in text))
     shown.truncate(width)
@@ -118,7 +118,7 @@ def on_one_line(text: str, width: int) -> str:
 
 
 def wrapped(text: str) -> str:
-    """Return a text whose lines fit the terminal, broken between words; unchanged where stdout is not a terminal."""
+    """Return a text with its lines wrapped to the terminal; unchanged if stdout is not a terminal."""
     if not _is_terminal(sys.stdout):
         return text
     width = shutil.get_terminal_size().columns

@@ -1,57 +1,64 @@
-"""The texts of the interface in each language: the page's labels, its answers, and the lines of a training.
+"""The texts of the interface in English and French.
 
-`LABELS` are the parts of the page, which the browser translates. `MESSAGES` are what the server and the terminal write.
+The browser chooses the language of the page's `LABELS`. The language of `MESSAGES`, which the server and the terminal
+write, follows the visitor's browser on the page and the locale on the terminal.
 """
 
 import os
 from string import Formatter
 
-COLUMNS = 80  # of the lines that a training writes, whatever the width of the terminal
+COLUMNS = 80  # width of the lines that a training writes, whatever the width of the terminal
 LABELS = {
     "en": {
         "title": "# minigpt\nA small model continues your text, one token at a time.",
-        "run": "Checkpoint", "refresh": "Look for new runs", "prompt": "Beginning of the text", "examples": "Examples",
-        "temperature": "Temperature", "temperature_info": "0 always takes the likeliest; above 1 it gets daring",
-        "top_k": "Top-k", "top_k_info": "the k likeliest tokens; 0 for all", "top_p": "Top-p",
-        "top_p_info": "the likeliest that reach this probability; 1 for all", "min_p": "Min-p",
-        "min_p_info": "the least share of the likeliest one; 0 for none", "length": "Length in tokens",
-        "seed": "Seed", "seed_info": "the same seed, the same text; empty for a new one each time",
-        "stop_string": "Stop before", "samples": "Texts", "generate": "Write", "stop": "Stop", "text": "Text",
+        "run": "Checkpoint", "refresh": "Refresh the list", "prompt": "Prompt", "examples": "Examples",
+        "temperature": "Temperature",
+        "temperature_info": "0 always takes the likeliest token; above 1 rare tokens become more frequent",
+        "top_k": "Top-k", "top_k_info": "keep the k likeliest tokens; 0 for all", "top_p": "Top-p",
+        "top_p_info": "keep the likeliest tokens that reach this probability; 1 for all", "min_p": "Min-p",
+        "min_p_info": "least probability, as a share of the likeliest token's; 0 for all",
+        "length": "Length in tokens",
+        "seed": "Seed", "seed_info": "the same seed gives the same text; empty for a new seed each time",
+        "stop_string": "Stop before this text", "samples": "Texts", "generate": "Write", "stop": "Stop", "text": "Text",
         "write": "Write", "look": "Look inside", "compare": "Compare", "other": "Other checkpoint",
-        "both": "Write with both", "first": "The checkpoint on the left", "second": "The other one",
-        "look_hint": "Each token is coloured by how much it surprised the model. Pick one to see what was expected in "
-        "its place; what the controls cut is struck through.",
+        "both": "Write with both", "first": "First checkpoint", "second": "Second checkpoint",
+        "look_hint": "The colour of a token shows how much it surprised the model. Select a token to see what the "
+        "model expected there. Tokens that the sampling parameters exclude are struck through.",
         "layer": "Layer", "head": "Head",
     },
     "fr": {
         "title": "# minigpt\nUn petit modèle continue votre texte, un jeton à la fois.",
-        "run": "Checkpoint", "refresh": "Chercher de nouveaux entraînements", "prompt": "Début du texte",
+        "run": "Checkpoint", "refresh": "Actualiser la liste", "prompt": "Amorce",
         "examples": "Exemples", "temperature": "Température",
-        "temperature_info": "0 prend toujours le plus probable ; au-delà de 1 il devient audacieux",
-        "top_k": "Top-k", "top_k_info": "les k jetons les plus probables ; 0 pour tous", "top_p": "Top-p",
-        "top_p_info": "les plus probables jusqu'à cette probabilité ; 1 pour tous", "min_p": "Min-p",
-        "min_p_info": "la moindre part du plus probable ; 0 pour aucune", "length": "Longueur en jetons",
-        "seed": "Graine", "seed_info": "même graine, même texte ; vide pour une nouvelle à chaque fois",
-        "stop_string": "S'arrêter avant", "samples": "Textes", "generate": "Écrire", "stop": "Arrêter",
+        "temperature_info": "0 choisit toujours le jeton le plus probable ; au-delà de 1, les jetons rares deviennent "
+        "plus fréquents",
+        "top_k": "Top-k", "top_k_info": "garde les k jetons les plus probables ; 0 pour tous", "top_p": "Top-p",
+        "top_p_info": "garde les jetons les plus probables jusqu'à cette probabilité cumulée ; 1 pour tous",
+        "min_p": "Min-p",
+        "min_p_info": "probabilité minimale, en fraction de celle du jeton le plus probable ; 0 pour tous",
+        "length": "Longueur en jetons",
+        "seed": "Graine",
+        "seed_info": "la même graine donne le même texte ; vide pour une nouvelle graine à chaque fois",
+        "stop_string": "S'arrêter avant ce texte", "samples": "Textes", "generate": "Écrire", "stop": "Arrêter",
         "text": "Texte", "write": "Écrire", "look": "Regarder dedans", "compare": "Comparer",
-        "other": "Autre checkpoint", "both": "Écrire avec les deux", "first": "Le checkpoint de gauche",
-        "second": "L'autre",
-        "look_hint": "Chaque jeton est coloré selon la surprise du modèle. Choisissez-en un pour voir ce qui était "
-        "attendu à sa place ; ce que les réglages coupent est barré.",
+        "other": "Autre checkpoint", "both": "Écrire avec les deux", "first": "Premier checkpoint",
+        "second": "Second checkpoint",
+        "look_hint": "La couleur d'un jeton indique à quel point il a surpris le modèle. Sélectionnez un jeton pour "
+        "voir ce que le modèle attendait à cet endroit. Les jetons que les réglages excluent sont barrés.",
         "layer": "Couche", "head": "Tête",
     },
 }  # fmt: skip
 MESSAGES = {
     "en": {
-        "no_run": "There is no run yet. Make one: `{}`",
-        "gone": "The checkpoint `{}` is not there any more. Choose another.",
+        "no_run": "There is no run yet. Start one: `{}`",
+        "gone": "The checkpoint `{}` no longer exists. Choose another.",
         "broken": "The checkpoint `{}` cannot be read: it is damaged. Choose another.",
-        "dropped": "Never seen by this model, and left out: {}", "seed": "Seed {}",
-        "picked": "after “{}”", "model": "the model", "left": "after the controls", "nothing": "Write a text first.",
-        "came": "came",
-        "transitions": "after the row's token, how likely is the column's",
+        "left_out": "Unknown to this model and left out: {}", "seed": "Seed {}",
+        "picked": "after “{}”", "model": "the model", "left": "after filtering", "nothing": "Write a text first.",
+        "came": "actual",
+        "transitions": "probability of each next token (column) after each token (row)",
         "attention": "layer {}, head {}: where each token (row) looks (column)",
-        # On the terminal: what is loaded, the model and its parts.
+        # On the terminal: loading, the model and its parts.
         "loading": "Loading {} …", "and": " and ", "characters": "characters", "tokens": "tokens", "reading": "reading",
         "learning": "learning tokens", "tokenising": "tokenising",
         "network": "{}, {:,} parameters, on {}",
@@ -60,8 +67,8 @@ MESSAGES = {
         "output": "output layer", "output_role": "a score for each of {:,} {}",
         "tied_role": "the embedding again: scores for {:,} {}", "with_biases": "{}, with biases",
         "n_grams": "n-grams", "n_grams_role": "vectors for the last 2 and 3 tokens, {:,} each",
-        "positions": "positions", "learned_role": "a vector more for each of {:,} places in a window",
-        "rope_role": "RoPE: queries and keys turn by an angle", "block": "1 block:", "blocks": "{:,} blocks:",
+        "positions": "positions", "learned_role": "a vector for each of {:,} positions in a window",
+        "rope_role": "RoPE: rotates queries and keys", "block": "1 block:", "blocks": "{:,} blocks:",
         "biases_role": "(with biases)", "attention_part": "attention",
         "head_role": "1 head of {} looks back and gathers", "heads_role": "{} heads of {} look back and gather",
         "grouped_role": "{} heads of {} ({} of keys and values) look back",
@@ -69,32 +76,33 @@ MESSAGES = {
         "gated_role": "{:,} numbers to {:,}, gated by {:,} more, and back", "norms": "norms",
         "norms_role": "2 × {}, to keep numbers in scale", "last_norm": "last norm",
         "last_norm_role": "{}, before the scores", "relu2": "ReLU squared", "number": "{:,}", "copies": "{} × {:,}",
-        # The progress.
+        # Progress.
         "step": "step {}", "train_loss": "train loss {:.4f}", "of_step": "{} (step {})", "val_loss": "val loss {:.4f}",
         "bits": "bits/char {:.2f}", "speed": "{} tok/s", "thousand": "{}k", "million": "{}M", "decimal": "{:.1f}",
         "bar_loss": "loss {:.3f}", "bar_bits": "{:.2f} bits/char", "percent": "{:.0f}%", "bar_speed": "{:,.0f} {}/s",
         "elapsed": "{} elapsed", "remaining": "{} left",
-        # What a training says of its settings and of its text.
-        "setting_changed": "{}: {} when the run began, {} from here on.",
-        "shortened": "The learning-rate schedule has {} steps, for which model.warmup_steps is {} in place of {}.",
-        "schedule_longer": "The learning-rate schedule now covers {} steps, {} before: training continues after step "
-        "{} at learning rate {:.3g}.",
+        # Notes on settings and text.
+        "setting_changed": "{} was {} when the run began and is now {}.",
+        "shortened": "The learning-rate schedule has {} steps, so model.warmup_steps is {} instead of {}.",
+        "schedule_longer": "The learning-rate schedule now covers {} steps instead of {}. Training continues after "
+        "step {} at learning rate {:.3g}.",
         "rate_zero_to": "From step {} to {} the learning rate is 0, so nothing is learned. Raise model.decay_steps or "
         "model.min_lr.",
         "rate_zero_on": "From step {} on the learning rate is 0, so nothing is learned. Raise model.decay_steps or "
         "model.min_lr.",
-        "unused_rates": "--optimizer {} is used, and these settings are not: {}.",
-        "recites": "The model has {:,} parameters for {:,} characters: it will recite the text rather than learn from "
-        "it. {} would suit.",
-        "both_settings": " and ", "longer_text": "A longer text",
+        "unused_rates": "With --optimizer {} these settings have no effect: {}.",
+        "oversized": "The model has {:,} parameters for {:,} characters: it will recite the text rather than learn "
+        "from it. Better: {}.",
+        "both_settings": " and ", "longer_text": "a longer text",
         "val_part": "Validation scores {:,} of {:,} tokens; `{}` scores them all.",
-        "first_run": "There is no run of '{}' to continue yet: this is the first.",
-        "other_bits": "The last bits will not be those of an undisturbed run: {}.", "in_place": "{} {} in place of {}",
-        "outside_run": "{} lies outside a run folder: training goes on from its step {} in a new one.",
-        "older": "{} is older than its run's last.ckpt: training goes on from step {} in a new run.",
-        "val_fraction": "The text has {:,} characters: data.val_fraction is {} in place of {}, so that both parts hold "
-        "a window.",
-        "block_size": "The text has {} tokens to train on: data.block_size is {} in place of {}.",
+        "first_run": "There is no run of '{}' to continue yet, so this is the first.",
+        "other_bits": "The result will differ in its last bits from an uninterrupted run: {}.",
+        "in_place": "{} {} instead of {}",
+        "outside_run": "{} is not in a run folder, so training continues from its step {} in a new run.",
+        "older": "{} is older than its run's last.ckpt, so training continues from step {} in a new run.",
+        "val_fraction": "The text has {:,} characters, so data.val_fraction is {} instead of {}: both parts need at "
+        "least one window.",
+        "block_size": "The text has {} tokens to train on, so data.block_size is {} instead of {}.",
         "encoding": "'{}' is not UTF-8; it is read as {}. If that is wrong, pass a different encoding with "
         "--data.encoding.",
         "encoding_rivals": "'{}' is not UTF-8; it is read as {}, but {} is about as likely. If accented letters come "
@@ -104,43 +112,60 @@ MESSAGES = {
         "--trainer.precision 32.",
         "compiling": "(compiling the training step, for up to a minute)",
         "compiled": "(compiled in {:.0f} s)",
-        "not_compiled": "The step cannot be compiled here, for want of a C++ compiler perhaps; training goes on "
-        "without.",
-        "compiled_differs": "The compiled step gives other gradients than the model here; training goes on without it.",
+        "not_compiled": "The step cannot be compiled here, perhaps because there is no C++ compiler. Training "
+        "continues uncompiled.",
+        "compiled_differs": "The compiled step gives different gradients here. Training continues uncompiled.",
         "compiling_decoding": "(compiling, for some seconds)",
         "fast_dev_run": "fast_dev_run: trained to step {} and validated; nothing was written.",
         "no_validation": "Trained {} steps, without a validation.",
         # The end.
         "stopped_early": "Stopped early, after step {}: {}", "was_stopped_early": "{} stopped early, after step {}: {}",
-        "raise_max_steps": "Go on with a larger --trainer.max_steps.", "finished": "{} has done its {} steps.",
-        "interrupted": "Stopped after step {}.", "go_on": "Go on with: {}",
-        "time_used_up": "trainer.max_time is used up, after {} steps. Go on with a longer one.",
+        "raise_max_steps": "To continue, raise --trainer.max_steps.", "finished": "{} has completed its {} steps.",
+        "interrupted": "Stopped after step {}.", "go_on": "Continue with: {}",
+        "time_used_up": "trainer.max_time was reached after {} steps. To continue, raise it.",
         "final_loss": "validation loss {:.4f} nats per token, {:.4f} bits per character",
         "duration": "after {}{} steps{} in {:.0f} s{}", "of_steps": " of {}", "last_steps": ", the last {}",
         "early": " (stopped early)", "baselines": "baselines in bits per character:", "baseline": "{} {:.4f}",
         "uniform": "uniform", "unigram": "unigram", "bigram": "bigram", "xz": "xz",
         "curves": "Curves and samples:", "more_text": "More text:",
+        # The table of `evaluate`.
+        "score_loss": "loss", "unit_loss": "  nats per token", "score_bits_per_char": "bits per char",
+        "score_perplexity": "perplexity", "score_accuracy": "accuracy", "score_tokens": "tokens",
+        "score_characters": "characters", "score_baselines": "baselines (bits per char)", "score_uniform": "uniform",
+        "score_unigram": "unigram", "score_bigram": "bigram", "score_xz": "xz", "score_memorisation": "memorisation",
+        "score_samples": "samples", "score_text": "text", "score_longest_overlap": "longest overlap",
+        "score_share": "share", "score_overlap": "overlap", "score": "{:,.4f}",
+        # Notes of the other commands.
+        "ignored": "Ignoring {} in the environment: no launcher started this process.",
+        "ignored_alone": "Ignoring {} in the environment: this training has one process.",
+        "long_prompt": "The model sees only the last {:,} tokens of this prompt.",
+        "no_baselines": "No baselines: {}", "searched": "Only the first {:,} tokens of the training text are searched.",
+        "shipped_config": "Using {}. To use the file in this folder, pass {}.yaml.",
+        "trial": "trial {}: {}", "trial_resumed": "Trial {} was interrupted. It is resumed now.",
+        "trial_pruned": "Pruned: half of the other trials were better at this step.",
+        "sweep_stopped": "Stopped. Continue with: {}", "no_trial": "No trial is complete.",
+        "train_longer": "Train the best longer:", "best_text": "Text of the best:",
     },
     "fr": {
-        "no_run": "Il n'y a pas encore d'entraînement. Faites-en un : `{}`",
-        "gone": "Le checkpoint `{}` n'est plus là. Choisissez-en un autre.",
-        "broken": "Le checkpoint `{}` est illisible : il est abîmé. Choisissez-en un autre.",
-        "dropped": "Jamais vus par ce modèle, et laissés de côté : {}", "seed": "Graine {}",
+        "no_run": "Il n'y a pas encore d'entraînement. Lancez-en un : `{}`",
+        "gone": "Le checkpoint `{}` n'existe plus. Choisissez-en un autre.",
+        "broken": "Le checkpoint `{}` est illisible : il est endommagé. Choisissez-en un autre.",
+        "left_out": "Inconnus de ce modèle et omis : {}", "seed": "Graine {}",
         "picked": "après « {} »", "model": "le modèle",
-        "left": "après les réglages", "nothing": "Écrivez d'abord un texte.", "came": "arrivé",
-        "transitions": "après le jeton de la ligne, la probabilité de celui de la colonne",
-        "attention": "couche {}, tête {} : où chaque jeton (ligne) regarde (colonne)",
-        # Au terminal : ce qui se charge, le modèle et ses parties.
+        "left": "après filtrage", "nothing": "Écrivez d'abord un texte.", "came": "réel",
+        "transitions": "probabilité du jeton suivant (colonne) après chaque jeton (ligne)",
+        "attention": "couche {}, tête {} : ce que chaque jeton (ligne) regarde (colonne)",
+        # Au terminal : le chargement, le modèle et ses parties.
         "loading": "Chargement de {} …", "and": " et de ", "characters": "caractères", "tokens": "jetons",
         "reading": "lecture", "learning": "apprentissage des jetons",
         "tokenising": "découpage", "network": "{}, {:,} paramètres, sur {}",
         "training_text": "{:,} jetons d'entraînement, dont {:,} distincts", "run_folder": "dossier {}",
         "embedding": "plongement", "embedding_role": "{:,} nombres pour chacun des {:,} {}",
         "output": "sortie", "output_role": "un score pour chacun des {:,} {}",
-        "tied_role": "le plongement encore : scores des {:,} {}", "with_biases": "{}, avec biais",
+        "tied_role": "le même plongement : scores des {:,} {}", "with_biases": "{}, avec biais",
         "n_grams": "n-grammes", "n_grams_role": "vecteurs des 2 et 3 derniers jetons, {:,} chacun",
-        "positions": "positions", "learned_role": "un vecteur de plus pour chacune des {:,} places",
-        "rope_role": "RoPE : requêtes et clés tournent d'un angle", "block": "1 bloc :", "blocks": "{:,} blocs :",
+        "positions": "positions", "learned_role": "un vecteur pour chacune des {:,} positions",
+        "rope_role": "RoPE : rotation des requêtes et des clés", "block": "1 bloc :", "blocks": "{:,} blocs :",
         "biases_role": "(avec biais)", "attention_part": "attention",
         "head_role": "1 tête de {} regarde en arrière et recueille",
         "heads_role": "{} têtes de {} regardent en arrière et recueillent",
@@ -154,49 +179,49 @@ MESSAGES = {
         "bits": "bits/car. {:.2f}", "speed": "{} jetons/s", "thousand": "{}k", "million": "{}M", "decimal": "{:.1f}",
         "bar_loss": "perte {:.3f}", "bar_bits": "{:.2f} bits/car.", "percent": "{:.0f} %", "bar_speed": "{:,.0f} {}/s",
         "elapsed": "{} écoulé", "remaining": "reste {}",
-        # Ce qu'un entraînement dit de ses réglages et de son texte.
-        "setting_changed": "{} : {} au début de l'entraînement, {} à partir d'ici.",
-        "shortened": "Le taux d'apprentissage suit un plan de {} étapes : model.warmup_steps vaut {} au lieu de {}.",
+        # Notes sur les réglages et le texte.
+        "setting_changed": "{} valait {} au début de l'entraînement et vaut maintenant {}.",
+        "shortened": "Le plan du taux d'apprentissage compte {} étapes : model.warmup_steps vaut {} au lieu de {}.",
         "schedule_longer": "Le plan du taux d'apprentissage couvre maintenant {} étapes au lieu de {} : l'entraînement "
         "reprend après l'étape {} au taux {:.3g}.",
         "rate_zero_to": "De l'étape {} à l'étape {} le taux d'apprentissage est nul : rien n'est appris. Augmentez "
         "model.decay_steps ou model.min_lr.",
         "rate_zero_on": "À partir de l'étape {} le taux d'apprentissage est nul : rien n'est appris. Augmentez "
         "model.decay_steps ou model.min_lr.",
-        "unused_rates": "--optimizer {} est utilisé, et ces réglages ne le sont pas : {}.",
-        "recites": "Le modèle a {:,} paramètres pour {:,} caractères : il récitera le texte au lieu d'apprendre. Ce "
-        "qui conviendrait : {}.",
+        "unused_rates": "Avec --optimizer {}, ces réglages sont sans effet : {}.",
+        "oversized": "Le modèle a {:,} paramètres pour {:,} caractères : il récitera le texte au lieu d'en "
+        "apprendre. Préférez {}.",
         "both_settings": " et ", "longer_text": "un texte plus long",
-        "val_part": "La validation porte sur {:,} jetons sur {:,} ; `{}` porte sur tous.",
+        "val_part": "La validation porte sur {:,} des {:,} jetons ; `{}` les évalue tous.",
         "first_run": "Il n'y a pas encore d'entraînement de « {} » à reprendre : celui-ci est le premier.",
-        "other_bits": "Les derniers bits ne seront pas ceux d'un entraînement sans arrêt : {}.",
+        "other_bits": "Le résultat différera dans ses derniers bits d'un entraînement ininterrompu : {}.",
         "in_place": "{} {} au lieu de {}",
-        "outside_run": "{} n'est pas dans un dossier d'entraînement : on continue depuis son étape {} dans un nouveau.",
-        "older": "{} est plus ancien que le last.ckpt de son dossier : on continue depuis l'étape {} dans un nouveau.",
+        "outside_run": "{} n'est pas dans un dossier d'entraînement : un nouvel entraînement reprend à son étape {}.",
+        "older": "{} est plus ancien que le last.ckpt de son dossier : un nouvel entraînement reprend à l'étape {}.",
         "val_fraction": "Le texte a {:,} caractères : data.val_fraction vaut {} au lieu de {}, pour que chaque partie "
         "contienne une fenêtre.",
         "block_size": "Le texte a {} jetons d'entraînement : data.block_size vaut {} au lieu de {}.",
-        "encoding": "« {} » n'est pas en UTF-8 ; il est lu comme {}. Si ce n'est pas le bon codage, donnez-en un autre "
-        "avec --data.encoding.",
-        "encoding_rivals": "« {} » n'est pas en UTF-8 ; il est lu comme {}, mais {} est presque aussi probable. Si les "
+        "encoding": "« {} » n'est pas en UTF-8 ; il est lu en {}. Si ce n'est pas le bon encodage, indiquez-en un "
+        "autre avec --data.encoding.",
+        "encoding_rivals": "« {} » n'est pas en UTF-8 ; il est lu en {}, mais {} est presque aussi probable. Si les "
         "accents sont faux, essayez --data.encoding {}.",
         "or": " ou ",
         "slow_bf16": "Ce processeur n'a pas d'instructions pour bfloat16 : {} y est bien plus lent que float32. "
         "Passez --trainer.precision 32.",
         "compiling": "(compilation de l'étape d'entraînement, une minute au plus)",
         "compiled": "(compilé en {:.0f} s)",
-        "not_compiled": "L'étape ne peut pas être compilée ici, peut-être faute de compilateur C++ ; l'entraînement "
-        "continue sans.",
-        "compiled_differs": "L'étape compilée ne donne pas ici les gradients du modèle ; l'entraînement continue sans.",
+        "not_compiled": "L'étape ne peut pas être compilée ici, peut-être faute de compilateur C++. L'entraînement "
+        "continue sans compilation.",
+        "compiled_differs": "L'étape compilée donne ici d'autres gradients. L'entraînement continue sans compilation.",
         "compiling_decoding": "(compilation, quelques secondes)",
         "fast_dev_run": "fast_dev_run : entraîné jusqu'à l'étape {} et validé ; rien n'a été écrit.",
         "no_validation": "{} étapes d'entraînement, sans validation.",
         # La fin.
         "stopped_early": "Arrêt anticipé après l'étape {} : {}",
         "was_stopped_early": "{} : arrêt anticipé après l'étape {} : {}",
-        "raise_max_steps": "Pour continuer, augmentez --trainer.max_steps.", "finished": "{} a fait ses {} étapes.",
-        "interrupted": "Arrêté après l'étape {}.", "go_on": "Pour reprendre : {}",
-        "time_used_up": "trainer.max_time est épuisé, après {} étapes. Pour continuer, augmentez-le.",
+        "raise_max_steps": "Pour continuer, augmentez --trainer.max_steps.", "finished": "{} a terminé ses {} étapes.",
+        "interrupted": "Arrêt après l'étape {}.", "go_on": "Pour reprendre : {}",
+        "time_used_up": "trainer.max_time est atteint après {} étapes. Pour continuer, augmentez-le.",
         "final_loss": "perte de validation : {:.4f} nats par jeton, {:.4f} bits par caractère",
         "duration": "après {0} étapes{1}{2} en {3:.0f} s{4}", "of_steps": " sur {}",
         "last_steps": ", dont les {} dernières",
@@ -204,12 +229,31 @@ MESSAGES = {
         "baselines": "valeurs de référence en bits par caractère :", "baseline": "{} {:.4f}",
         "uniform": "uniforme", "unigram": "unigramme", "bigram": "bigramme", "xz": "xz",
         "curves": "Courbes et échantillons :", "more_text": "Encore du texte :",
+        # Le tableau de `evaluate`.
+        "score_loss": "perte", "unit_loss": "  nats par jeton", "score_bits_per_char": "bits par caractère",
+        "score_perplexity": "perplexité", "score_accuracy": "exactitude", "score_tokens": "jetons",
+        "score_characters": "caractères", "score_baselines": "valeurs de référence (bits par caractère)",
+        "score_uniform": "uniforme", "score_unigram": "unigramme", "score_bigram": "bigramme", "score_xz": "xz",
+        "score_memorisation": "mémorisation", "score_samples": "textes générés", "score_text": "texte de validation",
+        "score_longest_overlap": "plus long emprunt", "score_share": "part", "score_overlap": "emprunt",
+        "score": "{:,.4f}",
+        # Notes des autres commandes.
+        "ignored": "{} : variables d'environnement ignorées, car aucun lanceur n'a démarré ce processus.",
+        "ignored_alone": "{} : variables d'environnement ignorées, car cet entraînement n'a qu'un processus.",
+        "long_prompt": "Le modèle ne voit que les {:,} derniers jetons de cette amorce.",
+        "no_baselines": "Pas de valeurs de référence : {}",
+        "searched": "La recherche porte sur les {:,} premiers jetons du texte d'entraînement.",
+        "shipped_config": "Utilisation de {}. Pour utiliser le fichier de ce dossier, donnez {}.yaml.",
+        "trial": "essai {} : {}", "trial_resumed": "L'essai {} a été interrompu. Il reprend.",
+        "trial_pruned": "Essai abandonné : la moitié des autres étaient meilleurs à cette étape.",
+        "sweep_stopped": "Arrêt. Pour reprendre : {}", "no_trial": "Aucun essai n'est terminé.",
+        "train_longer": "Entraîner le meilleur plus longtemps :", "best_text": "Texte du meilleur :",
     },
 }  # fmt: skip
 
 
 class _FrenchFormatter(Formatter):
-    """Writes numbers that have a format with a decimal comma, and with no-break spaces between thousands."""
+    """Formats numbers in French: a decimal comma, and no-break spaces between thousands."""
 
     def format_field(self, value: object, format_spec: str) -> str:
         text = super().format_field(value, format_spec)
@@ -221,7 +265,7 @@ _FORMATTERS = {"en": Formatter(), "fr": _FrenchFormatter()}
 
 
 def locale_language() -> str:
-    """Return `fr` where the locale is French, else `en`: the locale of messages, unless LANGUAGE prefers another."""
+    """Return `fr` if the locale for messages is French, else `en`; LANGUAGE overrides the locale, as in gettext."""
     locale = next(filter(None, map(os.environ.get, ("LC_ALL", "LC_MESSAGES", "LANG"))), "")
     if locale.partition(".")[0] not in ("C", "POSIX"):  # they mean English, as in gettext
         locale = os.environ.get("LANGUAGE") or locale
@@ -229,12 +273,12 @@ def locale_language() -> str:
 
 
 def message(name: str, *values: object, language: str | None = None) -> str:
-    """Return one of `MESSAGES` with its values filled in.
+    """Return one of `MESSAGES` with its values inserted.
 
     Args:
         name: The message's name.
-        values: What its braces stand for.
-        language: A key of `MESSAGES`; by default that of the locale.
+        *values: The values of its replacement fields.
+        language: `en` or `fr`; None for the language of the locale.
     """
     language = language or locale_language()
     return _FORMATTERS[language].format(MESSAGES[language][name], *values)

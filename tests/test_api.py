@@ -60,7 +60,7 @@ def test_values_arrive_as_they_are(text):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"max_step": 3}, "There is no setting 'max_step'. Did you mean 'trainer.max_steps'"),
+        ({"max_step": 3}, "Unknown setting 'max_step'. Did you mean 'trainer.max_steps'"),
         ({"every_n_steps": 3}, r"Several settings are called every_n_steps: .*validation\.every_n_steps"),
         ({"n_embd": 0}, "n_embd is 0"),
         ({"data": "nowhere.txt"}, "nowhere.txt"),

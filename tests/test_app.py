@@ -28,80 +28,80 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @pytest.fixture
-def shelf(folder, trained_run):
+def store(folder, trained_run):
     shutil.copytree(trained_run, folder / "lightning_logs" / "tiny" / "version_0")
-    return app.Shelf()
+    return app.ModelStore()
 
 
-def written(shelf, request=None, chosen="last", **changes) -> tuple[str, str]:
-    *_, last = app.write(shelf, request, chosen, **SETTINGS | changes)
+def written(store, request=None, chosen="last", **changes) -> tuple[str, str]:
+    *_, last = app.write(store, request, chosen, **SETTINGS | changes)
     return last
 
 
-def test_the_page_writes_what_generate_writes(shelf, call):
-    text, notice = written(shelf)
+def test_the_page_writes_what_generate_writes(store, call):
+    text, notice = written(store)
     result = call("generate", "--seed", "3", "--max_new_tokens", "40")
     assert text + "\n" == result.out
     assert notice == "Seed 3"
-    assert written(shelf) == (text, notice)
-    assert written(shelf, seed=4)[0] != text
-    two, _ = written(shelf, num_samples=2)
+    assert written(store) == (text, notice)
+    assert written(store, seed=4)[0] != text
+    two, _ = written(store, num_samples=2)
     assert two.split("\n---\n")[0] == text
-    assert written(shelf, stop="e")[0] == re.match(r"un matin,[^e]*", text)[0]
+    assert written(store, stop="e")[0] == re.match(r"un matin,[^e]*", text)[0]
 
 
-def test_no_seed_is_a_new_one_that_the_notice_names(shelf):
-    text, notice = written(shelf, seed=None)
-    assert written(shelf, seed=int(notice.removeprefix("Seed ")))[0] == text
+def test_no_seed_is_a_new_one_that_the_notice_names(store):
+    text, notice = written(store, seed=None)
+    assert written(store, seed=int(notice.removeprefix("Seed ")))[0] == text
 
 
-def test_updates_come_ten_times_a_second_at_most(shelf):
+def test_updates_come_ten_times_a_second_at_most(store):
     started = time.monotonic()
-    n = sum(1 for _ in app.write(shelf, None, "last", **SETTINGS | {"max_new_tokens": 20_000}))
-    assert n <= (time.monotonic() - started) / app.PAUSE + 1
+    n = sum(1 for _ in app.write(store, None, "last", **SETTINGS | {"max_new_tokens": 20_000}))
+    assert n <= (time.monotonic() - started) / app.UPDATE_SECONDS + 1
 
 
-def test_unknown_characters_are_named_and_left_out_in_the_visitors_language(shelf):
-    text, notice = written(shelf, prompt="un ☃matin")
+def test_unknown_characters_are_named_and_left_out_in_the_visitors_language(store):
+    text, notice = written(store, prompt="un ☃matin")
     assert text.startswith("un matin")
     assert "left out: `☃`" in notice
-    assert "laissés de côté : `☃`" in written(shelf, FRENCH, prompt="un ☃")[1]
+    assert "omis : `☃`" in written(store, FRENCH, prompt="un ☃")[1]
 
 
-def test_a_checkpoint_that_is_gone_or_broken_is_named_and_the_page_lives_on(shelf, folder):
+def test_a_checkpoint_that_is_gone_or_broken_is_named_and_the_page_lives_on(store, folder):
     file = folder / "lightning_logs" / "tiny" / "version_0" / "checkpoints" / "best.ckpt"
     broken = file.with_name("last.ckpt")
     broken.write_bytes(broken.read_bytes()[:500])
     here = "lightning_logs/tiny/version_0/checkpoints/last.ckpt"
-    assert written(shelf, chosen=here) == ("", f"⚠ The checkpoint `{here}` cannot be read: it is damaged. "
+    assert written(store, chosen=here) == ("", f"⚠ The checkpoint `{here}` cannot be read: it is damaged. "
                                                "Choose another.")  # fmt: skip
-    assert written(shelf)[0]
+    assert written(store)[0]
     file.unlink()
     gone = "lightning_logs/tiny/version_0/checkpoints/best.ckpt"
-    assert written(shelf, FRENCH, chosen=gone)[1] == f"⚠ Le checkpoint `{gone}` n'est plus là. Choisissez-en un autre."
+    assert written(store, FRENCH, chosen=gone)[1] == f"⚠ Le checkpoint `{gone}` n'existe plus. Choisissez-en un autre."
     shutil.rmtree(folder / "lightning_logs")
-    assert first_training() in written(shelf)[1]
+    assert first_training() in written(store)[1]
 
 
-def test_only_what_the_page_offers_is_loaded(shelf, folder, trained_run):
+def test_only_what_the_page_offers_is_loaded(store, folder, trained_run):
     elsewhere = str(trained_run / "checkpoints" / "best.ckpt")
-    assert "not there any more" in written(shelf, chosen=elsewhere)[1]
-    assert "not there any more" in written(shelf, chosen="../../etc/passwd")[1]
-    assert written(app.Shelf(elsewhere), chosen=elsewhere)[0]
+    assert "no longer exists" in written(store, chosen=elsewhere)[1]
+    assert "no longer exists" in written(store, chosen="../../etc/passwd")[1]
+    assert written(app.ModelStore(elsewhere), chosen=elsewhere)[0]
     with pytest.raises(MiniGPTError, match="There is no run"):
-        app.Shelf("nowhere")
+        app.ModelStore("nowhere")
 
 
-def test_few_models_are_kept(shelf, folder):
+def test_few_models_are_kept(store, folder):
     run = folder / "lightning_logs" / "tiny" / "version_0"
     for n in range(1, 7):
         shutil.copytree(run, run.with_name(f"version_{n}"))
-    first = shelf.load(shelf.files()[0])
-    assert shelf.load(shelf.files()[0]) is first
-    for file in shelf.files():
-        shelf.load(file)
-    assert shelf._model.cache_info().currsize == app.LOADED
-    assert len(shelf.files()) == 14
+    first = store.load(store.files()[0])
+    assert store.load(store.files()[0]) is first
+    for file in store.files():
+        store.load(file)
+    assert store._model.cache_info().currsize == app.MAX_LOADED
+    assert len(store.files()) == 14
 
 
 def test_what_a_model_writes_cannot_act_on_the_page(folder):
@@ -115,27 +115,27 @@ def test_what_a_model_writes_cannot_act_on_the_page(folder):
     shown = app.surprise(lm, ids, 3) + app.bars(lm, ids, 3, {"temperature": 1.0}, None)
     assert "<script" not in shown
     assert "&lt;" in shown
-    assert shown.count("data-place") == len(evil)
+    assert shown.count("data-position") == len(evil)
 
 
-def test_bars_strike_through_what_the_controls_cut(shelf):
-    lm = shelf.load("last")
+def test_bars_strike_through_what_the_controls_cut(store):
+    lm = store.load("last")
     ids = app.ids_of(lm, "un matin,")
     shown = app.bars(lm, ids, 5, {"temperature": 1.0, "top_k": 3}, FRENCH)
     assert shown.count('<tr class="cut">') == app.BARS - 3
-    assert "arrivé" in shown
-    assert "après les réglages" in shown
+    assert "réel" in shown
+    assert "après filtrage" in shown
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--auth", "anne"], "name and a password"), (["--port", "{taken}"], "cannot have port"),
-        (["--port", "70000"], "cannot have port"), (["--host", "203.0.113.9"], "on 203.0.113.9: Cannot assign"),
-        (["--host", "203.0.113.9"], "Give --host an address of this machine."),
-        (["--host", "2001:db8::9"], "Give --host an address of this machine."),
-        (["--host", "a..b"], "Give --host an address of this machine."),
-        (["--port", "{taken}"], "Give --port another number."),
+        (["--auth", "anne"], "name and a password"), (["--port", "{taken}"], "cannot be served on port"),
+        (["--port", "70000"], "cannot be served on port"), (["--host", "203.0.113.9"], "of 203.0.113.9: Cannot assign"),
+        (["--host", "203.0.113.9"], "Pass an address of this machine as --host."),
+        (["--host", "2001:db8::9"], "Pass an address of this machine as --host."),
+        (["--host", "a..b"], "Pass an address of this machine as --host."),
+        (["--port", "{taken}"], "Pass a different --port."),
         (["--ckpt_path", "nowhere"], "no run or checkpoint at 'nowhere'"),
     ],
 )  # fmt: skip
@@ -205,7 +205,7 @@ def has_ipv6() -> bool:
         (["--host", "[::1]"], "http://[::1]:{port}", {}),
     ],
 )  # fmt: skip
-def test_the_page_opens_on_its_address_whatever_the_proxy(shelf, call, monkeypatch, flags, address, proxies):
+def test_the_page_opens_on_its_address_whatever_the_proxy(store, call, monkeypatch, flags, address, proxies):
     if "::1" in address and not has_ipv6():
         pytest.skip("needs IPv6")
     port, pages = str(free_port()), []
@@ -234,8 +234,8 @@ def test_without_ipv6_another_host_is_asked_for(call, monkeypatch):
     result = call("app", "--host", "::1")
     assert result.status == 2
     assert result.err == (
-        "The page cannot have port 7860 on ::1: Address family not supported by protocol. Give --host an address of "
-        "this machine.\n"
+        "The page cannot be served on port 7860 of ::1: Address family not supported by protocol. Pass an address of "
+        "this machine as --host.\n"
     )
 
 
@@ -243,7 +243,7 @@ def test_without_ipv6_another_host_is_asked_for(call, monkeypatch):
 def test_a_proxy_that_gradio_cannot_use_does_not_keep_it_from_being_imported():
     command = [sys.executable, str(ROOT / "scripts" / "app.py"), "--port", "70000"]
     done = subprocess.run(command, env=os.environ | {"all_proxy": "nonsense://"}, capture_output=True, text=True)
-    assert done.stderr.splitlines()[-1].startswith("The page cannot have port 70000")
+    assert done.stderr.splitlines()[-1].startswith("The page cannot be served on port 70000")
 
 
 @pytest.fixture(scope="module")
@@ -317,7 +317,7 @@ def test_a_french_visitor_writes_streams_stops_and_looks_inside(browser, page, p
     until(lambda: len(text_of(tab)) == 73 and idle(tab))
     assert text_of(tab) == once
     tab.get_by_role("tab", name="Regarder dedans").click()
-    tokens = tab.locator("#colours [data-place]")
+    tokens = tab.locator("#colours [data-position]")
     until(lambda: tokens.count() == 73)
     tokens.nth(20).click()
     context = once[10:20].replace(" ", "␣").replace("\n", "↵")
@@ -358,7 +358,7 @@ def test_an_english_visitor_changes_the_checkpoint_errs_and_compares(browser, pa
     tab.locator("#run input").fill("/etc/passwd")
     tab.keyboard.press("Tab")
     tab.click("#both")
-    until(lambda: "not there any more" in tab.locator("#notice").inner_text())
+    until(lambda: "no longer exists" in tab.locator("#notice").inner_text())
 
 
 def resident_mb(pid: int) -> float:
@@ -373,8 +373,8 @@ def test_sixteen_people_at_once_get_their_own_texts_and_leave_nothing_behind(pag
 
     monkeypatch.chdir(place)
     run = "lightning_logs/modern_nano/version_0"
-    lm = app.Shelf().load(run)
-    people = [Client(page.address, verbose=False) for _ in range(app.AT_ONCE)]
+    lm = app.ModelStore().load(run)
+    people = [Client(page.address, verbose=False) for _ in range(app.MAX_CONCURRENT)]
     args = {"run": run, "max_new_tokens": 80, "stop": "", "num_samples": 1} | {
         key: SETTINGS[key] for key in ("prompt", "temperature", "top_k", "top_p", "min_p")
     }
@@ -384,7 +384,7 @@ def test_sixteen_people_at_once_get_their_own_texts_and_leave_nothing_behind(pag
         return [job.result(timeout=120)[0] for job in jobs]
 
     draw = {"max_new_tokens": 80, "temperature": 0.8, "top_k": 30, "top_p": 0.9}
-    assert everyone() == [lm.generate("un matin,", seed=n, **draw) for n in range(app.AT_ONCE)]
+    assert everyone() == [lm.generate("un matin,", seed=n, **draw) for n in range(app.MAX_CONCURRENT)]
     memory = resident_mb(page.pid)
     for _ in range(4):
         everyone()
@@ -395,7 +395,7 @@ def test_sixteen_people_at_once_get_their_own_texts_and_leave_nothing_behind(pag
     for job in long:
         job.cancel()
     started = time.monotonic()
-    assert len(set(everyone())) == app.AT_ONCE
+    assert len(set(everyone())) == app.MAX_CONCURRENT
     assert time.monotonic() - started < 60
     for person in people:
         person.close()

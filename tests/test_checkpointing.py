@@ -66,7 +66,7 @@ def test_a_fault_writes_nothing_and_names_the_last_good_checkpoint(folder, capfd
     with pytest.raises(RuntimeError, match="a fault"):
         cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     last = "lightning_logs/tiny/version_0/checkpoints/last.ckpt"
-    assert f"The training broke in step 15; the last good checkpoint is {last}." in capfd.readouterr().err
+    assert f"The training failed in step 15; the last good checkpoint is {last}." in capfd.readouterr().err
     assert state(cli.run_dir)["global_step"] == 10
 
 

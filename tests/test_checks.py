@@ -355,7 +355,9 @@ def test_int8_is_not_put_where_a_layer_computes_something_else(capfd):
     for_inference(model, precision="int8")
     ids = checks.random_ids(model, BLOCK)
     torch.testing.assert_close(model(ids), before(ids))
-    assert "The weights of this Functional stay in float32: in 8 bits its logits differ" in capfd.readouterr().err
+    assert (
+        "The weights of this Functional stay in float32. With 8-bit weights its logits differ" in capfd.readouterr().err
+    )
 
 
 @torch.no_grad()
@@ -363,7 +365,7 @@ def test_an_int8_kernel_that_computes_something_else_is_not_used(monkeypatch, ca
     model = lively(block_size=BLOCK)
     monkeypatch.setattr(torch, "_weight_int8pack_mm", lambda x, weight, scale: x @ weight.to(x.dtype).mT)
     for_inference(model, precision="int8")
-    assert "kernel for 8 bits is not used" in capfd.readouterr().err
+    assert "8-bit kernel is not used" in capfd.readouterr().err
     wide = copy.deepcopy(model)
     monkeypatch.undo()
     assert all(layer.exact for layer in wide.modules() if isinstance(layer, int8.Int8Linear))

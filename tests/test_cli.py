@@ -90,7 +90,7 @@ def test_lightnings_seconds_limit_a_run_and_it_can_go_on(call, folder):
     assert "val loss" in result.err.splitlines()[-1]
     again = call("train", "--ckpt_path", "last")
     assert again.status == 0
-    assert "trainer.max_time is used up" in again.err
+    assert "trainer.max_time was reached" in again.err
     result = call("train", "--ckpt_path", "last", "--trainer.max_steps", "3000", "--trainer.max_time", "null")
     assert result.status == 0, result.err
 

@@ -42,7 +42,7 @@ def test_more_samples_than_a_batch_holds_are_all_of_the_seed(call, trained_run, 
     monkeypatch.setattr(commands, "LARGEST_BATCH", 2)
     result = call("generate", "--ckpt_path", str(trained_run), "--seed", "3", "--num_samples", "5", "--prompt", "le ")
     lm = minigpt.load(trained_run)
-    expected = [lm.generate("le ", 200, **commands.CONTROLS, seed=3, sample=n) for n in range(5)]
+    expected = [lm.generate("le ", 200, **commands.SAMPLING, seed=3, sample=n) for n in range(5)]
     assert result.out == "\n---\n".join(expected) + "\n"
 
 
@@ -65,7 +65,7 @@ def test_with_less_precision_it_is_nearly_the_same_model(call, trained_run, prec
 def test_what_cannot_be_compiled_goes_on_as_it_is(call, trained_run):
     flags = ["--ckpt_path", str(trained_run), "--seed", "1"]
     plain, compiled = call("generate", *flags), call("generate", *flags, "--compile")
-    assert "for the class GPT, and this model is a TinyGPT" in compiled.err
+    assert "for the class GPT, but this model is a TinyGPT" in compiled.err
     assert (compiled.status, compiled.out) == (0, plain.out)
 
 
@@ -85,16 +85,16 @@ def test_evaluate_reports_what_the_model_recites(call, trained_run):
     memorised = json.loads(result.out)["memorisation"]
     data = minigpt.TextDataModule(lower=True, strip=True)
     train = data.tokenizer.decode(data.train_ids)
-    for found in memorised.values():
-        assert found["run"] in train
-        assert found["longest"] == len(found["run"]) > 2
+    for scores in memorised.values():
+        assert scores["overlap"] in train
+        assert scores["longest_overlap"] == len(scores["overlap"]) > 2
     assert memorised["text"]["share"] < 0.1
 
 
 def test_a_long_prompt_is_noted(call, trained_run):
     result = call("generate", "--ckpt_path", str(trained_run), "--prompt", "le " * 30, "--max_new_tokens", "3")
     assert result.status == 0
-    assert "sees the last 64 tokens" in result.err
+    assert "sees only the last 64 tokens" in result.err
     assert result.out.startswith("le " * 30)
 
 
@@ -125,9 +125,10 @@ def test_evaluate_prints_a_table_on_a_terminal_unless_json_is_asked_for(call, tr
     assert rows["tokens"] == f"{scores['tokens']:,}"
     names = [line.split("  ")[0] for line in table.splitlines() if line[0] != " "]
     assert names == [name.replace("_", " ") + " (bits per char)" * (name == "baselines") for name in scores]
-    found = scores["memorisation"]["samples"]
-    assert re.search(rf"^    longest +{found['longest']}\n    share +{found['share']:.4f}\n", table, re.MULTILINE)
-    assert f" {found['run']!r}\n" in table
+    samples = scores["memorisation"]["samples"]
+    expected = rf"^    longest overlap +{samples['longest_overlap']}\n    share +{samples['share']:.4f}\n"
+    assert re.search(expected, table, re.MULTILINE)
+    assert f" {samples['overlap']!r}\n" in table
 
 
 def test_every_setting_of_a_text_is_an_option_of_generate(call, trained_run):

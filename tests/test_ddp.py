@@ -135,7 +135,7 @@ def test_two_processes_that_are_stopped_end_with_the_same_bits():
         assert process.returncode == {signal.SIGKILL: -9}.get(number, 128 + number), rest
         if number != signal.SIGKILL:
             assert "Traceback" not in rest
-            assert rest.count("Go on with:") == 1
+            assert rest.count("Continue with:") == 1
     process = start(*line)
     assert process.communicate(timeout=120) is not None
     assert process.returncode == 0

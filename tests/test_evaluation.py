@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 import minigpt
 from minigpt import MiniGPTError, TinyGPT
-from minigpt.evaluation import BitsPerCharacter, TextMetrics, baselines, copied, evaluate
+from minigpt.evaluation import BitsPerCharacter, TextMetrics, baselines, evaluate, longest_overlap
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_a_reset_forgets():
 
 
 def test_half_a_character_is_nothing_to_score(model):
-    with pytest.raises(MiniGPTError, match="not one whole character"):
+    with pytest.raises(MiniGPTError, match="no whole character"):
         evaluate(model, torch.tensor([1, 2]), torch.tensor([1, 1, 0] + [1] * 27))
 
 
@@ -98,12 +98,12 @@ def test_a_trained_bigram_comes_down_to_its_baseline():
     assert data.baselines["bigram"] < data.baselines["unigram"] < data.baselines["uniform"]
 
 
-def test_copied_finds_the_longest_run_and_the_share_of_pieces():
+def test_longest_overlap_finds_the_longest_passage_and_the_share_of_spans():
     source = "abcdefghijklmnopqrstuvwxyz" * 2
     own = "zyx" + source[3:28] + "!" + source[:10]
     expected = sum(own[n : n + 20] in source for n in range(len(own) - 19)) / (len(own) - 19)
-    found = copied(["no", own], source)
-    assert found == {"longest": 25, "share": round(expected, 6), "run": source[3:28]}
-    assert 0 < found["share"] < 1
-    assert copied([source], source)["share"] == 1
-    assert copied([], source) == {"longest": 0, "share": 0, "run": ""}
+    scores = longest_overlap(["no", own], source)
+    assert scores == {"longest_overlap": 25, "share": round(expected, 6), "overlap": source[3:28]}
+    assert 0 < scores["share"] < 1
+    assert longest_overlap([source], source)["share"] == 1
+    assert longest_overlap([], source) == {"longest_overlap": 0, "share": 0, "overlap": ""}

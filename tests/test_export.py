@@ -89,7 +89,7 @@ def test_what_hugging_face_has_no_class_for_is_said(call, folder, trained_run):
     trained(call, "llama", "--data.tokenizer", "word")
     result = call("export", "--format", "hf", "--out", "out")
     assert result.status == 2
-    assert "no tokenizer of words" in result.err
+    assert "no word tokenizer" in result.err
     trained(call, "modern")
     result = call("export", "--format", "hf", "--out", "out")
     assert result.status == 2
@@ -112,7 +112,7 @@ def test_an_export_of_a_newer_version_is_named(folder):
     (folder / "new" / "minigpt.json").write_text('{"version": "99.0"}', encoding="utf-8")
     safetensors = pytest.importorskip("safetensors.torch")
     safetensors.save_file({"x": torch.zeros(1)}, folder / "new" / "model.safetensors")
-    with pytest.raises(MiniGPTError, match=r"made by minigpt 99\.0"):
+    with pytest.raises(MiniGPTError, match=r"written by minigpt 99\.0"):
         minigpt.load("new")
 
 
@@ -321,7 +321,7 @@ def test_llama_cpp_writes_the_same_text(call, flags):
          "--model.network.preset llama"]),
         (CharTokenizer.from_text(TEXT), {"preset": "llama", "ngrams": 8}, ["this model has ngrams 8."]),
         (CharTokenizer.from_text(TEXT, byte_fallback=True), {"preset": "llama"}, ["data.byte_fallback", "bpe"]),
-        (minigpt.WordTokenizer.from_text(TEXT), {"preset": "llama"}, ["no tokenizer of words", "bpe"]),
+        (minigpt.WordTokenizer.from_text(TEXT), {"preset": "llama"}, ["no word tokenizer", "bpe"]),
     ],
 )  # fmt: skip
 def test_what_llama_cpp_cannot_run_is_said(tokenizer, settings, words):

@@ -114,7 +114,7 @@ def test_a_checkpoint_that_may_no_longer_be_written_says_so(folder, forbid):
     path = folder / "checkpoints" / "last.ckpt"
     WholeFileCheckpointIO().save_checkpoint({"step": 1}, path)
     forbid(path.parent)
-    with pytest.raises(MiniGPTError, match=r"Permission denied.* Make it writable, then go on"):
+    with pytest.raises(MiniGPTError, match=r"Permission denied.* Make it writable, then continue"):
         WholeFileCheckpointIO().save_checkpoint({"step": 2}, path)
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
 

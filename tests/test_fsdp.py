@@ -214,7 +214,7 @@ def test_a_network_that_cannot_be_shared_out_is_answered_in_a_sentence(folder, f
     )
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (2, "")
-    assert "Odd cannot be shared out: " in err
+    assert "Odd cannot be sharded: " in err
     assert err.rstrip().endswith("Use --trainer.strategy ddp.")
     assert "Traceback" not in err
 

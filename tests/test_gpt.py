@@ -174,7 +174,7 @@ def test_llama_gives_hugging_faces_logits(seed, n_kv_head, n_layer, n_head, n_em
     ("settings", "words"),
     [
         ({"n_embd": 130}, "n_embd is 130"),
-        ({"n_kv_head": 3}, "n_kv_head is 3"),
+        ({"n_kv_head": 3}, "not divisible by n_kv_head 3"),
         ({"n_embd": 12, "preset": "llama"}, "even head size"),
         ({"preset": "lama"}, "Did you mean 'llama'"),
         ({"position": "absolute"}, "position is 'absolute'"),

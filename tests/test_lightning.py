@@ -198,7 +198,7 @@ def test_a_warm_up_longer_than_the_training_is_shortened_and_said_so(text, capsy
     model = LitLanguageModel(TinyGPT(data.vocab_size, 64, 16), lr_schedule="wsd", warmup_steps=100)
     trainer = Trainer(max_steps=30, limit_val_batches=0, **NOTHING)
     trainer.fit(model, data)
-    assert "has 30 steps, for which model.warmup_steps is 3 in place of 100" in capsys.readouterr().err
+    assert "has 30 steps, so model.warmup_steps is 3 instead of 100" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("scheduled", [True, False])

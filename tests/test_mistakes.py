@@ -104,7 +104,7 @@ MISTAKES = [
     # flags, keys and values
     ([*TRAIN, "--model.n_emb", "3"], ["--model.n_emb'", "Did you mean '--model.network.n_embd'"]),
     ([*TRAIN, "--n_embd=3"], ["--n_embd", "Did you mean '--model.network.n_embd'"]),
-    ([*TRAIN, "--zzz"], ["There is no option '--zzz'"]),
+    ([*TRAIN, "--zzz"], ["Unknown option '--zzz'"]),
     ([*TRAIN, "tiny"], ["Unexpected argument 'tiny'", "--trainer.max_steps"]),
     ([*TRAIN, "--model.network.n_embd"], ["--model.network.n_embd needs a value"]),
     ([*TRAIN, "--model.network.n_embd", "wide"], ["n_embd is 'wide'", "a whole number"]),
@@ -154,7 +154,7 @@ MISTAKES = [
         [*TRAIN, "--samples.prompts", "-bonjour"],
         ["--samples.prompts needs a value", "--samples.prompts=-bonjour"],
     ),
-    ([*TRAIN, "--data.path", "-x"], ["no option '-x'", "write --data.path=-x"]),
+    ([*TRAIN, "--data.path", "-x"], ["Unknown option '-x'", "write --data.path=-x"]),
     ([*TRAIN, "--data.path", "-x.txt"], ["--data.path needs a value", "write --data.path=-x.txt"]),
     (["generate", "--prompt", "-bonjour"], ["--prompt needs a value", "write --prompt=-bonjour"]),
     (["generate", "--prompt", "--seed", "3"], ["The option --prompt needs a value.\n"]),
@@ -176,7 +176,7 @@ MISTAKES = [
     ([*ES, "--trainer.callbacks.patience", "abc"], ["trainer.callbacks.patience is 'abc'", "a whole number"]),
     ([*ES, "--trainer.callbacks.mode=maxi"], ["min, max, got maxi"]),
     ([*TRAIN, "--trainer.callbacks+=EarlyStoping"], ["'EarlyStoping'", "Did you mean 'EarlyStopping'"]),
-    ([*TRAIN, "--trainer.callbacks.monitor=a"], ["callbacks.monitor belongs to no class", "+ EarlyStopping"]),
+    ([*TRAIN, "--trainer.callbacks.monitor=a"], ["callbacks.monitor does not belong to a class", "+ EarlyStopping"]),
     ([*TRAIN, "--trainer.callbacks={class_path:Timer}"], ["trainer.callbacks", "does not fit"]),
     ([*TRAIN, "--config", "callback.yaml"], ["trainer.callbacks.patience is 'abc'", "a whole number"]),
     ([*TRAIN, "--trainer.callbacks+=Timer", "--trainer.callbacks.duration=x"], ["not a valid duration", "DD:HH:MM:SS"]),
@@ -188,7 +188,7 @@ MISTAKES = [
     ([*TRAIN, f"--trainer.plugins={BNB}.BitsandbytesPrecision", "--trainer.plugins.mode=nf4"], ["bitsandbytes, which"]),
     # the transformer
     ([*NANO, "--model.network.n_embd", "130"], ["n_embd is 130", "n_head 4"]),
-    ([*NANO, "--model.network.n_kv_head", "3"], ["n_kv_head is 3"]),
+    ([*NANO, "--model.network.n_kv_head", "3"], ["not divisible by n_kv_head 3"]),
     ([*NANO, "--model.network.position", "rope", "--model.network.n_embd", "12"], ["even head size"]),
     ([*NANO, "--model.network.preset", "lama"], ["preset is 'lama'", "Did you mean 'llama'"]),
     ([*NANO, "--model.network.norm", "batch"], ["norm is 'batch'", "layernorm or rmsnorm"]),
@@ -204,9 +204,9 @@ MISTAKES = [
     (["train", "--config", "no_run/"], ["'no_run/' cannot be read"]),
     (["train", "--config", ""], ["'' cannot be read"]),
     (["train", "--config", "brokn.yaml"], ["brokn.yaml", "Did you mean 'broken.yaml'"]),
-    (["train", "--config", "broken.yaml"], ["broken.yaml", "broken YAML at line 2"]),
-    (["train", "--config", "list.yaml"], ["list.yaml", "holds no settings"]),
-    (["train", "--config", "empty.yaml"], ["empty.yaml", "holds no settings"]),
+    (["train", "--config", "broken.yaml"], ["broken.yaml", "not valid YAML at line 2"]),
+    (["train", "--config", "list.yaml"], ["list.yaml", "has no settings"]),
+    (["train", "--config", "empty.yaml"], ["empty.yaml", "has no settings"]),
     (["train", "--config", "group_value.yaml"], ["group_value.yaml", "no settings under 'model'"]),
     (["train", "--config", "latin1.yaml"], ["latin1.yaml", "cannot be read: it is not UTF-8"]),
     (["train", "--config", "key.yaml"], ["key.yaml", "'model.n_emb'", "Did you mean 'model.network.n_embd'"]),
@@ -222,7 +222,7 @@ MISTAKES = [
     ([*TRAIN, "--ckpt_path", "truncated.ckpt"], ["truncated.ckpt", "damaged"]),
     ([*TRAIN, "--ckpt_path", "empty.ckpt"], ["empty.ckpt", "damaged"]),
     ([*TRAIN, "--ckpt_path", "foreign.ckpt"], ["foreign.ckpt", "not a checkpoint of minigpt"]),
-    ([*TRAIN, "--ckpt_path", "other.txt"], ["other.txt", "damaged or another kind of file"]),
+    ([*TRAIN, "--ckpt_path", "other.txt"], ["other.txt", "damaged, or not a checkpoint"]),
     ([*TRAIN, "--ckpt_path", RUN, "--data.path", "other.txt"], ["SHA-256", "a resume cannot change"]),
     ([*TRAIN, "--ckpt_path", RUN, "--data.tokenizer", "bpe"], ["data.tokenizer is bpe here and char in"]),
     ([*TRAIN, "--ckpt_path", RUN, "--data.byte_fallback", "true"], ["data.byte_fallback is True here and False in"]),
@@ -237,7 +237,7 @@ MISTAKES = [
     (["generate", "--ckpt_path", "truncated.ckpt"], ["truncated.ckpt", "damaged"]),
     (["generate", "--ckpt_path", "no_run"], ["no_run", "holds no checkpoint"]),
     (["generate", "--prompt", "a@b£"], ["'@', '£'", "--unknown skip"]),
-    (["evaluate", "--data.encoding", "cp1252"], ["--data.encoding is for a text that --data.path names"]),
+    (["evaluate", "--data.encoding", "cp1252"], ["--data.encoding is for a text given with --data.path"]),
     (["generate", "--temperature", "-1"], ["temperature is -1"]),
     (["generate", "--temperature", "nan"], ["temperature is nan"]),
     (["generate", "--temperature", "hot"], ["--temperature", "hot"]),
@@ -252,7 +252,7 @@ MISTAKES = [
     (["generate", "--num_samples", "0"], ["num_samples is 0"]),
     (["generate", "--stop", ""], ["stop string is empty"]),
     (["generate", "--precision", "16"], ["--precision", "bf16"]),
-    (["generate", "--ckpt_path", "newer.ckpt"], ["newer.ckpt", "made by minigpt 99.1.0", "Bring minigpt up to date"]),
+    (["generate", "--ckpt_path", "newer.ckpt"], ["newer.ckpt", "written by minigpt 99.1.0", "Upgrade minigpt"]),
     (["generate", "--unknown", "drop"], ["--unknown", "skip"]),
     (["generate", "--promt", "a"], ["--promt", "Did you mean '--prompt'"]),
     (["generate", "--device", "abacus"], ["abacus", "--device auto"]),
@@ -264,7 +264,7 @@ MISTAKES = [
     (["app", "--ckpt_path", "nowhere"], ["no run or checkpoint at 'nowhere'"]),
     # exporting
     (["export", "--format", "hf", "--out", "new"], ["no class for this TinyGPT", "--format safetensors"]),
-    (["export", "--format", "gguf", "--out", "new"], ["runs no TinyGPT", "preset llama", "--format onnx"]),
+    (["export", "--format", "gguf", "--out", "new"], ["does not run a TinyGPT", "preset llama", "--format onnx"]),
     (["export", "--format", "gif", "--out", "new"], ["--format", "gif"]),
     (["export", "--format", "onnx", "--out", "no_run"], ["no_run", "new folder"]),
     (["export", "--out", "new"], ["--format"]),
@@ -272,14 +272,14 @@ MISTAKES = [
     # sweeping
     (["sweep", "--config", TINY], ["--space"]),
     ([*SWEEP, "--space", "nowhere.yaml"], ["nowhere.yaml", "cannot be read"]),
-    ([*SWEEP, "--space", "broken.yaml"], ["broken.yaml", "broken YAML at line 2"]),
+    ([*SWEEP, "--space", "broken.yaml"], ["broken.yaml", "not valid YAML at line 2"]),
     ([*SWEEP, "--space", "space.yaml", "--trails", "3"], ["--trails", "Did you mean '--trials'"]),
     ([*SWEEP, "--space", "space.yaml", "--trials", "0"], ["trials is 0"]),
     (
         [*SWEEP, "--space", "space.yaml", "--model.n_emb", "3"],
         ["--model.n_emb'", "Did you mean '--model.network.n_embd'"],
     ),
-    ([*SWEEP, "--space", "space.yaml", "--ckpt_path", "last"], ["--ckpt_path has no use"]),
+    ([*SWEEP, "--space", "space.yaml", "--ckpt_path", "last"], ["omit --ckpt_path"]),
     ([*SWEEP, "--space", "space.yaml", "--trainer.devices", "2"], ["one process", "--trainer.devices"]),
     ([*SWEEP, "--space", "space.yaml", "--study", "a/b"], ["a/b", "letters, digits"]),
     ([*SWEEP, "--space", "space.yaml", "--storage", "other.txt/a.db"], ["cannot be written to", "--storage"]),
@@ -293,7 +293,7 @@ MISTAKES = [
             "--trainer.callbacks.scheduling={0: 2}",
             "--trainer.accumulate_grad_batches=2",
         ],
-        ["trainer.accumulate_grad_batches and GradientAccumulationScheduler", "Leave one of them out"],
+        ["trainer.accumulate_grad_batches and GradientAccumulationScheduler", "Omit one of them"],
     ),
     (["train", "--config", "init_args.yaml"], ["init_args.yaml' has no settings under 'model.network.init_args'"]),
     (["train", "--config", "print.yaml"], ["print.yaml' sets print_config", "only the command line"]),
@@ -325,7 +325,7 @@ def test_without_a_run_the_next_command_is_named_and_runs(call, folder):
     for command in ("generate", "evaluate"):
         result = call(command)
         assert result.status == 2
-        words = shlex.split(result.err.partition("Make one: ")[2])
+        words = shlex.split(result.err.partition("Start one: ")[2])
         assert Path(words[1]).name == "train.py"
         assert Path(words[1]).is_file()
     assert call("train", *words[2:], *QUICK, "--trainer.max_steps", "1").status == 0
@@ -482,7 +482,7 @@ def test_a_launcher_of_more_processes_than_the_training_has_is_refused(call, lau
     launched(variables)
     result = call(*TRAIN)
     assert result.status == 2
-    assert result.err.startswith("A launcher started 2 processes, and the training has one.")
+    assert result.err.startswith("A launcher started 2 processes, but the training has one.")
     assert "--trainer.devices 2" in result.err
     assert not Path(RUN).exists()
 

@@ -109,7 +109,7 @@ def test_loading_says_how_to_allow_its_class_or_takes_an_instance(run):
     fresh = minigpt.load(run, network=type(lm.model)(80, 16))
     assert fresh.model.head.weight.any()
     assert fresh.model.block_size == 64  # the data's
-    with pytest.raises(MiniGPTError, match="weights of the checkpoint are not those of GRU"):
+    with pytest.raises(MiniGPTError, match="weights of the checkpoint do not fit GRU"):
         minigpt.load(run, network=type(lm.model)(80, 8))
 
 
@@ -123,11 +123,11 @@ def test_the_checkpoint_keeps_class_and_arguments_in_plain_values(run):
 
 def test_it_is_looked_at_in_the_page(run):
     app = pytest.importorskip("minigpt.app", reason="needs gradio: pip install 'minigpt-lightning[app]'")
-    shelf = app.Shelf(str(run), allow_code=["examples.gru"])
-    lm = shelf.load(None)
+    store = app.ModelStore(str(run), allow_code=["examples.gru"])
+    lm = store.load(None)
     ids = app.ids_of(lm, "un matin, le chat dort")
     assert app.picture(lm, ids, 1, 1, None) == ""  # neither a table nor heads
-    assert "un" in "".join(text for text, _ in app.write(shelf, None, None, "un", 0.8, 30, 0.9, 0, 20, 1, "", 1))
+    assert "un" in "".join(text for text, _ in app.write(store, None, None, "un", 0.8, 30, 0.9, 0, 20, 1, "", 1))
     assert 'class="bars"' in app.bars(lm, ids, 5, {}, None)
 
 
@@ -203,7 +203,7 @@ MISTAKES = {
     ),
     "no forward": (NETWORK.replace("forward", "backward"), "has no forward"),
     "no parameters": ("from torch import nn\nclass GRU(nn.Module):\n    pass\n", "GRU has no parameters"),
-    "an argument that is not given": (NETWORK.replace("vocab_size", "size"), "cannot be made with {'size': None}"),
+    "an argument that is not given": (NETWORK.replace("vocab_size", "size"), "cannot be built with {'size': None}"),
 }
 
 
@@ -238,11 +238,11 @@ def test_settings_that_it_does_not_have_and_classes_that_are_not_there_are_named
     assert "The module examples.gru has no class LSTM" in absent.err
     nowhere = call("train", "--config", TINY, "--model.network", "exemples.gru.GRU", *QUICK)
     assert nowhere.status == 2
-    assert "there is no module exemples. Start where its file is" in nowhere.err
+    assert "there is no module exemples. Run the command in the folder of its file" in nowhere.err
     wide = call("train", "--config", TINY, "--model.network", "examples.gru.GRU", "--model.network.hidden", "wide")
     assert wide.status == 2
     assert wide.err.splitlines()[-1] == "model.network.hidden is 'wide', which does not fit. It takes a whole number."
-    with pytest.raises(MiniGPTError, match=r"The network is a type\. Give an instance"):
+    with pytest.raises(MiniGPTError, match=r"The network is a type\. Pass an instance"):
         LitLanguageModel(MyGRU)
 
 

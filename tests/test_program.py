@@ -56,8 +56,8 @@ def test_the_version_is_printed(program):
         (["trian", "--config", "tiny"], "Unknown command 'trian'. Did you mean 'train'?"),
         (["zzz"], "Unknown command 'zzz'. The commands are train, generate, evaluate, export, app, sweep."),
         (["--config", "tiny"], "'--config' needs a command before it, such as: "),
-        (["generate", "--promt", "a"], "There is no option '--promt'. Did you mean '--prompt'?"),
-        (["generate"], "There is no run under lightning_logs/ yet. Make one: "),
+        (["generate", "--promt", "a"], "Unknown option '--promt'. Did you mean '--prompt'?"),
+        (["generate"], "There is no run under lightning_logs/ yet. Start one: "),
         (["train"], "Name a recipe with --config, such as --config tiny."),
         (["train", "--trainer.max_steps", "5"], "Name a recipe with --config, such as --config tiny."),
     ],
@@ -131,7 +131,7 @@ def test_a_config_is_a_path_else_a_recipe_here_else_a_shipped_one(folder, capfd,
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_text("")
     assert find_config(name) == str(found)
-    other = "Pass tiny.yaml for the file in this folder." in capfd.readouterr().err
+    other = "To use the file in this folder, pass tiny.yaml." in capfd.readouterr().err
     assert other == (made == ["tiny.yaml"] and name == "tiny")
 
 

@@ -161,7 +161,7 @@ def test_the_articles_run_stopped_at_250_ends_as_one_that_never_stopped(call, fo
     assert call(*tiny, "--trainer.max_steps", "250").status == 0
     resumed = call(*tiny, "--ckpt_path", "lightning_logs/tiny/version_1")
     assert resumed.status == 0
-    assert "trainer.max_steps: 250 when the run began, 500 from here on." in resumed.err
+    assert "trainer.max_steps was 250 when the run began and is now 500." in resumed.err
     runs = [folder / "lightning_logs" / "tiny" / f"version_{n}" for n in (0, 1)]
     assert same(state(runs[0]), state(runs[1]))
     train = [curves(run)["train/loss"] for run in runs]
@@ -251,10 +251,10 @@ def test_what_keeps_the_bits_from_being_the_same_is_said(train, monkeypatch):
     assert "last bits" not in train("--trainer.max_steps", "4").err
     assert "last bits" not in train("--trainer.max_steps", "5", "--ckpt_path", "last").err
     result = train("--trainer.max_steps", "6", "--ckpt_path", "last", "--trainer.precision", "bf16-mixed")
-    assert "last bits will not be those of an undisturbed run: precision bf16-mixed in place of 32" in result.err
+    assert "differ in its last bits from an uninterrupted run: precision bf16-mixed instead of 32" in result.err
     monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
     result = train("--trainer.max_steps", "7", "--ckpt_path", "last")
-    assert "threads 99 in place of" in result.err
+    assert "threads 99 instead of" in result.err
 
 
 @pytest.mark.parametrize("step", [47, 48, 49])
@@ -287,7 +287,7 @@ def test_a_finished_run_is_left_alone(train, folder):
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
     result = train("--trainer.max_steps", "10", "--ckpt_path", "last")
     assert result.status == 0
-    assert "has done its 10 steps" in result.err
+    assert "has completed its 10 steps" in result.err
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
 
 
@@ -316,7 +316,7 @@ def test_a_run_resumes_from_another_folder_and_through_a_link(call, folder, monk
 def test_a_new_learning_rate_is_taken_and_told(train, folder):
     train("--trainer.max_steps", "10")
     result = train("--trainer.max_steps", "20", "--model.learning_rate", "0.25", "--ckpt_path", "last")
-    assert "model.learning_rate: 0.001 when the run began, 0.25 from here on." in result.err
+    assert "model.learning_rate was 0.001 when the run began and is now 0.25." in result.err
     train("--trainer.max_steps", "30", "--model.learning_rate", "0.25", "--model.beta2", "0.9", "--ckpt_path", "last")
     groups = state(folder / "lightning_logs" / "tiny" / "version_0")["optimizer_states"][0]["param_groups"]
     assert [(group["lr"], group["betas"]) for group in groups] == [(0.25, (0.9, 0.9))]
@@ -350,7 +350,7 @@ def test_a_run_that_is_extended_has_its_schedule_laid_anew_over_all_its_steps_an
     run = folder / "lightning_logs" / "tiny" / "version_0"
     assert "schedule" not in train("--trainer.max_steps", "10", *COSINE).err
     longer = train("--trainer.max_steps", "16", *COSINE, "--ckpt_path", "last")
-    assert "The learning-rate schedule now covers 16 steps, 10 before" in longer.err
+    assert "The learning-rate schedule now covers 16 steps instead of 10" in longer.err
     assert f"after step 10 at learning rate {cosine(11, 16):.3g}" in longer.err
     shorter = train("--trainer.max_steps", "14", *COSINE, "--ckpt_path", str(run / "checkpoints" / "last.ckpt"))
     assert "schedule" not in shorter.err
@@ -486,7 +486,7 @@ def test_a_process_that_is_stopped_goes_on(folder, undisturbed, number, status):
     assert process.wait() == status
     assert "Traceback" not in rest
     if number != signal.SIGKILL:
-        again = rest.split("Go on with: ")[1].splitlines()[0]
+        again = rest.split("Continue with: ")[1].splitlines()[0]
         assert again.endswith("--progress.every_n_steps 10 --ckpt_path lightning_logs/tiny/version_0")
     run_dir = folder / "lightning_logs" / "tiny" / "version_0"
     reached = state(run_dir)["global_step"]

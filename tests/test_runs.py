@@ -66,7 +66,9 @@ def test_a_crafted_pickle_is_refused_and_runs_nothing(folder):
 
 def test_a_checkpoint_of_0_1_is_answered_in_a_sentence(folder):
     torch.save({"minigpt": {"version": "0.1.0", "model": {"name": "gpt"}}, "state_dict": {}}, "old.ckpt")
-    with pytest.raises(MiniGPTError, match=r"made by minigpt 0\.1\.0, whose checkpoints 0\.2\.\d+ does not read"):
+    with pytest.raises(
+        MiniGPTError, match=r"written by minigpt 0\.1\.0, whose checkpoints minigpt 0\.2\.\d+ does not read"
+    ):
         runs.read_checkpoint(folder / "old.ckpt")
 
 
@@ -82,5 +84,5 @@ def test_a_checkpoint_that_is_a_folder_is_answered_in_a_sentence(logs, call, nam
     config = ["--config", TINY] if name == "train" else []
     result = call(name, *config, "--ckpt_path", ckpt_path)
     assert (result.status, result.out) == (2, "")
-    assert "is a folder with a part from each process, which minigpt" in result.err
+    assert "is a folder with one part per process, which minigpt" in result.err
     assert result.err.count("\n") == 1

@@ -29,7 +29,7 @@ def test_a_run_says_why_and_where_it_stopped_and_stays_stopped(train, folder):
     again = train("--trainer.max_steps", "50", *STUCK, "1", *LAST)
     assert again.status == 0
     assert f"last.ckpt stopped early, {why}" in again.err
-    assert "Go on with a larger --trainer.max_steps" in again.err
+    assert "To continue, raise --trainer.max_steps" in again.err
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 

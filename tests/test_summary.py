@@ -58,7 +58,7 @@ def test_the_words_say_what_the_switches_are():
     assert all(words in llama for words in ("RoPE", "4 heads of 8 (2 of keys and values)", "gated by 88", "RMSNorm"))
     assert "biases" not in llama
     gpt2 = as_text(parts(built(n_layer=1, n_head=1, bias=True)))
-    assert all(words in gpt2 for words in ("32 places", "1 block:", "1 head of 32 looks", "GELU", "biases", "again"))
+    assert all(words in gpt2 for words in ("32 positions", "1 block:", "1 head of 32 looks", "GELU", "biases", "again"))
 
 
 @pytest.mark.parametrize("locale", ["C", "fr_FR.UTF-8"])

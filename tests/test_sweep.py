@@ -247,7 +247,7 @@ def test_a_trial_that_breaks_is_kept_and_the_sweep_goes_on(call, folder):
     result = call("sweep", *FLAGS, "--trials", "2", "--trainer.log_every_n_steps", "1")
     assert result.status == 0, result.err
     assert [row["state"] for row in table()] == ["broke", "broke"]
-    assert "is no number" in study().trials[0].user_attrs["why"]
+    assert "is NaN or infinite" in study().trials[0].user_attrs["why"]
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="no folder in which nobody can make a file")
@@ -295,7 +295,7 @@ def test_ctrl_c_leaves_a_trial_that_goes_on_where_it_stopped(call, monkeypatch):
         patch.setattr(sweep.Pruning, "on_validation_end", interrupted)
         result = call("sweep", *FLAGS, "--trials", "2")
     assert result.status == 130
-    assert "Go on with:" in result.err
+    assert "Continue with:" in result.err
     assert [trial.state.name for trial in study().trials] == ["COMPLETE", "RUNNING"]
     run = study().trials[1].user_attrs["run"]
     result = call("sweep", *FLAGS, "--trials", "2")

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 import minigpt
 from minigpt import CharTokenizer, LanguageModel, MiniGPTError, TinyGPT
 from minigpt.data.tokenizers import StreamDecoder
-from minigpt.generation.text import Until
+from minigpt.generation.text import StopFilter
 
 
 @torch.no_grad()
@@ -88,6 +88,18 @@ def test_a_prompt_is_cleaned_as_the_text_was():
     assert minigpt.generate(model, tokenizer, " UN Matin ", 0) == " un matin "
 
 
+def test_a_prompt_is_encoded_once(distinct_model, monkeypatch):
+    lm = LanguageModel(*distinct_model)
+    encode, encoded = lm.tokenizer.encode, []
+    monkeypatch.setattr(lm.tokenizer, "encode", lambda text, unknown: encoded.append(text) or encode(text, unknown))
+    assert lm.generate("un matin,", 5).startswith("un matin,")
+    assert encoded == ["un matin,"]
+    lm.generate_batch(["un", "le"], 5)
+    assert encoded == ["un matin,", "un", "le"]
+    assert next(lm.stream(lm.encode_prompt("un"), 1))
+    assert encoded == ["un matin,", "un", "le", "un"]
+
+
 def test_an_empty_prompt_is_continued_as_a_new_line(distinct_model):
     lm = LanguageModel(*distinct_model)
     assert "\n" + lm.generate("", 30, seed=0) == lm.generate("\n", 30, seed=0)
@@ -142,7 +154,7 @@ def test_a_stop_string_ends_the_text_before_it(distinct_model):
     [("aab", "ab", "a"), ("ababac", "abac", "ab"), ("aaa", "aab", "aaa"), ("abc", "abc", ""), ("xyz", "zz", "xyz")],
 )
 def test_what_may_be_the_beginning_of_a_stop_string_is_held_back(pieces, stop, out):
-    text = Until(stop, StreamDecoder([piece.encode() for piece in pieces]))
+    text = StopFilter(stop, StreamDecoder([piece.encode() for piece in pieces]))
     assert "".join([text.add(n) for n in range(len(pieces))] + [text.rest()]) == out
 
 

@@ -132,7 +132,7 @@ def test_without_checkpointing_none_is_written(start, folder):
     [
         (["--trainer.barebones", "true"], "Use lightning.Trainer in Python"),
         (["--trainer.use_distributed_sampler", "true"], "each process draws its own rows"),
-        (["--trainer.reload_dataloaders_every_n_epochs", "1"], "has nothing to reload"),
+        (["--trainer.reload_dataloaders_every_n_epochs", "1"], "has no effect"),
     ],
 )
 def test_what_a_run_cannot_have_is_refused_with_the_reason(start, folder, flag, words):

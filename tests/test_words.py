@@ -6,6 +6,7 @@ from string import Formatter
 import pytest
 from conftest import QUICK, ROOT
 
+from minigpt.evaluation import as_table
 from minigpt.words import LABELS, MESSAGES, locale_language, message
 
 
@@ -71,6 +72,29 @@ def test_what_a_training_says_in_a_french_locale_is_french(call, folder, monkeyp
     assert resumed.status == 0, resumed.err
     for words in ("n'est pas en UTF-8", "il récitera", "model.warmup_steps vaut 0 au lieu de", "rien n'est appris"):
         assert words in first.err
-    for words in ("4 au début de l'entraînement, 8 à partir d'ici", "couvre maintenant 8 étapes au lieu de 3"):
+    for words in (
+        "valait 4 au début de l'entraînement et vaut maintenant 8",
+        "couvre maintenant 8 étapes au lieu de 3",
+    ):
         assert words in resumed.err
     assert not re.search(r"\b(the|is|and|with|of|from)\b", first.err + resumed.err)
+
+
+def test_the_table_of_evaluate_is_french_in_a_french_locale(monkeypatch):
+    monkeypatch.setenv("LC_ALL", "fr_FR.UTF-8")
+    monkeypatch.delenv("LANGUAGE", raising=False)
+    memorisation = {"samples": {"longest_overlap": 7, "share": 0.25, "overlap": "un mot "}}
+    scores = {"loss": 2.25, "tokens": 13708, "baselines": {"xz": 3.5}, "memorisation": memorisation}
+    lines = as_table(scores)
+    assert [re.split(r"  +", line.strip()) for line in lines] == [
+        ["perte", "2,2500", "nats par jeton"],
+        ["jetons", "13\u00a0708"],
+        ["valeurs de référence (bits par caractère)"],
+        ["xz", "3,5000"],
+        ["mémorisation"],
+        ["textes générés"],
+        ["plus long emprunt", "7"],
+        ["part", "0,2500"],
+        ["emprunt", "'un mot '"],
+    ]
+    assert len({line.index(",") for line in lines if "," in line}) == 1, "decimal commas are aligned"

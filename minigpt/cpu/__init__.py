@@ -1,3 +1,3 @@
-"""Speed on a CPU, added to a model from outside: faster modules, weights in 8 bits, a compiled generation step."""
+"""CPU speed-ups, added to a model from outside: faster modules, 8-bit weights, a compiled generation step."""
 
 from minigpt.cpu.layers import optimize as optimize

@@ -1,6 +1,6 @@
-// What GPT computes for one new token of each row, behind a cache of keys and values: models/gpt.py says the same in
-// PyTorch, and tests/test_decoding.py holds the two together. All threads walk through the layers side by side and meet
-// after each product; weights come from memory once, in the order in which they lie.
+// GPT's forward for one new token per row, with a cache of keys and values. models/gpt.py is the same in PyTorch, and
+// tests/test_decoding.py compares the two. All threads go through the layers together and synchronise after each
+// product. Weights are read from memory once, in the order in which they are stored.
 
 #include <algorithm>
 #include <cmath>
@@ -13,7 +13,7 @@
 #include <immintrin.h>
 #endif
 
-// Numbers in a vector; rows at once, so that registers hold their sums; outputs whose weights lie side by side.
+// Numbers in a vector; rows at once, such that their sums fit into registers; outputs with adjacent weights.
 #if defined(__AVX512F__)
 constexpr int64_t WIDTH = 16, ROWS = 8;
 #elif defined(__AVX__)
@@ -27,11 +27,11 @@ using Ints = int32_t __attribute__((vector_size(4 * WIDTH)));
 using Pairs = uint32_t __attribute__((vector_size(4 * WIDTH)));
 using Shorts = uint16_t __attribute__((vector_size(2 * WIDTH)));
 
-// Mirrored by decoding.py.
+// decoding.py declares the same structures.
 enum Activation { GELU, RELU2, SWIGLU };
 struct Linear {
     const void* weight;         // (outputs / COLUMNS, inputs / TOGETHER, COLUMNS, TOGETHER), or null
-    const float *scale, *bias;  // what each output's weights in int8 are to be multiplied by, or null; or null
+    const float *scale, *bias;  // the factors of each output's int8 weights, or null; the bias, or null
     int64_t inputs, outputs;
 };
 struct Norm {
@@ -45,7 +45,7 @@ struct Model {
     int64_t n_layer, n_head, n_kv_head, n_embd, vocab_size, block_size, ngrams, threads;
     int64_t rmsnorm, activation, qk_norm;
     float norm_eps, softcap;
-    const float *embed, *pair, *triple, *position, *cos, *sin;  // null for what the model does without
+    const float *embed, *pair, *triple, *position, *cos, *sin;  // null for parts that the model does not have
     const Layer* layers;
     Norm norm;
     Linear head;
@@ -54,10 +54,10 @@ struct Model {
 struct BFloat16 {
     uint16_t bits;
 };
-template <class Weight>  // what such weights meet in products, and what is kept of keys and values
+template <class Weight>  // the type of inputs in products with such weights, and of keys and values
 using Number = std::conditional_t<std::is_same_v<Weight, BFloat16>, BFloat16, float>;
 template <class Weight>
-constexpr int64_t TOGETHER = 4 / sizeof(Weight);  // inputs whose weights lie side by side
+constexpr int64_t TOGETHER = 4 / sizeof(Weight);  // inputs with adjacent weights
 
 static Floats load(const float* p) {
     Floats x;
@@ -83,7 +83,7 @@ static void store(BFloat16* p, float x) {  // to the nearest, ties to even
     p->bits = uint16_t((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
 }
 
-// Of a row that has `n` more numbers, as many as go into a vector; a copy of a size known here is one instruction.
+// Loads up to a vector of the remaining `n` numbers of a row; a copy of a constant size is one instruction.
 static Floats get(const float* p, int64_t n) {
     Floats x = {};
     n >= WIDTH ? std::memcpy(&x, p, sizeof x) : std::memcpy(&x, p, 4 * n);
@@ -108,7 +108,7 @@ static Floats exp(Floats x) {
 }
 static Floats sigmoid(Floats x) { return 1 / (1 + exp(-x)); }
 
-// Weights of `WIDTH` outputs for inputs that lie together, and what the two add to the sums.
+// Loads the weights of `WIDTH` outputs for adjacent inputs, and adds their products to the sums.
 static Floats weights(const float* w) { return load(w); }
 static Pairs weights(const BFloat16* w) {
     Pairs pairs;
@@ -118,7 +118,7 @@ static Pairs weights(const BFloat16* w) {
 struct Four {
     Floats input[4];
 };
-static Four weights(const int8_t* w) {  // times 2^24, which spares shifting them back
+static Four weights(const int8_t* w) {  // times 2^24, so that they need not be shifted back
     Ints fours, upper = Ints{} + int32_t(0xFF000000);
     std::memcpy(&fours, w, sizeof fours);
     return {
@@ -141,13 +141,13 @@ static Floats add(Floats sums, const BFloat16* x, Pairs weights) {
 #endif
 }
 
-// The sums of `COLUMNS` outputs, for M rows of inputs.
+// Computes the sums of `COLUMNS` outputs for M rows of inputs.
 template <int M, class Weight>
 static void products(const Weight* w, const Number<Weight>* x, int64_t inputs, Floats (&sums)[M][2]) {
     constexpr int64_t N = TOGETHER<Weight>;
     Floats other[2] = {};
     int64_t k = 0;
-    if (M == 1)  // one row alone would wait for each sum, so it makes two
+    if (M == 1)  // two independent sums, since one row would wait for each addition
         for (; k + N < inputs; k += 2 * N, w += 2 * N * COLUMNS)
             for (int half = 0; half < 2; half++) {
                 sums[0][half] = add(sums[0][half], x + k, weights(w + half * N * WIDTH));
@@ -163,7 +163,7 @@ static void products(const Weight* w, const Number<Weight>* x, int64_t inputs, F
     for (int half = 0; half < 2; half++) sums[0][half] += other[half];
 }
 
-// Hands `WIDTH` outputs at a time to `take(row, column, outputs)`.
+// Passes `WIDTH` outputs at a time to `take(row, column, outputs)`.
 template <class Weight, int M, class Take>
 static void some_rows(
     const Linear& layer, int64_t block, const Number<Weight>* x, int64_t inputs, int64_t row, Take take
@@ -184,7 +184,7 @@ static void linear(const Linear& layer, const float* x, int64_t rows, Take take)
     std::vector<Number<Weight>> rounded;
     const Number<Weight>* given = nullptr;
     if constexpr (std::is_same_v<Number<Weight>, float>) given = inputs == layer.inputs ? x : nullptr;
-    if (!given) {  // each thread for itself, which takes less than to share it out
+    if (!given) {  // every thread computes this, which is faster than sharing
         rounded.resize(rows * inputs);
         for (int64_t row = 0; row < rows; row++)
             for (int64_t i = 0; i < layer.inputs; i++) store(&rounded[row * inputs + i], x[row * layer.inputs + i]);
@@ -192,7 +192,7 @@ static void linear(const Linear& layer, const float* x, int64_t rows, Take take)
     }
 #pragma omp for schedule(static)
     for (int64_t block = 0; block < (layer.outputs + COLUMNS - 1) / COLUMNS; block++) {
-        int64_t row = 0;  // the more rows share one look at a weight the better
+        int64_t row = 0;  // the more rows share one read of a weight the better
         for (; row + ROWS <= rows; row += ROWS) some_rows<Weight, ROWS>(layer, block, given, inputs, row, take);
         for (; row + 4 <= rows; row += 4) some_rows<Weight, 4>(layer, block, given, inputs, row, take);
         for (; row < rows; row++) some_rows<Weight, 1>(layer, block, given, inputs, row, take);
@@ -213,7 +213,7 @@ static void normalise(const Model& model, const Norm& norm, const float* x, floa
     for (int64_t i = 0; i < n; i++) y[i] = (x[i] - mean) * scale * norm.weight[i] + (norm.bias ? norm.bias[i] : 0);
 }
 
-// A head's query or key, normed and turned as the model asks.
+// Normalises and rotates a head's query or key according to the model's switches.
 static void prepare(const Model& model, float* x, int64_t size, int64_t position) {
     if (model.qk_norm) {
         float square = 0;
@@ -231,7 +231,7 @@ static void prepare(const Model& model, float* x, int64_t size, int64_t position
     }
 }
 
-// Adds up what `n` values weigh, N vectors of each `size`.
+// Sums `n` weighted values, N vectors of each `size`.
 template <int N, class Number>
 static void gather(const float* weights, const Number* values, int64_t n, int64_t size, float* y) {
     Floats sums[N] = {};
@@ -240,7 +240,7 @@ static void gather(const float* weights, const Number* values, int64_t n, int64_
     std::memcpy(y, sums, sizeof sums);
 }
 
-// What a query `(size)` gathers from the first `n` keys and values `(n, size)`.
+// Computes what a query `(size)` gathers from the first `n` keys and values `(n, size)`.
 template <class Number>
 static void attend(
     const float* query, const Number* keys, const Number* values, int64_t n, int64_t size,
@@ -257,7 +257,7 @@ static void attend(
         largest = std::max(largest, weights[s]);
     }
     float scale = 1 / std::sqrt(float(size));
-    for (int64_t s = 0; s < n; s += WIDTH) {  // `weights` has room for a whole number of them
+    for (int64_t s = 0; s < n; s += WIDTH) {  // `weights` has room for whole vectors
         Floats e = exp(scale * (load(weights + s) - largest));
         std::memcpy(weights + s, &e, sizeof e);
     }
@@ -272,8 +272,8 @@ static void attend(
     for (i = 0; i < size; i++) y[i] /= sum;
 }
 
-// Keys and values are (n_layer, rows, n_kv_head, block_size, size). 1, and nothing done, where an id is not in the
-// vocabulary or the cache has no place for it; else 0.
+// Keys and values are (n_layer, rows, n_kv_head, block_size, size). Returns 1 and does nothing if an id is outside the
+// vocabulary or does not fit into the cache; else returns 0.
 template <class Weight>
 static int decode(
     const Model& model, int64_t rows, const int64_t* ids, const int64_t* before, const int64_t* positions,
@@ -295,7 +295,7 @@ static int decode(
 #pragma omp parallel num_threads(model.threads)
     {
         std::vector<float> normed(rows * n_embd), weights(model.block_size + WIDTH);
-        auto norm_all = [&](const Norm& norm) {  // each thread for itself, which takes less than to share it out
+        auto norm_all = [&](const Norm& norm) {  // every thread computes this, which is faster than sharing
             for (int64_t row = 0; row < rows; row++) normalise(model, norm, &x[row * n_embd], &normed[row * n_embd]);
         };
 #pragma omp for schedule(static)
@@ -320,7 +320,7 @@ static int decode(
 #pragma omp for schedule(static)
             for (int64_t task = 0; task < rows * model.n_kv_head; task++) {
                 int64_t row = task / model.n_kv_head, head = task % model.n_kv_head;
-                int64_t first = (n * rows * model.n_kv_head + task) * model.block_size * size;  // of this head's cache
+                int64_t first = (n * rows * model.n_kv_head + task) * model.block_size * size;  // this head's cache
                 Number<Weight> *kept_keys = keys + first, *kept_values = values + first;
                 float* query = &qkv[row * n_qkv + head * groups * size];
                 float* key = &qkv[row * n_qkv + (model.n_head + head) * size];
@@ -347,9 +347,9 @@ static int decode(
                     Floats g = get(&gate[row * n_hidden + column], n_hidden - column);
                     value *= g * sigmoid(g);
                 } else if (model.activation == RELU2) {
-                    value = value < 0.0f ? Floats{} : value * value;  // what is no number stays none
+                    value = value < 0.0f ? Floats{} : value * value;  // NaN stays NaN
                 } else if (model.activation == GELU) {
-                    value *= sigmoid(1.59576912f * (value + 0.044715f * value * value * value));  // GPT-2's
+                    value *= sigmoid(1.59576912f * (value + 0.044715f * value * value * value));  // GPT-2's GELU
                 }
                 to_hidden(row, column, value);
             });
@@ -363,7 +363,7 @@ static int decode(
         };
         if (model.head.scale)
             linear<Weight>(model.head, normed.data(), rows, capped);
-        else  // one that is the embedding's stays as that is
+        else  // an output layer that shares the embedding's weights has their type
             linear<Number<Weight>>(model.head, normed.data(), rows, capped);
     }
     return 0;

@@ -1,7 +1,7 @@
-"""The step of generation in C++, for a CPU: one new id for each row of a batch, as fast as the weights can be read.
+"""The generation step in C++ for a CPU: one new id per row of a batch, at the speed at which memory gives the weights.
 
-`decoding.cpp` says what `GPT.forward` says, for one id behind a cache. It exists since in PyTorch some fifty operations
-of a few microseconds each share the step with the products, which have a row or a few and leave the memory idle.
+`decoding.cpp` computes `GPT.forward` for one id after a cache. In PyTorch that step consists of matrix products with a
+few rows and some fifty other operations of a few microseconds each, during which memory is idle.
 """
 
 import ctypes
@@ -19,11 +19,11 @@ from minigpt.models.kv_cache import KVCache
 from minigpt.models.presets import NORM_EPS
 from minigpt.models.stock import unknown_part
 
-# Let sums be reordered and fused with products, and loops be vectorised: torch.compile's own flags forbid it.
+# Allow reordered sums, fused products and vectorised loops, which torch.compile's own flags forbid.
 FLAGS = ("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno", "-ffp-contract=fast")
 FLAGS_OF_GCC = ("-ftree-loop-vectorize",)
-ALONE = 200_000  # with fewer parameters one thread is faster than several that wait for each other
-FUNCTIONS = {  # by what embeddings and cache are in, and the weights of linear layers
+ONE_THREAD_BELOW = 200_000  # parameters; for fewer, one thread is faster than several that wait for each other
+FUNCTIONS = {  # by the types of embeddings and cache, and of the weights of linear layers
     (torch.float32, torch.float32): "decode_float",
     (torch.bfloat16, torch.bfloat16): "decode_bfloat16",
     (torch.float32, torch.int8): "decode_int8",
@@ -31,17 +31,17 @@ FUNCTIONS = {  # by what embeddings and cache are in, and the weights of linear 
 
 
 def compile_decoding(model: nn.Module) -> None:
-    """Compile what `generate_ids` runs for each new id, in place; the model then serves, and learns no more.
+    """Compile the step that `generate_ids` runs for each new id, for a model that is not trained any more.
 
-    The C++ code computes what the stock `GPT` does. So it is refused for a model with a part that it does not know, and
-    for one whose logits it does not reproduce.
+    The C++ code computes the stock `GPT`. It is refused for a model with other parts, and for one whose logits it does
+    not reproduce.
 
     Raises:
-        MiniGPTError: The model cannot be compiled, or there is no compiler. Text is then generated without.
+        MiniGPTError: The model cannot be compiled, or there is no compiler. Text is then generated without the step.
     """
     if type(model) is not GPT:
         raise MiniGPTError(
-            f"Compiled generation is for the class GPT, and this model is a {type(model).__name__}. "
+            f"Compiled generation is for the class GPT, but this model is a {type(model).__name__}. "
             "Text is generated without it."
         )
     if part := unknown_part(model):
@@ -54,7 +54,7 @@ def compile_decoding(model: nn.Module) -> None:
 
 @torch.no_grad()
 def _differs(model: GPT, compiled: "CompiledDecoder") -> str | None:
-    """Say how compiled code differs from the model's own: without rounding, then with the rounding that it does."""
+    """Describe how compiled code differs from the model, first without rounding and then with it; None if it agrees."""
     was_training = model.training
     model.eval()
     try:
@@ -62,18 +62,18 @@ def _differs(model: GPT, compiled: "CompiledDecoder") -> str | None:
             exact = exact_copy(model)
             ids = random_ids(exact, model.block_size)
             plain = exact(ids)
-            if plain.isnan().any():  # the sampler says so
+            if plain.isnan().any():  # the draw of the next id will raise an error
                 return None
             if reason := cache_differs(exact, ids, plain, step=CompiledDecoder(exact)):
                 return reason
-            if model.embed.weight.dtype == torch.float32:  # nothing is rounded but weights, on both sides
+            if model.embed.weight.dtype == torch.float32:  # at most the weights are rounded, on both sides
                 return None
             return cache_differs(model, ids, model(ids), ROUNDED, compiled)
     finally:
         model.train(was_training)
 
 
-# The structures of decoding.cpp, and its numbers for activations.
+# The numbers of the activations in decoding.cpp, and its structures.
 ACTIVATIONS = {"gelu": 0, "relu2": 1, "swiglu": 2}
 
 
@@ -106,31 +106,32 @@ class _Model(ctypes.Structure):
 
 
 class CompiledDecoder:
-    """A GPT's `forward` for one new id a row behind a cache, with a copy of the weights in the order of reading.
+    """Computes a GPT's `forward` for one new id per row after a cache, from a copy of the weights in reading order.
 
     Args:
-        model: A model on a CPU, in float32, bfloat16 or int8, that learns no more. In bfloat16 are weights, cache and
-            what goes into products, as in PyTorch, in int8 the weights alone; all else is in float32.
+        model: A model on a CPU in float32, bfloat16 or int8, whose weights do not change any more. With bfloat16,
+            weights, cache and the inputs of products are bfloat16, as in PyTorch. With int8 only the weights are int8.
+            Everything else is float32.
 
     Raises:
-        MiniGPTError: It is elsewhere, or cannot be compiled here, for want of a C++ compiler, say.
+        MiniGPTError: The model is on another device, or cannot be compiled, for example without a C++ compiler.
     """
 
     def __init__(self, model: GPT):
         types = model.embed.weight.dtype, model.blocks[0].attn.qkv.weight.dtype
         if model.embed.weight.device.type != "cpu" or types not in FUNCTIONS:
             raise MiniGPTError(
-                "Compiled generation is for a CPU, in float32, bfloat16 or int8; the model goes on as it is."
+                "Compiled generation is for a CPU, in float32, bfloat16 or int8. The model stays as it is."
             )
         library = _library()
         self.run = library[FUNCTIONS[types]]
-        self.columns = library.columns()  # outputs whose weights lie side by side
+        self.columns = library.columns()  # the number of outputs whose weights are adjacent in memory
         self.vocab_size = model.lm_head.out_features
-        self._kept: list[torch.Tensor] = []  # what the structures point to
+        self._kept: list[torch.Tensor] = []  # tensors that the structures point to
         self._layers = (_Layer * model.n_layer)(*(self._layer(block) for block in model.blocks))
         settings = model.settings
         numbers = sum(tensor.numel() for tensor in chain(model.parameters(), model.buffers()))
-        threads = 1 if numbers < ALONE else torch.get_num_threads()
+        threads = 1 if numbers < ONE_THREAD_BELOW else torch.get_num_threads()
         tables = {"embed": model.embed.weight}
         tables |= {} if model.rope is None else {"cos": model.rope.cos, "sin": model.rope.sin}
         tables |= {} if model.ngrams is None else dict(zip(("pair", "triple"), model.ngrams.parameters(), strict=True))
@@ -144,7 +145,7 @@ class CompiledDecoder:
         )  # fmt: skip
 
     def __call__(self, idx: torch.Tensor, cache: KVCache) -> torch.Tensor:
-        """Return the `(B, 1, V)` float32 logits of `(B, 1)` ids that follow those in the cache, and add them to it."""
+        """Return the `(B, 1, V)` float32 logits of `(B, 1)` ids that continue the cache, and add the ids to it."""
         cache.advance(idx)
         rows = len(idx)
         logits = torch.empty(rows, 1, self.vocab_size, dtype=torch.float32)
@@ -155,7 +156,7 @@ class CompiledDecoder:
             _address(cache.keys[0]), _address(cache.values[0]), _address(logits),
         )  # fmt: skip
         if outside:
-            raise IndexError("an id is outside the vocabulary, or one more than the block holds")
+            raise IndexError("an id is outside the vocabulary, or there are more ids than block_size")
         return logits
 
     def _layer(self, block: Block) -> _Layer:
@@ -172,7 +173,7 @@ class CompiledDecoder:
     def _linear(self, layer: nn.Linear | Int8Linear) -> _Linear:
         weight = layer.weight.detach()
         outputs, inputs = weight.shape
-        together = 4 // weight.element_size()  # inputs whose weights lie side by side
+        together = 4 // weight.element_size()  # the number of inputs whose weights are adjacent in memory
         packed = nn.functional.pad(weight, (0, -inputs % together, 0, -outputs % self.columns))
         packed = packed.view(-1, self.columns, packed.shape[1] // together, together).transpose(1, 2).contiguous()
         self._kept.append(packed)
@@ -181,7 +182,7 @@ class CompiledDecoder:
         return _Linear(packed.data_ptr(), *of_outputs, inputs, outputs)
 
     def _floats(self, tensor: torch.Tensor | None, more: int = 0) -> int | None:
-        """The address of these numbers in float32, with so many zeros behind them."""
+        """Return the address of a float32 copy of a tensor with `more` zeros appended; None for None."""
         if tensor is None:
             return None
         numbers = tensor.detach().float()
@@ -194,14 +195,14 @@ def _address(tensor: torch.Tensor | None) -> ctypes.c_void_p | None:
 
 
 def _library() -> ctypes.CDLL:
-    """`decoding.cpp` in machine code, by the compiler and with the cache that torch.compile has."""
+    """Compile and load `decoding.cpp` with the compiler and the cache of torch.compile."""
     try:
         from torch._inductor.codecache import CppCodeCache  # takes seconds to import
         from torch._inductor.cpp_builder import is_gcc
 
         source = Path(__file__).with_suffix(".cpp").read_text(encoding="utf-8")
         return CppCodeCache.load(source, extra_flags=FLAGS + (FLAGS_OF_GCC if is_gcc() else ()))
-    except Exception as error:  # each stage has its own
+    except Exception as error:  # each stage of the compiler has its own exceptions
         raise MiniGPTError(
-            "The model cannot be compiled here, for want of a C++ compiler perhaps; it goes on as it is."
+            "The model cannot be compiled here, perhaps because there is no C++ compiler. It stays as it is."
         ) from error

@@ -1,4 +1,4 @@
-"""Linear layers with their weights in 8 bits, for a model that generates."""
+"""Linear layers with 8-bit weights, for inference."""
 
 import torch
 from torch import nn
@@ -19,17 +19,18 @@ from minigpt.models.stock import PARTS, TENSORS, hooked
 
 
 class Int8Linear(nn.Module):
-    """A linear layer that learns no more, with its weights in 8 bits: a quarter of the memory that float32 takes.
+    """A linear layer for inference with 8-bit weights, which take a quarter of the memory of float32.
 
-    The weights of an output are whole numbers from -127 to 127, times a scale that makes the largest of them its own
+    The weights of an output are whole numbers from -127 to 127 times a scale, such that the largest weight becomes 127
     (weight-only absmax quantisation per output channel, as in Dettmers et al., "LLM.int8()", 2022). On a CPU PyTorch's
-    kernel for such weights rounds what goes in and what comes out to bfloat16, and is faster than float32 for it. It
-    takes whole groups of 16 inputs; for others, and on other devices, the weights are widened for each product.
+    kernel for such weights rounds inputs and outputs to bfloat16, which makes it faster than float32. It needs a
+    multiple of 16 inputs. Otherwise, and on other devices, the weights are converted to the input's type for each
+    product.
     """
 
     weight: torch.Tensor
     scale: torch.Tensor
-    exact = False  # round nothing but the weights
+    exact = False  # whether to round the weights only
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
@@ -40,8 +41,8 @@ class Int8Linear(nn.Module):
         self.register_buffer("scale", scale)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`(..., in_features)` activations to `(..., out_features)`, of the same type."""
-        whole_groups = self.in_features % 16 == 0  # with other numbers the kernel reads beyond the end
+        """Map `(..., in_features)` activations to `(..., out_features)` ones of the same type."""
+        whole_groups = self.in_features % 16 == 0  # else the kernel reads beyond the end of its input
         if x.is_cpu and whole_groups and not self.exact:
             rows = x.reshape(-1, self.in_features).bfloat16()
             y = torch._weight_int8pack_mm(rows, self.weight, self.scale.bfloat16())
@@ -52,7 +53,7 @@ class Int8Linear(nn.Module):
 
 
 def quantize(model: nn.Module) -> None:
-    """Put the weights of linear layers into 8 bits, in place; an embedding's stay as they are, also in a layer.
+    """Replace linear layers by ones with 8-bit weights, in place, except a layer that shares an embedding's weights.
 
     Only `nn.Linear` itself is replaced: a subclass may compute something else.
     """
@@ -63,16 +64,16 @@ def quantize(model: nn.Module) -> None:
                 setattr(module, name, Int8Linear(layer))
 
 
-# The compiled step takes this class for the stock GPT's linear layers; the exports read their weights in float32.
+# The compiled step accepts this class in place of the stock GPT's linear layers.
 PARTS[Int8Linear] = TENSORS | {"scale"}
 
 
 @torch.no_grad()
 def quantize_checked(model: nn.Module) -> None:
-    """Put the weights of linear layers into 8 bits, in place, if the model then computes with them what it says.
+    """Quantise the linear layers of a model to 8 bits, in place, if the result is correct.
 
-    The model is held to a copy in float32 whose weights are the rounded ones, and PyTorch's kernel for 8 bits to the
-    same weights widened. Where either differs, the slower way is taken, with a note.
+    The quantised model is compared with a float32 copy that has the rounded weights, and PyTorch's 8-bit kernel with
+    the same weights in float32. If either differs, the slower way is taken, and a note says so.
     """
     name = type(model).__name__
     with in_float32(model):
@@ -86,12 +87,12 @@ def quantize_checked(model: nn.Module) -> None:
                     widened.get_submodule(path).weight = nn.Parameter(weight, requires_grad=False)
             ids = random_ids(widened, block_size_of(model, LONGEST))
             reason = differs(rounded(ids), widened(ids))
-        except Exception as error:  # of any model
+        except Exception as error:  # a model can raise anything
             reason = f"it fails ({one_line(error)})"
         if hook := hooked(model):
             reason = f"{hook} has a forward hook"
         if reason:
-            note(f"The weights of this {name} stay in float32: in 8 bits {reason}.")
+            note(f"The weights of this {name} stay in float32. With 8-bit weights {reason}.")
             return
         quantize(model)
         layers = [layer for layer in model.modules() if isinstance(layer, Int8Linear)]
@@ -102,4 +103,4 @@ def quantize_checked(model: nn.Module) -> None:
             for layer in layers:
                 layer.exact = False
         else:
-            note(f"PyTorch's kernel for 8 bits is not used for this {name}: its logits are not those of the weights.")
+            note(f"PyTorch's 8-bit kernel is not used for this {name}, since it gives different logits.")

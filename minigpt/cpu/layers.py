@@ -1,4 +1,4 @@
-"""CPU-optimised drop-in replacements for PyTorch layers, which `optimize` puts into a model."""
+"""CPU-optimised drop-in replacements for PyTorch layers, which `optimize` swaps into a model."""
 
 import math
 from typing import Any
@@ -14,9 +14,9 @@ LONGEST_MATERIALISED = 512  # the longest window for which attention stores the 
 
 
 class Attention(gpt.Attention):
-    """GPT's attention in four operations where those are faster than PyTorch's kernel: with dropout, and in bfloat16.
+    """GPT's attention as four operations where these are faster than PyTorch's kernel: with dropout, and in bfloat16.
 
-    Forward and backward take about half of the kernel's time (docs/LOG.md), which draws slowly for dropout.
+    Forward and backward take about half the time of the kernel (docs/LOG.md), whose dropout is slow.
     """
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -33,12 +33,12 @@ class Attention(gpt.Attention):
 class Embedding(nn.Embedding):
     """An embedding whose gradient has the same bits in every run of compiled code, on any device.
 
-    Several tokens add to the gradient of one row. The threads of torch.compile's code add in any order, which rounds
-    differently in each run; PyTorch's own kernel adds in one order.
+    Several tokens add to the gradient of one row. The threads of torch.compile's code add in a random order, so each
+    run rounds differently. PyTorch's own kernel always adds in the same order.
     """
 
     def forward(self, idx: torch.Tensor) -> torch.Tensor:
-        """Return the rows of the ids, `C` numbers each."""
+        """Return the vectors of the ids, `(..., C)`."""
         if torch.compiler.is_compiling() and torch.is_grad_enabled():
             return _InOrder.apply(idx, self.weight)
         return super().forward(idx)
@@ -68,10 +68,10 @@ def _(gradient: torch.Tensor, idx: torch.Tensor, rows: int) -> torch.Tensor:
 
 
 class GELU(nn.GELU):
-    """GPT-2's GELU, which in code compiled for training uses an exponential: it costs a CPU less than a tanh.
+    """GPT-2's GELU, computed in compiled training with an exponential, which a CPU computes faster than a tanh.
 
-    `x / 2 (1 + tanh(u))` with `u = sqrt(2 / pi) (x + 0.044715 x ** 3)` is `x sigmoid(2 u)`. An exported model keeps the
-    operation that runtimes know.
+    `x / 2 (1 + tanh(u))` with `u = sqrt(2 / pi) (x + 0.044715 x ** 3)` equals `x sigmoid(2 u)`. An exported model keeps
+    the GELU operation that runtimes support.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -83,7 +83,7 @@ class GELU(nn.GELU):
 
 
 class Dropout(nn.Dropout):
-    """Dropout that draws 16 bits of the generator for each number, where PyTorch draws 32 or more."""
+    """Dropout that takes 16 random bits for each number, where PyTorch takes 32 or more."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the activations; in training, some of them are 0 and the others are scaled up."""
@@ -91,15 +91,15 @@ class Dropout(nn.Dropout):
 
 
 def dropout(x: torch.Tensor, share: float) -> torch.Tensor:
-    """Set each number to 0 with this probability, and divide the others by the probability that they stay.
+    """Set each number to 0 with this probability, and divide the others by the probability of being kept.
 
-    On a CPU one 64-bit draw serves four numbers, and the share is met to 1/65,536. A transformer drops among far more
-    numbers than it has parameters, and PyTorch, which draws for each of them, takes longer for dropout than for the
-    matrix products.
+    On a CPU one 64-bit draw serves four numbers, and the probability is rounded to a multiple of 1/65,536. A
+    transformer applies dropout to far more numbers than it has parameters, so PyTorch, with a draw for each of them,
+    spends more time on dropout than on matrix products.
 
     Args:
-        x: Numbers of any shape.
-        share: The probability, below 1.
+        x: A tensor of any shape.
+        share: The probability of a zero, below 1.
     """
     if not share:
         return x
@@ -109,8 +109,8 @@ def dropout(x: torch.Tensor, share: float) -> torch.Tensor:
     return x * (words >= min(round(share * 2**16), 2**16 - 1) - 2**15) * (1 / (1 - share))
 
 
-# The words are a function of a seed, so that checkpointing can compute them again. As an operation of random numbers
-# the compiler would draw once for all layers of one size.
+# The words are a function of a seed, so that activation checkpointing can compute them again. For an operation without
+# a seed, the compiler would draw once for all layers of one size.
 @library.custom_op("minigpt::words", mutates_args=())
 def _words(seed: torch.Tensor, n: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(int(seed.item()))
@@ -126,17 +126,17 @@ def _(seed: torch.Tensor, n: int) -> torch.Tensor:
 REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Dropout: Dropout, nn.Embedding: Embedding, nn.GELU: GELU, gpt.Attention: Attention,
 }  # fmt: skip
-# The compiled step and the exports take these classes for the ones that they replace.
+# The compiled step and the exports accept these classes in place of the originals.
 PARTS.update({new: PARTS[old] for old, new in REPLACEMENTS.items()})
 
 
 def optimize(model: nn.Module) -> None:
-    """Replace modules of a model by ones that train faster on a CPU, in place.
+    """Make modules of a model train faster on a CPU, in place.
 
-    `nn.Dropout`, `nn.Embedding`, `nn.GELU` and GPT's attention get another class. The module objects stay, and with
-    them parameters, names in the state dict, hyperparameters and modules that are shared. Subclasses may compute
-    something else, so they are left alone, as are modules with hooks, with a forward of their own, or with options that
-    the replacement does not know. On another device the replacements compute what the originals do.
+    `nn.Dropout`, `nn.Embedding`, `nn.GELU` and GPT's attention get another class. The module objects stay the same, and
+    with them parameters, names in the state dict and shared modules. Subclasses are left alone, since they may compute
+    something else. So are modules with hooks, with a replaced forward, or with options that the replacement does not
+    support. On other devices the replacements compute the same as the originals.
 
     Args:
         model: Any network.
@@ -145,7 +145,7 @@ def optimize(model: nn.Module) -> None:
 
 
 def order_gradients(model: nn.Module) -> None:
-    """Replace embeddings alone, in place: on every device, compiled code would add up their gradients in any order.
+    """Replace embeddings only, in place, since compiled code on any device adds their gradients in a random order.
 
     Args:
         model: Any network.

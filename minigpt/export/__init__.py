@@ -1,4 +1,4 @@
-"""Trained models in the formats that others load: one module a format, each giving the files of a folder."""
+"""Export of trained models: one module per format, whose `files` function returns the files of a folder."""
 
 from importlib import import_module
 from pathlib import Path
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Format(NamedTuple):
-    """A format: the module whose `files(checkpoint, lm)` gives a folder's files, and what `--help` says of it.
+    """A format: the module with its `files(checkpoint, lm)` function, and its description in `--help`.
 
     A format with more than one precision has a third argument, `files(checkpoint, lm, precision)`.
     """
@@ -22,15 +22,15 @@ class Format(NamedTuple):
 
 
 FORMATS = {
-    "hf": Format("hugging_face", "Hugging Face's"),
-    "onnx": Format("onnx", "onnxruntime's"),
-    "gguf": Format("gguf", "llama.cpp's", ("32", "bf16", "int8")),
-    "safetensors": Format("safetensors", "minigpt's without pickle"),
+    "hf": Format("hugging_face", "for transformers"),
+    "onnx": Format("onnx", "for onnxruntime"),
+    "gguf": Format("gguf", "for llama.cpp", ("32", "bf16", "int8")),
+    "safetensors": Format("safetensors", "for minigpt.load, without pickle"),
 }
 
 
 def files_of(form: str, checkpoint: dict[str, Any], lm: "LanguageModel", precision: str = "32") -> dict[str, bytes]:
-    """Return the files of a folder in a format, by their names; arguments and errors as in `export`."""
+    """Return the files of an export by name; arguments and errors as in `export`."""
     precisions = FORMATS[form].precisions
     if precision not in precisions:
         others = [name for name, other in FORMATS.items() if precision in other.precisions]
@@ -46,19 +46,19 @@ def export(checkpoint: dict[str, Any], lm: "LanguageModel", out: str | Path, for
     """Write a trained model into a new folder.
 
     Args:
-        checkpoint: What `runs.read_checkpoint` gave.
-        lm: Its model and tokenizer.
-        out: The folder; it must not exist, or be empty.
-        form: `hf`, for transformers and all that reads its folders; `onnx`, for onnxruntime; `gguf`, for llama.cpp;
-            `safetensors`, for `minigpt.load`.
+        checkpoint: The checkpoint, as `runs.read_checkpoint` returns it.
+        lm: The model and the tokenizer of the checkpoint.
+        out: The folder to write, which must not exist or must be empty.
+        form: `hf` for transformers and compatible libraries, `onnx` for onnxruntime, `gguf` for llama.cpp, or
+            `safetensors` for `minigpt.load`.
         precision: `32` for float32; with `gguf` also `bf16` or `int8` for the matrices.
 
     Raises:
-        MiniGPTError: The folder is taken, the model does not fit the format, or a library is missing.
+        MiniGPTError: The folder is not empty, the format does not support the model, or a library is missing.
     """
     out = Path(out)
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise MiniGPTError(f"'{out}' is there already and not empty. Give --out a new folder.")
+        raise MiniGPTError(f"'{out}' already exists and is not empty. Pass a new folder with --out.")
     files = files_of(form, checkpoint, lm, precision)
     with writing(out, "--out"):
         for name, content in files.items():

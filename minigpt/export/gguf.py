@@ -1,4 +1,4 @@
-"""GGUF: one file with the weights and the tokenizer, which llama.cpp and all that is built on it run."""
+"""GGUF: one file with the weights and the tokenizer, for llama.cpp and the programs that are built on it."""
 
 import tempfile
 from pathlib import Path
@@ -14,17 +14,17 @@ from minigpt.models.gpt import GPT
 from minigpt.models.presets import PRESETS
 from minigpt.models.stock import unknown_part
 
-# Llama's switches, without those that change only how a model is trained or stored.
+# Llama's switches, except those that change only how a model is trained or stored.
 SWITCHES = {name: value for name, value in PRESETS["llama"].items() if name not in ("tie_weights", "zero_init")}
 END = "<|endoftext|>"
-NEVER = "ÿ ÿ"  # a pair of bytes that no UTF-8 has
+NEVER = "ÿ ÿ"  # a pair of bytes that does not occur in UTF-8
 
 
 def files(checkpoint: dict[str, Any], lm: LanguageModel, precision: str = "32") -> dict[str, bytes]:
-    """The file for llama.cpp; arguments and errors as in `export`.
+    """Return the file for llama.cpp; arguments and errors as in `export`.
 
-    llama.cpp takes token 11 for the end of a text where no other is named, so the file has one token more than the
-    model, whose logit is the mean of all others: it is never the likeliest.
+    llama.cpp takes token 11 as the end of a text unless the file names another. So the file has an additional token for
+    the end. Its logit is the mean of all others, so it is never the likeliest token.
     """
     model, tokenizer = _checked(lm.model, lm.tokenizer)
     with needs("--format gguf needs", "gguf", "gguf"):
@@ -59,7 +59,7 @@ def files(checkpoint: dict[str, Any], lm: LanguageModel, precision: str = "32") 
             if name.endswith(("q_proj.weight", "k_proj.weight")):
                 weight = _in_pairs(weight, config["head_dim"])
             theirs = names.get_name(name, (".weight",))
-            assert theirs is not None, name  # the library knows all of Llama's names
+            assert theirs is not None, name  # the library has all of Llama's names
             _add_tensor(writer, theirs, weight.contiguous(), precision)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -69,39 +69,39 @@ def files(checkpoint: dict[str, Any], lm: LanguageModel, precision: str = "32") 
 
 
 def _checked(model: torch.nn.Module, tokenizer: Tokenizer) -> tuple[GPT, CharTokenizer | BPETokenizer]:
-    """Return a model and a tokenizer that llama.cpp can run, and refuse others.
+    """Return a model and a tokenizer if llama.cpp supports both.
 
     Raises:
-        MiniGPTError: A switch is not Llama's, or there is no such tokenizer.
+        MiniGPTError: A switch is not Llama's, or llama.cpp does not have this kind of tokenizer.
     """
     if not isinstance(model, GPT):
         raise MiniGPTError(
-            f"llama.cpp runs no {type(model).__name__}, only a gpt with the switches of preset llama. Take "
+            f"llama.cpp does not run a {type(model).__name__}, only a GPT with the switches of preset llama. Use "
             "--format onnx."
         )
     if part := unknown_part(model):
-        raise MiniGPTError(f"llama.cpp does not have {part} of this model. Take --format onnx.")
+        raise MiniGPTError(f"llama.cpp does not have {part} of this model. Use --format onnx.")
     others = [f"{name} {model.settings[name]}" for name, value in SWITCHES.items() if model.settings[name] != value]
     if others:
         raise MiniGPTError(
-            f"llama.cpp runs the switches of preset llama only, and this model has {', '.join(others)}. Take "
+            f"llama.cpp runs only the switches of preset llama, and this model has {', '.join(others)}. Use "
             "--format onnx, or train with --model.network.preset llama."
         )
     if isinstance(tokenizer, CharTokenizer) and tokenizer.byte_fallback:
         raise MiniGPTError(
-            "llama.cpp has no tokenizer of characters that spells the others in bytes (data.byte_fallback). Take "
+            "llama.cpp has no character tokenizer that spells unknown characters in bytes (data.byte_fallback). Use "
             "--format onnx, or train with --data.tokenizer bpe."
         )
     if not isinstance(tokenizer, CharTokenizer | BPETokenizer):
         raise MiniGPTError(
-            "llama.cpp has no tokenizer of words that spells the rare ones. Take --format onnx, or train with "
+            "llama.cpp has no word tokenizer that spells rare words. Use --format onnx, or train with "
             "--data.tokenizer bpe."
         )
     return model, tokenizer
 
 
 def _add_tokenizer(writer: Any, tokenizer: CharTokenizer | BPETokenizer) -> None:
-    """Byte pairs, GPT-2's; a character of several bytes is what merging these, from left to right, leads to."""
+    """Write the tokenizer as GPT-2's byte pairs; a character of several bytes is merged from left to right."""
     import gguf
 
     letters = byte_letters()
@@ -114,7 +114,7 @@ def _add_tokenizer(writer: Any, tokenizer: CharTokenizer | BPETokenizer) -> None
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list([*names, END])
     writer.add_token_types([gguf.TokenType.NORMAL] * len(names) + [gguf.TokenType.CONTROL])
-    writer.add_token_merges(merges or [NEVER])  # the list must be there, and the library writes no empty one
+    writer.add_token_merges(merges or [NEVER])  # the file needs the list, and the library does not write an empty one
     writer.add_bos_token_id(len(names))
     writer.add_eos_token_id(len(names))
     writer.add_add_bos_token(False)
@@ -138,5 +138,5 @@ def _add_tensor(writer: Any, name: str, weight: torch.Tensor, precision: str) ->
 
 
 def _in_pairs(weight: torch.Tensor, head_size: int) -> torch.Tensor:
-    """Queries' or keys' rows, with the two coordinates of a plane side by side, where llama.cpp's RoPE turns them."""
+    """Reorder the rows of queries or keys so that the two elements of a RoPE pair are adjacent, as in llama.cpp."""
     return weight.view(-1, 2, head_size // 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)

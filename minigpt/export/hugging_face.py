@@ -1,4 +1,4 @@
-"""Hugging Face's folder: config, weights and tokenizer under the names that transformers looks for."""
+"""A folder for transformers: config, weights and tokenizer under Hugging Face's names."""
 
 from typing import Any
 
@@ -15,9 +15,9 @@ from minigpt.models.stock import unknown_part
 
 
 def files(checkpoint: dict[str, Any], lm: LanguageModel) -> dict[str, bytes]:
-    """The files of a folder that transformers loads; arguments and errors as in `export`."""
+    """Return the files that transformers loads; arguments and errors as in `export`."""
     config, weights = to_hugging_face(lm.model)
-    about = {
+    metadata = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": lm.model.block_size,
         "clean_up_tokenization_spaces": False,
@@ -26,15 +26,15 @@ def files(checkpoint: dict[str, Any], lm: LanguageModel) -> dict[str, bytes]:
         "config.json": as_json(config),
         "model.safetensors": as_safetensors(weights),
         "tokenizer.json": tokenizer_json(lm.tokenizer).encode(),
-        "tokenizer_config.json": as_json(about),
+        "tokenizer_config.json": as_json(metadata),
     }
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> str:
-    """The tokenizer as the `tokenizers` library reads it: byte pairs, or a token per character.
+    """Return a byte-pair or character tokenizer as JSON for the `tokenizers` library.
 
     Raises:
-        MiniGPTError: The library has no such tokenizer.
+        MiniGPTError: The library does not have this kind of tokenizer.
     """
     from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
     from tokenizers import Tokenizer as Theirs
@@ -44,13 +44,13 @@ def tokenizer_json(tokenizer: Tokenizer) -> str:
     elif isinstance(tokenizer, CharTokenizer):
         names = [*tokenizer.characters, *(f"<0x{byte:02X}>" for byte in range(256 * tokenizer.byte_fallback))]
         vocabulary = {name: i for i, name in enumerate(names)}
-        # Byte pairs without a pair: characters alone, with the library's spelling in bytes for those not among them.
+        # Byte pairs without any merge are single characters; the library spells other characters in bytes.
         theirs = Theirs(models.BPE(vocabulary, [], byte_fallback=tokenizer.byte_fallback))
         theirs.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
         theirs.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     else:
         raise MiniGPTError(
-            "Hugging Face has no tokenizer of words that spells the rare ones. Take --format safetensors or onnx, or "
+            "Hugging Face has no word tokenizer that spells rare words. Use --format safetensors or onnx, or "
             "train with --data.tokenizer bpe."
         )
     cleaning = [normalizers.NFC()] * tokenizer.nfc + [normalizers.Lowercase()] * tokenizer.lower
@@ -59,7 +59,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> str:
 
 
 def to_hugging_face(model: torch.nn.Module) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """The config.json and the weights of the Hugging Face model that gives the same logits.
+    """Return the config and the weights of the Hugging Face model that gives the same logits.
 
     Args:
         model: A GPT with the switches of GPT-2 or of Llama.
@@ -73,7 +73,7 @@ def to_hugging_face(model: torch.nn.Module) -> tuple[dict[str, Any], dict[str, t
     if isinstance(model, GPT):
         if part := unknown_part(model):
             raise MiniGPTError(
-                f"Hugging Face's classes do not have {part} of this model. Take --format safetensors or onnx."
+                f"Hugging Face's classes do not have {part} of this model. Use --format safetensors or onnx."
             )
         if model.settings == PRESETS["gpt2"] and model.n_kv_head == model.n_head:
             return _gpt2(model)
@@ -81,13 +81,13 @@ def to_hugging_face(model: torch.nn.Module) -> tuple[dict[str, Any], dict[str, t
             return llama(model)
     name = type(model).__name__
     raise MiniGPTError(
-        f"Hugging Face has no class for this {name}: only models with exactly the switches of preset gpt2 or "
-        "llama can go there. Take --format safetensors or onnx."
+        f"Hugging Face has no class for this {name}: it needs exactly the switches of preset gpt2 or llama. Use "
+        "--format safetensors or onnx."
     )
 
 
 def _common(model: GPT) -> dict[str, Any]:
-    """No begin, end or padding token: Hugging Face's default ids would be real characters here."""
+    """Return the settings of both classes; begin, end and padding ids are None, since the defaults are real tokens."""
     return {
         "vocab_size": model.embed.num_embeddings,
         "bos_token_id": None,
@@ -117,14 +117,14 @@ def _gpt2(model: GPT) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     for layer in range(model.n_layer):
         for name, theirs in names.items():
             weight, bias = (ours[f"blocks.{layer}.{name}.{kind}"] for kind in ("weight", "bias"))
-            # Their linear layers are stored as (in, out).
+            # Hugging Face's GPT-2 stores the weights of linear layers as (in, out).
             weights[f"transformer.h.{layer}.{theirs}.weight"] = weight.T.contiguous() if weight.dim() == 2 else weight
             weights[f"transformer.h.{layer}.{theirs}.bias"] = bias
     return config, weights
 
 
 def llama(model: GPT) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """The config and the weights, under Hugging Face's names, of a model with the switches of Llama."""
+    """Return the config and the weights, under Hugging Face's names, of a model with the switches of Llama."""
     config = _common(model) | {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "max_position_embeddings": model.block_size,
         "hidden_size": model.n_embd, "intermediate_size": mlp_width(model.n_embd, "swiglu"),

@@ -1,4 +1,4 @@
-"""minigpt's own folder, without pickle: the weights in safetensors, and a JSON of the rest."""
+"""A folder for `minigpt.load` without pickle: the weights in safetensors, and everything else in JSON."""
 
 import json
 from typing import Any
@@ -11,20 +11,20 @@ from minigpt.generation.text import LanguageModel
 
 
 def files(checkpoint: dict[str, Any], lm: LanguageModel) -> dict[str, bytes]:
-    """The files of a folder that `minigpt.load` reads; arguments and errors as in `export`."""
+    """Return the files that `minigpt.load` reads; arguments and errors as in `export`."""
     return {"model.safetensors": as_safetensors(lm.model.state_dict()), runs.EXPORTED: as_json(checkpoint["minigpt"])}
 
 
 def as_json(content: dict[str, Any]) -> bytes:
-    """Plain values as a file of JSON."""
+    """Return plain values as a JSON file."""
     return json.dumps(content, indent=2, ensure_ascii=False).encode()
 
 
 def as_safetensors(weights: dict[str, torch.Tensor]) -> bytes:
-    """Weights as a file of safetensors.
+    """Return weights as a safetensors file.
 
     Raises:
-        MiniGPTError: The library is not installed.
+        MiniGPTError: The library safetensors is not installed.
     """
     with needs("An export needs", "export", "safetensors"):
         from safetensors.torch import save

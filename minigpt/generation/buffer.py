@@ -1,4 +1,4 @@
-"""The ids of a batch in generation, in rows of different lengths."""
+"""The ids of a batch during generation, in rows of different lengths."""
 
 from collections.abc import Sequence
 
@@ -6,13 +6,13 @@ import torch
 
 
 class TokenBuffer:
-    """The ids so far of each row of a batch.
+    """Stores the ids of each row of a batch.
 
     Rows are padded on the right with their first id, so that padding never changes a repetition penalty.
 
     Args:
-        prompts: `B` rows of ids, at least one each.
-        device: Where the ids are kept.
+        prompts: `B` rows of at least one id each.
+        device: The device of the ids.
     """
 
     def __init__(self, prompts: Sequence[Sequence[int]], device: torch.device):
@@ -21,7 +21,7 @@ class TokenBuffer:
         self.ids = torch.tensor([[*row, *[row[0]] * (width - len(row))] for row in prompts], device=device)
         self.ends = torch.tensor(self.lengths, device=device)
         self.rows = torch.arange(len(prompts), device=device)
-        self.pending: list[torch.Tensor] = []  # new ids; they are written into `ids` when those are read
+        self.pending: list[torch.Tensor] = []  # new ids, not yet written to `ids`
 
     @property
     def longest(self) -> int:
@@ -29,7 +29,7 @@ class TokenBuffer:
         return max(self.lengths)
 
     def append(self, new: torch.Tensor) -> None:
-        """Add a `(B,)` id to each row."""
+        """Append one of the `(B,)` new ids to each row."""
         self.latest = new
         self.pending.append(new)
         self.lengths = [length + 1 for length in self.lengths]
@@ -38,7 +38,7 @@ class TokenBuffer:
         """Return the ids of all rows, `(B, T)`."""
         if self.pending:
             new = torch.stack(self.pending, dim=1)
-            if self.longest > self.ids.shape[1]:  # the room is doubled, so that it is seldom copied
+            if self.longest > self.ids.shape[1]:  # at least doubled, so that ids are seldom copied
                 room = self.ids[:, :1].expand(-1, self.longest)
                 self.ids = torch.cat([self.ids, room], dim=1)
             columns = self.ends[:, None] + torch.arange(len(self.pending), device=new.device)

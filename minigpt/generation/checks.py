@@ -1,14 +1,14 @@
-"""Which faster paths of generation give what the plain forward of the model at hand gives.
+"""Checks that the faster paths of generation give the logits of a model's plain forward.
 
-The plain path is `model(window)`: the last `block_size` ids, computed anew for each new id. Every faster path makes an
-assumption about the model, and a model that was changed, in its file or from outside, may no longer meet it. So a path
-is used only after it has reproduced the plain logits on this very model; where it has not, generation takes the plain
-path, and one note says which path was dropped and why.
+The plain path is `model(window)`: the last `block_size` ids, computed again for each new id. Every faster path makes an
+assumption about the model, which a change of the model, in its file or from outside, may break. So a path is used only
+after it has reproduced the plain logits of this very model. Otherwise generation takes the plain path, and a note says
+once which path is not used and why.
 
-The comparison runs on a copy in float32, since the noise of bfloat16 or of an 8-bit kernel would hide a small
-difference, and there with small random numbers in place of parameters that are all zero, since a branch that starts at
-zero would show nothing. It uses random ids over the length that will be generated, because a difference may begin at
-any position.
+The comparison runs on a copy in float32, since the rounding of bfloat16 or of an 8-bit kernel would hide a small
+difference. In the copy, parameters that are all zero get small random numbers, since a branch that starts at zero would
+not show a difference. The ids are random and as many as will be generated, because a difference may begin at any
+position.
 """
 
 import copy
@@ -25,18 +25,18 @@ from minigpt.errors import note
 from minigpt.models import HasCache, HasContext, device_of, has_cache, has_context
 from minigpt.models.stock import hooked
 
-TOLERANCE = 1e-4  # of the spread of the logits; in float32 a cache differs by 1e-6, a 0.1 % running mean by 1e-3
-ROUNDED = 0.05  # for code that rounds to bfloat16 or 8 bits, against PyTorch's operations on the same weights
-ONE_BY_ONE = 4  # ids at the end that are computed one at a time
-LONGEST = 1024  # ids compared for a model that names no block_size
-NOISE = 0.05  # in place of parameters that are all zero
-NAMES = {"context": "table of transitions", "cache": "key-value cache", "compiled": "compiled step"}
+TOLERANCE = 1e-4  # share of the logits' range; in float32 a cache differs by 1e-6, a 0.1 % running mean by 1e-3
+ROUNDED = 0.05  # tolerance for code that rounds to bfloat16 or 8 bits, compared with PyTorch on the same weights
+ONE_BY_ONE = 4  # the number of last ids that are computed one at a time
+LONGEST = 1024  # the number of ids compared for a model without block_size
+NOISE = 0.05  # the standard deviation of the numbers that replace parameters that are all zero
+PATH_NAMES = {"context": "table of transitions", "cache": "key-value cache", "compiled": "compiled step"}
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
 class Verdict(NamedTuple):
-    """What was found out about a model: in which state, up to which length, and why a path cannot be used."""
+    """The result of a check: the state of the model, the length compared, and why paths are refused."""
 
     state: tuple
     length: int
@@ -44,28 +44,28 @@ class Verdict(NamedTuple):
 
 
 class CompiledStep(Protocol):
-    """A network's `forward(idx, cache)` for one id a row, in compiled code made of its weights."""
+    """Compiled code that computes a network's `forward(idx, cache)` for one id per row."""
 
     def __call__(self, idx: torch.Tensor, cache: Any) -> torch.Tensor: ...
 
 
 _verdicts: "WeakKeyDictionary[nn.Module, Verdict]" = WeakKeyDictionary()
-_compiled: "WeakKeyDictionary[nn.Module, tuple[tuple, CompiledStep]]" = WeakKeyDictionary()  # and the state it is of
+_compiled: "WeakKeyDictionary[nn.Module, tuple[tuple, CompiledStep]]" = WeakKeyDictionary()  # the state it is for
 _noted: "WeakKeyDictionary[nn.Module, set[str]]" = WeakKeyDictionary()
 
 
 def usable_paths(model: nn.Module, length: int) -> set[str]:
-    """Return the faster paths that generate what the plain forward of this model does.
+    """Return the faster paths that give the logits of this model's plain forward.
 
-    - `context`: the model has a `context_size`; a window of that many ids gives the logits of a longer one.
+    - `context`: the model has a `context_size`, and windows of that many ids give the logits of longer windows.
     - `cache`: the model has `new_cache(batch_size)`; see `GPT.new_cache`.
-    - `compiled`: the model has a compiled step of its present weights; see `cpu.decoding.compile_decoding`.
+    - `compiled`: the model has a compiled step for its current weights; see `cpu.decoding.compile_decoding`.
 
-    A model is checked once for its present weights, modules and hooks, and again when one of them has changed.
+    A model is checked once, and again when its weights, modules or hooks have changed.
 
     Args:
         model: `(B, T)` ids to `(B, T, V)` logits, in eval mode.
-        length: The number of ids that the longest row will have; longer windows are not compared.
+        length: The final number of ids in the longest row; longer windows are not compared.
     """
     claims = {path for path, has in (("context", has_context), ("cache", has_cache)) if has(model)}
     if not claims:
@@ -73,29 +73,29 @@ def usable_paths(model: nn.Module, length: int) -> set[str]:
     state, length = state_of(model), min(length, block_size_of(model, LONGEST))
     if model in _compiled and _compiled[model][0] != state:
         del _compiled[model]
-        _tell(model, "compiled", "the model has changed since it was compiled")
+        _note_once(model, "compiled", "the model has changed since it was compiled")
     known = _verdicts.get(model)
     if known is None or known.state != state or known.length < length:
         refused = _check(model, claims, length)
         _verdicts[model] = Verdict(state, length, refused)
         for path, reason in refused.items():
-            _tell(model, path, reason)
+            _note_once(model, path, reason)
     usable = claims - _verdicts[model].refused.keys()
     return usable | {"compiled"} if "cache" in usable and model in _compiled else usable
 
 
 def use_compiled_step(model: nn.Module, step: CompiledStep) -> None:
-    """Have generation use compiled code of a model until the model changes."""
+    """Use compiled code in generation until the model changes."""
     _compiled[model] = state_of(model), step
 
 
 def compiled_step(model: nn.Module) -> CompiledStep | None:
-    """Return the compiled code of a model, if it has some."""
+    """Return the compiled code of a model, or None."""
     return _compiled[model][1] if model in _compiled else None
 
 
 def block_size_of(model: nn.Module, default: int) -> int:
-    """Return the longest window that a model takes: its `block_size`, or `default` where it names none."""
+    """Return the longest window that a model takes: its `block_size`, or `default` if it has none."""
     return getattr(model, "block_size", None) or default
 
 
@@ -104,7 +104,7 @@ def state_of(model: nn.Module) -> tuple:
     modules = tuple((id(m), type(m), _hooks(m), _code(m), _settings(m)) for m in model.modules())
     tensors = list(chain(model.parameters(), model.buffers()))
     versions = tuple((t.data_ptr(), 0 if t.is_inference() else t._version, t.dtype) for t in tensors)
-    # A change through `tensor.data` is not counted in `_version`.
+    # `_version` does not count changes through `tensor.data`, but the sums show them.
     sums = torch.stack([_sum_of_bits(t.detach()) for t in tensors]).tolist() if tensors else []
     return modules, versions, tuple(sums)
 
@@ -130,11 +130,11 @@ def _settings(module: nn.Module) -> tuple:
     return tuple((key, str(value)) for key, value in plain if key != "training")
 
 
-def _tell(model: nn.Module, path: str, reason: str) -> None:
+def _note_once(model: nn.Module, path: str, reason: str) -> None:
     if path not in (noted := _noted.setdefault(model, set())):
         noted.add(path)
         note(
-            f"Text is generated without the {NAMES[path]} of this {type(model).__name__}, "
+            f"Text is generated without the {PATH_NAMES[path]} of this {type(model).__name__}, "
             f"by its plain forward: {reason}."
         )
 
@@ -148,10 +148,10 @@ def _check(model: nn.Module, claims: set[str], length: int) -> dict[str, str]:
             exact = exact_copy(model)
             ids = random_ids(exact, length)
             plain = exact(ids)
-        except Exception as error:  # of any model
+        except Exception as error:  # a model can raise anything
             return dict.fromkeys(claims, f"it cannot be checked ({one_line(error)})")
         if plain.isnan().any():
-            return {}  # `draw` tells the person
+            return {}  # `draw` will raise an error
         checks: dict[str, Callable[..., str | None]] = {"context": context_differs, "cache": cache_differs}
         reasons = {path: _reason(checks[path], exact, ids, plain) for path in claims}
     return {path: reason for path, reason in reasons.items() if reason}
@@ -160,18 +160,18 @@ def _check(model: nn.Module, claims: set[str], length: int) -> dict[str, str]:
 def _reason(check: Callable[..., str | None], *args: object) -> str | None:
     try:
         return check(*args)
-    except Exception as error:  # of any model
+    except Exception as error:  # a model can raise anything
         return f"it fails ({one_line(error)})"
 
 
 def one_line(error: BaseException) -> str:
-    """Return what an exception says, on one line of at most 120 characters."""
+    """Return the class and message of an exception on one line of at most 120 characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:120]
 
 
 @contextmanager
 def in_float32(model: nn.Module) -> Iterator[None]:
-    """Compute without autocast and without the shorter formats in which float32 products may be computed."""
+    """Compute float32 products in full precision: without autocast and without TF32 or bfloat16."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -182,7 +182,7 @@ def in_float32(model: nn.Module) -> Iterator[None]:
 
 
 def exact_copy(model: Network) -> Network:
-    """Return a copy in float32 without kernels that round, and with noise in place of parameters that are all zero."""
+    """Return a copy in float32, without rounding kernels, and with noise in parameters that are all zero."""
     exact = copy.deepcopy(model).float().eval()
     generator = torch.Generator().manual_seed(0)
     for parameter in exact.parameters():
@@ -190,31 +190,31 @@ def exact_copy(model: Network) -> Network:
             parameter.copy_(NOISE * torch.randn(parameter.shape, generator=generator))
     for module in exact.modules():
         if hasattr(type(module), "exact"):  # a layer whose kernel rounds, such as `cpu.int8.Int8Linear`
-            setattr(module, "exact", True)  # noqa: B010  (mypy takes attributes of modules for tensors)
+            setattr(module, "exact", True)  # noqa: B010  (mypy expects a module's attributes to be tensors)
     return exact
 
 
 def random_ids(model: nn.Module, length: int) -> torch.Tensor:
-    """Return `(2, length)` ids of a model's vocabulary, always the same ones, on its device."""
+    """Return `(2, length)` random ids of a model's vocabulary on its device; the seed is fixed."""
     device = device_of(model)
     vocab_size = model(torch.zeros(1, 1, dtype=torch.int64, device=device)).shape[-1]
     return torch.randint(vocab_size, (2, length), generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def differs(logits: torch.Tensor, plain: torch.Tensor, tolerance: float = TOLERANCE) -> str | None:
-    """Say by how much logits differ from the plain ones; None if they agree within `tolerance` of their spread."""
-    finite = plain.isfinite()  # a model may forbid an id by -inf
+    """Describe how logits differ from the plain ones; None if they agree within `tolerance` times the plain range."""
+    finite = plain.isfinite()  # a model may exclude an id with -inf
     if not torch.equal(logits.isfinite(), finite):
         return "it gives logits that are not finite where the plain forward does not"
     logits, plain = logits[finite].float(), plain[finite].float()
     spread, away = (plain.max() - plain.min()).item(), (logits - plain).abs().max().item()
     if away <= tolerance * spread:
         return None
-    return f"its logits differ by {away:.2g}, of a spread of {spread:.3g}"
+    return f"its logits differ by {away:.2g}, and their range is {spread:.3g}"
 
 
 def context_differs(model: HasContext, ids: torch.Tensor, plain: torch.Tensor) -> str | None:
-    """Compare the logits after windows of `context_size` ids with those after all ids before."""
+    """Compare the logits after windows of `context_size` ids with the logits after all ids."""
     size = model.context_size
     windows = ids.unfold(1, size, 1).flatten(0, 1) if ids.shape[1] >= size else ids
     return differs(model(windows)[:, -1], plain[:, windows.shape[1] - 1 :].flatten(0, 1))
@@ -227,14 +227,14 @@ def cache_differs(
     tolerance: float = TOLERANCE,
     step: CompiledStep | None = None,
 ) -> str | None:
-    """Compare the logits with a cache: all ids but the last few at once, then one by one, in rows of unequal length.
+    """Compare the logits with a cache: most ids at once and the last ones one by one, in rows of unequal length.
 
     Args:
         model: The model.
         ids: `(2, T)` ids.
         plain: The logits of its plain forward for these ids.
-        tolerance: The share of their spread by which logits may differ.
-        step: What computes the logits of one id a row; the model if None.
+        tolerance: The share of the plain logits' range by which logits may differ.
+        step: The function that computes one id per row; None for the model.
     """
     step = model if step is None else step
     length = ids.shape[1]
@@ -244,16 +244,16 @@ def cache_differs(
     prompt[1, second:] = ids[1, 0]
     cache = model.new_cache(2)
     logits = model(prompt, cache)
-    if said := differs(logits[0], plain[0, :first], tolerance):
-        return said
-    if said := differs(logits[1, :second], plain[1, :second], tolerance):
-        return said
+    if difference := differs(logits[0], plain[0, :first], tolerance):
+        return difference
+    if difference := differs(logits[1, :second], plain[1, :second], tolerance):
+        return difference
     ends = [first, second]
     cache.length = torch.tensor(ends, device=ids.device)
     for n in range(length - first):
-        places = [end + n for end in ends]
-        new = torch.stack([row[place] for row, place in zip(ids, places, strict=True)])[:, None]
-        expected = torch.stack([row[place] for row, place in zip(plain, places, strict=True)])
-        if said := differs(step(new, cache)[:, -1], expected, tolerance):
-            return said
+        positions = [end + n for end in ends]
+        new = torch.stack([row[position] for row, position in zip(ids, positions, strict=True)])[:, None]
+        expected = torch.stack([row[position] for row, position in zip(plain, positions, strict=True)])
+        if difference := differs(step(new, cache)[:, -1], expected, tolerance):
+            return difference
     return None

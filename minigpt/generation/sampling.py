@@ -1,4 +1,4 @@
-"""Sampling parameters as pure functions on `(B, V)` logits, computed in float32, each row on its own."""
+"""Sampling: filters on `(B, V)` logits, computed in float32 for each row, and the draw of the next ids."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import torch
 
 from minigpt.errors import MiniGPTError, check_number
 
-GREEDY_BELOW = 1e-5
+GREEDY_BELOW = 1e-5  # temperatures below take the likeliest token
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class SamplingParams:
     """The sampling parameters of a text, described in `filter_logits`.
 
     Raises:
-        MiniGPTError: A parameter is outside its range; the sentence names it and the range.
+        MiniGPTError: A parameter is outside its range.
     """
 
     temperature: float = 1.0
@@ -65,20 +65,19 @@ def filter_logits(
 
     Args:
         logits: `(B, V)` scores of the next token.
-        temperature: Divides the logits; below 1e-5 only the first maximum of each row is left.
-        top_k: Keeps the k best and every tie with the k-th (Fan et al., "Hierarchical Neural Story Generation",
-            2018); above `V` it keeps all.
-        top_p: Goes through the tokens from the likeliest down and keeps each one before which less than p, or just p,
-            has been kept. So the token with which the sum exceeds p is kept too (Holtzman et al., "The Curious Case of
-            Neural Text Degeneration", 2020); 1 keeps all.
+        temperature: Divides the logits; below 1e-5 only the first maximum of each row is kept.
+        top_k: Keeps the k greatest logits and every tie with the k-th (Fan et al., "Hierarchical Neural Story
+            Generation", 2018); above `V` it keeps all.
+        top_p: Adds up probabilities from the likeliest token down and keeps the tokens up to the one at which the sum
+            exceeds p (Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020); 1 keeps all.
         min_p: Keeps a token whose probability is at least this share of the likeliest one's (Nguyen et al., "Turning Up
             the Heat", 2024).
         repetition_penalty: Divides the positive scores of the ids in `generated`, and multiplies the negative ones
             (Keskar et al., "CTRL", 2019).
-        generated: `(B, T)` ids so far; needed by repetition_penalty alone.
+        generated: The `(B, T)` ids so far, which only repetition_penalty uses.
 
     Returns:
-        `(B, V)` float32 logits with `-inf` where a token is cut.
+        `(B, V)` float32 logits, with `-inf` for each token that is cut.
 
     Raises:
         MiniGPTError: A parameter is outside its range.
@@ -87,31 +86,31 @@ def filter_logits(
 
 
 def penalise(logits: torch.Tensor, generated: torch.Tensor, penalty: float) -> torch.Tensor:
-    """Lower the scores of the ids in `generated`, `(B, T)`, each once however often it occurs."""
+    """Lower the logits of the `(B, T)` ids in `generated`, each id once however often it occurs."""
     scores = logits.gather(-1, generated)  # (B, T)
     scores = torch.where(scores < 0, scores * penalty, scores / penalty)
     return logits.scatter(-1, generated, scores)  # equal ids write equal scores
 
 
 def keep_best(logits: torch.Tensor) -> torch.Tensor:
-    """Keep the first maximum of each row."""
+    """Keep the first maximum of each row only."""
     best = logits.argmax(dim=-1, keepdim=True)
     return torch.full_like(logits, -math.inf).scatter(-1, best, logits.gather(-1, best))
 
 
 def keep_top(logits: torch.Tensor, top_k: int | None, top_p: float) -> torch.Tensor:
-    """Apply top-k and then top-p. Both need the logits in descending order, so that one sort serves them."""
+    """Apply top-k and then top-p, with one sort of the logits for both."""
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     if top_k is not None:
         ordered = ordered.masked_fill(ordered < ordered[..., top_k - 1 : top_k], -math.inf)
     probabilities_so_far = ordered.softmax(dim=-1).cumsum(dim=-1)
-    cut = probabilities_so_far[..., :-1] > top_p  # for each token but the first: what was kept before it
+    cut = probabilities_so_far[..., :-1] > top_p  # a token is cut if the sum of those before it exceeds p
     ordered[..., 1:].masked_fill_(cut, -math.inf)
     return torch.empty_like(logits).scatter(-1, order, ordered)  # back to the order of the ids
 
 
 def keep_likely(logits: torch.Tensor, min_p: float) -> torch.Tensor:
-    """Keep the tokens whose probability is at least `min_p` times the greatest."""
+    """Keep the tokens whose probability is at least `min_p` times the greatest one."""
     probabilities = logits.softmax(dim=-1)
     least = min_p * probabilities.max(dim=-1, keepdim=True).values
     return logits.masked_fill(probabilities < least, -math.inf)
@@ -121,8 +120,8 @@ def sample(logits: torch.Tensor, generator: torch.Generator | None = None) -> to
     """Draw one id per row: `(B, V)` logits to `(B, 1)` ids.
 
     Args:
-        logits: What `filter_logits` left.
-        generator: Where the draws come from; torch's global generator, governed by `torch.manual_seed`, if None.
+        logits: The logits, which `filter_logits` may have filtered.
+        generator: The random generator; None for torch's global one, which `torch.manual_seed` seeds.
 
     Raises:
         MiniGPTError: The logits are NaN: the model's training diverged.
@@ -137,20 +136,20 @@ def draw(
 
     Args:
         probabilities: Rows that sum to one.
-        generator: Where the draws come from: one generator for all rows, or a sequence of one for each; torch's
-            global generator if None.
+        generator: One random generator for all rows, or a sequence with one for each; None for torch's global one.
 
     Raises:
         MiniGPTError: The probabilities are NaN: the model's training diverged.
     """
     if probabilities.isnan().any():
         raise MiniGPTError("The model produced NaN: its training diverged. Train it again, at a lower learning rate.")
-    # Like `torch.multinomial`, whose checks take longer than the draw: each id waits for an exponential time divided by
-    # its probability, and the first one is drawn. An id that is twice as likely arrives first twice as often.
+    # The method of `torch.multinomial`, whose checks take longer than the draw: each id gets a random waiting time,
+    # exponential with the id's probability as its rate, and the first id to arrive is drawn. The probability that an id
+    # is the first is its share of all rates.
     waiting = torch.empty_like(probabilities)
     if generator is None or isinstance(generator, torch.Generator):
         waiting.exponential_(generator=generator)
     else:
-        for row, own in zip(waiting.unbind(), generator, strict=True):
-            row.exponential_(generator=own)
+        for row, row_generator in zip(waiting.unbind(), generator, strict=True):
+            row.exponential_(generator=row_generator)
     return (probabilities / waiting).argmax(dim=-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""From a prompt to text: a model and its tokenizer together."""
+"""Generation of text: a model together with its tokenizer."""
 
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
@@ -16,13 +16,13 @@ from minigpt.seeds import derive_seed
 
 
 class LanguageModel:
-    """A network that continues text.
+    """A network with its tokenizer, which continues text.
 
     Args:
         model: A network: any module whose `forward` takes `(B, T)` ids and returns `(B, T, V)` logits. It sees the last
-            `block_size` ids where it has such an attribute, else all of them.
-        tokenizer: Text to ids and back.
-        run_dir: The run folder that it was loaded from.
+            `block_size` ids if it has that attribute, else all of them.
+        tokenizer: Converts text to ids and back.
+        run_dir: The run folder that the model was loaded from.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Tokenizer, run_dir: Path | None = None):
@@ -37,21 +37,27 @@ class LanguageModel:
         block = "" if block_size is None else f", block {block_size:,}"
         return f"LanguageModel({type(self.model).__name__}, {n:,} parameters, {self.tokenizer.contents}{block})"
 
-    def prepare(self, prompt: str, unknown: str = "error") -> str:
-        """The prompt as the model will see it: cleaned as the training text was, unknown characters dropped if asked.
+    def encode_prompt(self, prompt: str, unknown: str = "error") -> list[int]:
+        """Return the ids of a prompt, which is first cleaned as the training text was.
+
+        Args:
+            prompt: The prompt.
+            unknown: `error`, or `skip` to leave out the characters that the model has never seen.
 
         Raises:
             MiniGPTError: The prompt holds characters that the model has never seen.
         """
-        return self.tokenizer.decode(self.tokenizer.encode(self.tokenizer.clean(prompt), unknown))
+        return self.tokenizer.encode(self.tokenizer.clean(prompt), unknown)
 
-    def stream(self, prompt: str, max_new_tokens: int = 100, sample: int = 0, **sampling: Any) -> Iterator[str]:
+    def stream(
+        self, prompt: str | list[int], max_new_tokens: int = 100, sample: int = 0, **sampling: Any
+    ) -> Iterator[str]:
         """Continue `prompt`, yielding the new text piece by piece as it is drawn; arguments as in `stream_batch`.
 
         Args:
-            prompt: The text to continue.
+            prompt: The text to continue, or its ids from `encode_prompt`.
             max_new_tokens: How many tokens to draw.
-            sample: Which of the texts of a seed to draw; each has a stream of its own.
+            sample: The index of the text; each index of a seed gives another text.
             **sampling: temperature, top_k, top_p, min_p, repetition_penalty, seed, stop and unknown.
 
         Raises:
@@ -62,7 +68,7 @@ class LanguageModel:
 
     def stream_batch(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str | list[int]],
         max_new_tokens: int = 100,
         temperature: float = 1.0,
         top_k: int | None = None,
@@ -74,23 +80,24 @@ class LanguageModel:
         stop: str | None = None,
         unknown: str = "error",
     ) -> Iterator[list[str]]:
-        """Continue several prompts at once, of any lengths, yielding a list of the new pieces at each step.
+        """Continue several prompts of any lengths at once, yielding a list of the new pieces at each step.
 
-        A batch costs little more than one of its texts. A text that has ended goes on with empty pieces.
+        A batch takes little longer than one text. A text that has ended yields empty pieces until all have ended.
 
         Args:
-            prompts: The texts to continue. An empty one is continued as a new line would be.
-            max_new_tokens: How many tokens to draw for each.
-            temperature: Below 1 the likely becomes likelier, above 1 the rare less rare; 0 is greedy.
-            top_k: Draw among the k likeliest tokens only; None for all.
-            top_p: Draw among the likeliest tokens that together reach this probability; None for all.
-            min_p: Draw among tokens at least this share as likely as the likeliest; None for all.
-            repetition_penalty: Above 1, what was written becomes less likely to come again; None for no change.
-            seed: The same seed gives the same texts, whatever else the process draws; without one the draws come
+            prompts: The texts to continue, or their ids from `encode_prompt`. An empty prompt is continued like the
+                beginning of a line.
+            max_new_tokens: How many tokens to draw for each prompt.
+            temperature: Below 1 likely tokens become likelier, above 1 rare tokens become less rare; 0 is greedy.
+            top_k: Draw from the k likeliest tokens; None for all.
+            top_p: Draw from the likeliest tokens that together reach this probability; None for all.
+            min_p: Draw from the tokens whose probability is at least this share of the greatest; None for all.
+            repetition_penalty: Above 1, tokens that the text already holds become less likely; None for no change.
+            seed: The same seed gives the same texts, whatever else the process draws. Without a seed the draws come
                 from torch's global generator.
-            first: Prompt i is the seed's sample `first` + i.
-            stop: End a text before this would be complete; it is not part of the output.
-            unknown: `error` or `skip`: what to do with characters of a prompt that the model has never seen.
+            first: Prompt i gives the text number `first` + i of the seed.
+            stop: End a text before this string; the string is not part of the output.
+            unknown: `error`, or `skip` to leave out characters of a prompt that the model has never seen.
 
         Raises:
             MiniGPTError: A sampling parameter is outside its range, or a prompt holds unknown characters.
@@ -100,13 +107,13 @@ class LanguageModel:
         if stop == "":
             raise MiniGPTError("The stop string is empty. Give it some text, or leave it out.")
         stop = stop and self.tokenizer.clean(stop)
-        cleaned = map(self.tokenizer.clean, prompts)
-        ids = [self.tokenizer.encode(prompt, unknown) or [self._opening_id()] for prompt in cleaned]
+        encoded = (self.encode_prompt(each, unknown) if isinstance(each, str) else each for each in prompts)
+        ids = [prompt or [self._opening_id()] for prompt in encoded]
         generators = seed if seed is None else [self._generator(seed, first + n) for n in range(len(prompts))]
         drawn = sample_ids(self.model, ids, max_new_tokens, params, generators)
-        return self._pieces(drawn, [Until(stop, StreamDecoder(self.tokenizer.tokens)) for _ in prompts])
+        return self._pieces(drawn, [StopFilter(stop, StreamDecoder(self.tokenizer.tokens)) for _ in prompts])
 
-    def _pieces(self, drawn: Generator[torch.Tensor, None, None], texts: list["Until"]) -> Iterator[list[str]]:
+    def _pieces(self, drawn: Generator[torch.Tensor, None, None], texts: list["StopFilter"]) -> Iterator[list[str]]:
         for ids in drawn:
             yield [text.add(i) for text, i in zip(texts, ids.tolist(), strict=True)]
             if all(text.ended for text in texts):
@@ -118,33 +125,33 @@ class LanguageModel:
         return torch.Generator(device_of(self.model)).manual_seed(derive_seed(seed, "sample", sample))
 
     def _opening_id(self) -> int:
-        """What stands before an empty prompt: a line break, or the first id of a text that has none."""
+        """Return the id that replaces an empty prompt: a line break, or id 0 if the vocabulary has none."""
         return (self.tokenizer.encode("\n", unknown="skip") or [0])[0]
 
     def generate(self, prompt: str, max_new_tokens: int = 100, unknown: str = "error", **sampling: Any) -> str:
-        """The prompt, cleaned as the training text was, and its continuation; arguments as in `stream`.
+        """Return the prompt, cleaned as the training text was, and its continuation; arguments as in `stream`.
 
         Raises:
             MiniGPTError: A sampling parameter is outside its range, or the prompt holds unknown characters.
         """
-        new = self.stream(prompt, max_new_tokens, unknown=unknown, **sampling)
-        return self.prepare(prompt, unknown) + "".join(new)
+        ids = self.encode_prompt(prompt, unknown)
+        return self.tokenizer.decode(ids) + "".join(self.stream(ids, max_new_tokens, **sampling))
 
     def generate_batch(
         self, prompts: Sequence[str], max_new_tokens: int = 100, unknown: str = "error", **sampling: Any
     ) -> list[str]:
-        """Each prompt, cleaned, and its continuation, all at once; arguments as in `stream_batch`.
+        """Return each prompt, cleaned, with its continuation; arguments as in `stream_batch`.
 
         Raises:
             MiniGPTError: A sampling parameter is outside its range, or a prompt holds unknown characters.
         """
-        steps = self.stream_batch(prompts, max_new_tokens, unknown=unknown, **sampling)
-        shown = (self.prepare(prompt, unknown) for prompt in prompts)
-        return ["".join(pieces) for pieces in zip(shown, *steps, strict=True)]
+        ids = [self.encode_prompt(prompt, unknown) for prompt in prompts]
+        steps = self.stream_batch(ids, max_new_tokens, **sampling)
+        return ["".join(pieces) for pieces in zip(map(self.tokenizer.decode, ids), *steps, strict=True)]
 
 
-class Until:
-    """Hands a text on piece by piece, up to the text `stop`, and holds back what may turn out to be its beginning."""
+class StopFilter:
+    """Ends a stream of text before the string `stop`, and holds back a piece that may be the beginning of `stop`."""
 
     def __init__(self, stop: str | None, decoder: StreamDecoder):
         self.stop = stop
@@ -153,11 +160,11 @@ class Until:
         self.ended = False
 
     def add(self, token: int) -> str:
-        """The part of the text up to this token that can be handed on, and was not yet."""
+        """Add a token and return the text that can be passed on now."""
         return "" if self.ended else self._next(self.decoder.add(token))
 
     def rest(self) -> str:
-        """What was held back, once no more tokens come."""
+        """Return the text that is still held back, when no more tokens come."""
         return "" if self.ended else self._next(self.decoder.rest()) + self.held * (not self.ended)
 
     def _next(self, piece: str) -> str:
@@ -183,12 +190,12 @@ def generate(
     top_p: float | None = None,
     **sampling: Any,
 ) -> str:
-    """The article's function: continue `prompt` with any network and its tokenizer.
+    """Continue `prompt` with any network and its tokenizer, as the article's function does.
 
     Args:
         model: A network: any module whose `forward` takes `(B, T)` ids and returns `(B, T, V)` logits. It sees the last
-            `block_size` ids where it has such an attribute, else all of them.
-        tokenizer: Text to ids and back.
+            `block_size` ids if it has that attribute, else all of them.
+        tokenizer: Converts text to ids and back.
         prompt: The text to continue.
         max_new_tokens: How many tokens to draw.
         temperature: See `LanguageModel.stream_batch`, as for the parameters that follow.
@@ -198,7 +205,7 @@ def generate(
 
     Raises:
         MiniGPTError: A parameter is outside its range, the prompt holds unknown characters, or the network returns
-            something else than logits.
+            something other than logits.
     """
     return LanguageModel(model, tokenizer).generate(
         prompt, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, **sampling

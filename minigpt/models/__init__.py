@@ -1,12 +1,12 @@
-"""The models by name, and what a network must have.
+"""The models by name, and the interface of a network.
 
-A network is any `nn.Module` whose `forward` takes `(B, T)` ids and returns `(B, T, V)` logits, each of which depends on
-no later id. All else is optional:
+A network is any `nn.Module` whose `forward` takes `(B, T)` ids and returns `(B, T, V)` logits that do not depend on
+later ids. Everything else is optional:
 
-- `block_size`, the longest window it takes; without one it is given all ids so far.
-- `context_size`, how many of the last ids its prediction depends on, if fewer.
-- `new_cache(batch_size)`, with which each id is computed once in generation; see `GPT.new_cache`.
-- `config`, the arguments that build it again, in plain values, as GPT and TinyGPT have it.
+- `block_size`: the longest window that the network takes; without it, generation passes all ids so far.
+- `context_size`: the number of last ids that the prediction depends on, if smaller.
+- `new_cache(batch_size)`: makes a cache with which generation computes each id once; see `GPT.new_cache`.
+- `config`: the arguments that build GPT or TinyGPT again, in plain values.
 """
 
 import importlib
@@ -27,7 +27,7 @@ from minigpt.models.tinygpt import TinyGPT
 
 
 class HasContext(Protocol):
-    """A network whose prediction depends on the last `context_size` ids alone."""
+    """A network whose prediction depends on the last `context_size` ids only."""
 
     context_size: int
 
@@ -35,14 +35,14 @@ class HasContext(Protocol):
 
 
 class Cache(Protocol):
-    """The cache of a network, as far as generation knows it; see `GPT.new_cache`."""
+    """The attributes of a cache that generation uses; see `GPT.new_cache`."""
 
     columns: int
     length: torch.Tensor
 
 
 class HasCache(Protocol):
-    """A network that computes each id once in generation."""
+    """A network with a cache, so that generation computes each id once."""
 
     def new_cache(self, batch_size: int) -> Cache: ...
 
@@ -54,56 +54,55 @@ _INIT_ARGS = "_minigpt_init_args"
 
 
 def class_path_of(network: nn.Module) -> str:
-    """Return the name by which the class of a network is imported: `minigpt.GPT`, `my_models.GRU`."""
+    """Return the import path of a network's class, such as `minigpt.GPT` or `my_models.GRU`."""
     kind = type(network)
     known = {other: path for path, other in NETWORKS.items()}
     return known.get(kind, f"{kind.__module__}.{kind.__qualname__}")
 
 
 def describe(network: nn.Module) -> dict[str, Any]:
-    """Return the `class_path` and the `init_args` of a network, in plain values; `init_args` is None if not known."""
+    """Return the `class_path` and `init_args` of a network, in plain values; `init_args` is None if unknown."""
     known = getattr(network, "config", None) if type(network) in NETWORKS.values() else None
     return {"class_path": class_path_of(network), "init_args": known or vars(network).get(_INIT_ARGS)}
 
 
 def instantiate(kind: type[nn.Module], **init_args: Any) -> nn.Module:
-    """Make a network and remember its arguments for `describe`.
+    """Build a network and store its arguments for `describe`.
 
     Raises:
-        MiniGPTError: It does not fit into memory, or its arguments are wrong.
+        MiniGPTError: The network does not fit into memory, or its arguments are wrong.
     """
     try:
         network = kind(**init_args)
     except MiniGPTError:
         raise
-    except Exception as error:  # of anyone's code
+    except Exception as error:  # user code can raise anything
         if kind in NETWORKS.values() and isinstance(error, (RuntimeError, MemoryError)):
             raise MiniGPTError(
-                f"A network with these sizes does not fit into memory: {init_args}. Lower one."
+                f"A network with these sizes does not fit into memory: {init_args}. Lower one of them."
             ) from error
         raise MiniGPTError(
-            f"The network {kind.__name__} cannot be made with {init_args}: {with_place(error)}."
+            f"The network {kind.__name__} cannot be built with {init_args}: {with_location(error)}."
         ) from error
     vars(network)[_INIT_ARGS] = init_args
     return network
 
 
 def build_network(description: dict[str, Any], allow_code: Collection[str] = ()) -> nn.Module:
-    """Make the network that `describe` described.
+    """Build a network from its description.
 
     Args:
-        description: `class_path` and `init_args`.
-        allow_code: The modules outside minigpt whose classes may be imported; they are looked for in the working
-            folder too.
+        description: `class_path` and `init_args`, as `describe` returns them.
+        allow_code: The modules outside minigpt whose classes may be imported. The working folder is searched too.
 
     Raises:
-        MiniGPTError: The class is not allowed or not there, or its arguments are wrong or not known.
+        MiniGPTError: The class is not allowed or does not exist, or its arguments are wrong or unknown.
     """
     path, init_args = description["class_path"], description["init_args"]
     kind = NETWORKS.get(path) or _import(path, allow_code)
     if init_args is None:
         raise MiniGPTError(
-            f"The network {path} was made in Python, so its arguments are not known. Pass an instance: "
+            f"The network {path} was created in Python, so its arguments are unknown. Pass an instance: "
             "minigpt.load(RUN, network=...)."
         )
     return instantiate(kind, **init_args)
@@ -120,37 +119,37 @@ def _import(path: str, allow_code: Collection[str]) -> type[nn.Module]:
 
 
 def import_network(path: str) -> type[nn.Module]:
-    """Import the class of a network by its name, such as `my_models.GRU`; the working folder is searched too.
+    """Import the class of a network by its path, such as `my_models.GRU`, also from the working folder.
 
     Raises:
-        MiniGPTError: It cannot be imported, or is not a class of networks.
+        MiniGPTError: The class cannot be imported, or does not derive from `nn.Module`.
     """
     module, _, name = path.rpartition(".")
     look_in_working_folder()
     try:
         kind = getattr(importlib.import_module(module), name)
     except AttributeError as error:
-        if (found := sys.modules.get(module)) is None or hasattr(found, name):
+        if (imported := sys.modules.get(module)) is None or hasattr(imported, name):
             raise _not_imported(path, error) from error
-        raise MiniGPTError(f"The module {module} has no class {name}.{did_you_mean(name, vars(found))}") from error
-    except Exception as error:  # of anyone's code
+        raise MiniGPTError(f"The module {module} has no class {name}.{did_you_mean(name, vars(imported))}") from error
+    except Exception as error:  # user code can raise anything
         if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
             raise MiniGPTError(
-                f"The network {path} cannot be imported: there is no module {error.name}. Start where its file is, or "
-                "add its folder to PYTHONPATH."
+                f"The network {path} cannot be imported: there is no module {error.name}. Run the command in the "
+                "folder of its file, or add that folder to PYTHONPATH."
             ) from error
         raise _not_imported(path, error) from error
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise MiniGPTError(f"{path} is not a network: it is not a class that derives from torch.nn.Module.")
+        raise MiniGPTError(f"{path} is not a network: a network is a class that derives from torch.nn.Module.")
     return kind
 
 
 def _not_imported(path: str, error: Exception) -> MiniGPTError:
-    return MiniGPTError(f"The network {path} cannot be imported: {with_place(error)}.")
+    return MiniGPTError(f"The network {path} cannot be imported: {with_location(error)}.")
 
 
-def with_place(error: Exception) -> str:
-    """Return what an error in anyone's code says, and in which line of it; a syntax error says that itself."""
+def with_location(error: Exception) -> str:
+    """Return the message of an error in user code, with its file and line unless it is a syntax error."""
     says = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     elsewhere = ("<frozen", os.path.dirname(torch.__file__), os.path.dirname(minigpt.__file__))
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(elsewhere)]
@@ -160,26 +159,26 @@ def with_place(error: Exception) -> str:
 
 
 def look_in_working_folder() -> None:
-    """Have imports look in the working folder too, after all other places, as for a script that lies there."""
+    """Add the working folder to the end of Python's search path."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
 
 
 def has_context(network: nn.Module) -> TypeGuard[HasContext]:
-    """Return whether a network has a `context_size`; `checks.usable_paths` finds out whether that is true."""
+    """Return whether a network has a `context_size`; `checks.usable_paths` checks that it is correct."""
     return hasattr(network, "context_size")
 
 
 def has_cache(network: nn.Module) -> TypeGuard[HasCache]:
-    """Return whether a network has `new_cache`; `checks.usable_paths` finds out whether that can be used."""
+    """Return whether a network has `new_cache`; `checks.usable_paths` checks that it is correct."""
     return hasattr(network, "new_cache")
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model's weights are; the CPU for a model without any."""
+    """Return the device of a model's weights; the CPU if it has none."""
     return next(chain(model.parameters(), model.buffers()), torch.empty(0)).device
 
 
 def n_parameters(network: nn.Module) -> int:
-    """How many parameters a network has."""
+    """Return the number of parameters of a network."""
     return sum(parameter.numel() for parameter in network.parameters())

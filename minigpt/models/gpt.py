@@ -1,4 +1,4 @@
-"""GPT: a decoder-only transformer in one file. Each enrichment over GPT-2 is one switch, with one reason.
+"""GPT: a decoder-only transformer in one file. Each change since GPT-2 is a switch, with its reason.
 
 Shapes: `B` batch, `T` tokens, `C` width (n_embd), `H` heads, `D` head size (C / H), `V` vocabulary.
 """
@@ -20,10 +20,10 @@ from minigpt.models.rope import Rope, rotate
 
 
 class Attention(nn.Module):
-    """Causal self-attention: each token gathers from itself and from the tokens before it.
+    """Causal self-attention: each token gathers information from itself and from the tokens before it.
 
-    A token's query is compared with the key of each of these tokens, and what it gathers is the mean of their values,
-    weighted by how well key and query match.
+    A token's query says what it looks for. Its key says what it offers to the tokens after it. Its value is what they
+    gather: a token receives the mean of the values, weighted by the softmax of its query's products with the keys.
     """
 
     def __init__(self, layer: int, n_embd: int, n_head: int, n_kv_head: int, dropout: float, settings: dict[str, Any]):
@@ -40,7 +40,7 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor, rope: tuple | None, cache: KVCache | None = None) -> torch.Tensor:
         q, k, v = self.project(x, rope)
         if cache is not None:
-            k, v = cache.store(self.layer, k, v)  # of the earlier tokens too
+            k, v = cache.store(self.layer, k, v)  # with the keys and values of the earlier tokens
         if self.groups > 1:
             k, v = (t.repeat_interleave(self.groups, dim=1) for t in (k, v))
         y = self.attend(q, k, v, None if cache is None else cache.mask)  # (B, H, T, D)
@@ -57,13 +57,13 @@ class Attention(nn.Module):
         return q, k, v
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Return what each query gathers, `(B, H, T, D)`; without a mask, from the tokens up to its own."""
+        """Return what each query gathers, `(B, H, T, D)`; without a mask it sees the tokens up to its own."""
         dropout = self.dropout.p if self.training else 0.0
         return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None)
 
 
 class SquaredReLU(nn.Module):
-    """The square of ReLU."""
+    """ReLU squared, elementwise."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.relu(x).square()
@@ -75,7 +75,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {  # of the MLPs
 
 
 class MLP(nn.Module):
-    """Two linear layers around a non-linearity, for each token on its own; in SwiGLU a third layer is the gate."""
+    """Two linear layers around an activation, for each token alone; in SwiGLU a third layer scales the hidden units."""
 
     def __init__(self, n_embd: int, dropout: float, settings: dict[str, Any]):
         super().__init__()
@@ -96,8 +96,8 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One layer of the transformer: attention, then an MLP.
 
-    The residual stream x runs through all blocks, and each part adds its output to it. Pre-norm means that a part
-    reads a normalised copy, so that the stream itself, and the gradients on it, pass from end to end unchanged.
+    The residual stream x runs through all blocks, and attention and MLP add their outputs to it. Pre-norm means that
+    they read a normalised copy, so that the stream itself, and its gradients, pass through all blocks unscaled.
     """
 
     def __init__(self, layer: int, n_embd: int, n_head: int, n_kv_head: int, dropout: float, settings: dict[str, Any]):
@@ -117,33 +117,33 @@ class GPT(nn.Module):
 
     Args:
         vocab_size: `V`, the number of distinct ids.
-        block_size: The longest window it takes.
-        n_layer: How many blocks.
-        n_head: How many attention heads; divides n_embd.
+        block_size: The longest window that the model takes.
+        n_layer: The number of blocks.
+        n_head: The number of attention heads; divides n_embd.
         n_embd: `C`, the width.
-        preset: Which of `gpt2`, `llama` and `modern` sets the switches below that are None.
-        position: `learned` adds a vector per position; `rope` turns queries and keys by an angle that grows with the
+        preset: `gpt2`, `llama` or `modern`; sets the switches below that are None.
+        position: `learned` adds a vector per position; `rope` rotates queries and keys by an angle that grows with the
             position, so that their match depends on the distance between them (Su et al., "RoFormer", 2021).
-        norm: `layernorm`, or `rmsnorm`, which does without the mean (Zhang and Sennrich, 2019).
+        norm: `layernorm`, or `rmsnorm`, which does not subtract the mean (Zhang and Sennrich, 2019).
         mlp: `gelu`; `swiglu`, in which a third layer scales the hidden units (Shazeer, "GLU Variants Improve
             Transformer", 2020); `relu2`, the square of ReLU, as good and cheaper (So et al., "Primer", 2021).
-        n_kv_head: Heads of keys and values, each shared by a group of query heads, which saves memory in generation
-            (Ainslie et al., "GQA", 2023); None for as many as n_head.
-        qk_norm: Normalise queries and keys, so that the scores stay small (Dehghani et al., "ViT-22B", 2023).
+        n_kv_head: The number of heads of keys and values, each shared by a group of query heads, which saves memory in
+            generation (Ainslie et al., "GQA", 2023); None for n_head.
+        qk_norm: Normalise queries and keys, so that their products stay small (Dehghani et al., "ViT-22B", 2023).
         bias: Add biases to linear layers and layer norms.
-        dropout: The share of activations dropped in training.
-        tie_weights: Let the output layer be the embedding, for fewer parameters (Press and Wolf, 2017).
-        softcap: Keep logits within ± this by a tanh (Gemma 2, 2024); 0 for none.
-        zero_init: Start the output layer, and the layers that write to the residual stream, at zero.
-        ngrams: Rows of two hash tables, whose vectors for the last two and three tokens are added to each embedding, so
-            that no layer has to learn to look at those (Pagnoni et al., "Byte Latent Transformer", 2024); 0 for none.
+        dropout: The share of activations that are set to zero in training.
+        tie_weights: Use the embedding as the output layer, for fewer parameters (Press and Wolf, 2017).
+        softcap: Limit logits to ± this value by a tanh (Gemma 2, 2024); 0 for no limit.
+        zero_init: Initialise the output layer, and the last layers of attention and MLP, with zeros.
+        ngrams: The number of rows of two more embeddings: a vector for the last two tokens and one for the last three,
+            chosen by a hash, are added to each token's (Pagnoni et al., "Byte Latent Transformer", 2024); 0 for none.
 
     Raises:
-        MiniGPTError: A size does not divide another, or a switch has a value that it does not know.
+        MiniGPTError: A size does not divide another, or a switch has an unknown value.
     """
 
-    blocks: Sequence[Block]  # `nn.ModuleList` does not say of which class its modules are
-    activation_checkpointing = False  # keep activations between blocks alone, and recompute the others for gradients
+    blocks: Sequence[Block]  # annotated, since `nn.ModuleList` hides the class of its modules
+    activation_checkpointing = False  # store activations between blocks only; the backward pass recomputes the others
 
     def __init__(
         self, vocab_size: int, block_size: int = 256, n_layer: int = 4, n_head: int = 4, n_embd: int = 128,
@@ -163,7 +163,7 @@ class GPT(nn.Module):
             "n_kv_head": n_kv_head, "n_embd": n_embd,
         }  # fmt: skip
         check_sizes(sizes, dropout, settings)
-        self.config = sizes | {"dropout": dropout} | settings  # to build this model again, whatever the presets become
+        self.config = sizes | {"dropout": dropout} | settings  # a checkpoint stores these to build the model again
         self.block_size, self.softcap = block_size, settings["softcap"]
         self.n_layer, self.n_head, self.n_kv_head, self.n_embd = n_layer, n_head, n_kv_head, n_embd
 
@@ -181,7 +181,7 @@ class GPT(nn.Module):
             self.lm_head.weight = self.embed.weight
 
     def _initialise(self) -> None:
-        """Draw the weights as GPT-2 does: normal of 0.02, narrower in layers that write to the residual stream."""
+        """Draw weights as GPT-2 does, with standard deviation 0.02, or less where layers add to the residual stream."""
         for name, parameter in self.named_parameters():
             to_residual = name.endswith(("attn.proj.weight", "mlp.down.weight"))
             if parameter.dim() > 1:
@@ -193,7 +193,7 @@ class GPT(nn.Module):
     def forward(self, idx: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
         """Return the `(B, T, V)` logits of `(B, T)` ids, T up to block_size.
 
-        With a cache the ids follow those that it holds, together up to block_size, and are added to it.
+        With a cache, `idx` continues the ids in the cache and is added to it; together they are at most block_size.
 
         Raises:
             MiniGPTError: There are more ids than block_size.
@@ -219,20 +219,20 @@ class GPT(nn.Module):
     def new_cache(self, batch_size: int) -> KVCache:
         """Return an empty cache for `forward(idx, cache)`, with which generation computes each id once.
 
-        Any network may have such a method. Its `forward(idx, cache)` returns the logits of `(B, n)` ids that follow
-        those in the cache, and adds them to it. `cache.columns` is 0 while the cache is empty. `cache.length`, `(B,)`,
-        counts the ids of each row; a row forgets its last ids when its length is lowered. So generation reads rows of
+        Any network may have such a method. Its `forward(idx, cache)` returns the logits of `(B, n)` ids that continue
+        the ids in the cache, and adds them to it. `cache.columns` is 0 while the cache is empty. `cache.length`, `(B,)`
+        ids in each row, may be lowered, which makes a row forget its last ids. Generation thus reads rows of
         unequal length at once, padded on the right, and then sets their lengths.
         """
         return KVCache(self, batch_size)
 
 
 def mlp_width(n_embd: int, kind: str) -> int:
-    """Return the hidden units of an MLP: 4 C, or for SwiGLU 8/3 C, as its three matrices then have as many weights."""
+    """Return the hidden units of an MLP: 4 C, or 8/3 C for SwiGLU, whose three matrices then have as many weights."""
     return math.ceil(n_embd / 3) * 8 if kind == "swiglu" else 4 * n_embd  # a multiple of 8
 
 
 def make_norm(size: int, settings: dict[str, Any]) -> nn.LayerNorm | nn.RMSNorm:
-    """Return a layer that scales each vector to unit variance, and for LayerNorm shifts it to mean zero before."""
+    """Return a layer that scales each vector to mean square 1; LayerNorm first subtracts the vector's mean."""
     eps = NORM_EPS[settings["norm"]]
     return nn.RMSNorm(size, eps) if settings["norm"] == "rmsnorm" else nn.LayerNorm(size, eps, bias=settings["bias"])

@@ -3,11 +3,11 @@
 import torch
 from torch import nn
 
-HASH = 1_000_003  # the hash's multiplier: a prime, so that it has no factor in common with the number of rows
+HASH = 1_000_003  # multiplier of the hash: a prime, so that it has no common factor with the number of rows
 
 
 class NGrams(nn.ModuleList):
-    """Two tables of vectors: one for pairs and one for triples of tokens, each of which is hashed to a row.
+    """Two embeddings, one for pairs and one for triples of tokens, whose rows a hash chooses.
 
     Args:
         rows: The number of rows of each table.
@@ -19,7 +19,7 @@ class NGrams(nn.ModuleList):
         self.rows = rows
 
     def forward(self, idx: torch.Tensor, before: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the vectors `(B, T, C)` of the pair and the triple of tokens that end at each id.
+        """Return the sum of the two vectors, `(B, T, C)`, for the pair and the triple of tokens that end at each id.
 
         Args:
             idx: `(B, T)` ids.

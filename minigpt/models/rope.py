@@ -1,6 +1,6 @@
-"""Rotary position embeddings (Su et al., "RoFormer", 2021): queries and keys are turned by angles of their positions.
+"""Rotary position embeddings (Su et al., "RoFormer", 2021): queries and keys are rotated according to their positions.
 
-The score of a query and a key then depends on the distance between them alone.
+The product of a query and a key then depends on the distance between them, not on their positions.
 """
 
 from collections.abc import Callable
@@ -12,13 +12,13 @@ ROPE_BASE = 10_000.0
 
 
 class Rope(nn.Module):
-    """The cosines and sines `(n_positions, D)` of the angles, one angle for each pair of elements of a head.
+    """Tables of cosines and sines, `(n_positions, D)`, with an angle for each pair of elements of a head.
 
     The angle of pair i at position p is `p / 10,000 ** (2 i / D)`. Both elements of a pair have the same cosine, and
     the first has the sine with a minus, as in the first row of a rotation matrix.
 
     Args:
-        n_positions: How many positions the tables have.
+        n_positions: The number of positions.
         head_size: `D`, an even number.
     """
 
@@ -34,13 +34,13 @@ class Rope(nn.Module):
         return self.cos[positions].unsqueeze(-3), self.sin[positions].unsqueeze(-3)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "Rope":
-        # The tables are moved and cast with the weights. They are no buffers, since weight averaging rounds buffers.
+        # Move and cast the tables with the weights. They are not buffers, since weight averaging rounds buffers.
         self.cos, self.sin = fn(self.cos), fn(self.sin)
         return super()._apply(fn, recurse)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn `(B, H, T, D)` queries or keys: elements i and i + D / 2 are a pair, the coordinates of a plane."""
-    # `roll` swaps the halves. Written with `torch.cat`, the step that torch.compile makes of it in bfloat16 gives NaN
-    # gradients on some processors (torch 2.13, Intel's with AVX512-FP16).
+    """Rotate `(B, H, T, D)` queries or keys; elements i and i + D / 2 are a pair, the coordinates in a plane."""
+    # `roll` swaps the halves. With `torch.cat` instead, torch.compile in bfloat16 gives NaN gradients on some
+    # processors (torch 2.13, Intel with AVX512-FP16).
     return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin

@@ -1,6 +1,6 @@
-"""What the stock `GPT` consists of, for code that writes it down a second time: the compiled step and the exports.
+"""The parts of the stock `GPT`, for code that implements it a second time: the compiled step and the exports.
 
-Such code would leave out, without a word, what someone has added to a model. So it asks here first.
+Such code would silently ignore anything that a user has added to a model, so it first checks the model here.
 """
 
 from torch import nn
@@ -11,7 +11,7 @@ from minigpt.models.ngrams import NGrams
 from minigpt.models.presets import NORM_EPS, STOCK_VALUES
 from minigpt.models.rope import Rope
 
-# Of each class of module its children, parameters and buffers. `minigpt.cpu` adds its replacements.
+# The children, parameters and buffers of each class. `minigpt.cpu` adds its replacements.
 TENSORS = {"weight", "bias"}
 PARTS: dict[type[nn.Module], set[str]] = {
     GPT: {"embed", "ngrams", "position", "rope", "dropout", "blocks", "norm", "lm_head"},
@@ -23,7 +23,7 @@ PARTS: dict[type[nn.Module], set[str]] = {
 
 
 def unknown_part(model: nn.Module) -> str | None:
-    """Return the first class, switch, module, hook or shape of a model that the stock GPT does not have; else None."""
+    """Return the first class, switch, module, hook or shape that differs from the stock GPT; None if there is none."""
     if type(model) is not GPT:
         return f"the class {type(model).__name__}"
     for switch, value in model.settings.items():

@@ -1,4 +1,4 @@
-"""What each part of a model does, in a learner's words, and how many parameters it has."""
+"""A summary of a model: the parts, what each of them does, and the number of parameters."""
 
 from typing import Any, NamedTuple
 
@@ -11,12 +11,12 @@ from minigpt.models.tinygpt import TinyGPT
 from minigpt.words import COLUMNS, message
 
 NORMS = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}
-# Above it a model recites its text. A quarter as many, with dropout, still learn (configs/shakespeare.yaml).
+# With more parameters a model recites its text. A quarter as many, with dropout, learn (configs/shakespeare.yaml).
 PARAMS_PER_CHARACTER_LIMIT = 20
 
 
 class Part(NamedTuple):
-    """A part of a model: its name, what it does, the parameters of one copy of it (None in a heading), its copies."""
+    """A part of a model: its name, its role, the parameters of one copy (None for a heading), and its copies."""
 
     name: str
     role: str
@@ -25,11 +25,11 @@ class Part(NamedTuple):
 
 
 def parts(model: nn.Module, tokens: str = "tokens") -> list[Part]:
-    """The parts of a model in the order in which a token meets them; together they have all of its parameters.
+    """Return the parts of a model in the order of its computation, with all of its parameters.
 
     Args:
-        model: The model; of a class of one's own, its modules are named by their classes.
-        tokens: What its tokens are: `characters` or `tokens`.
+        model: The model; the parts of a class other than GPT and TinyGPT are its modules.
+        tokens: `characters` or `tokens`, the name of the model's tokens.
     """
     if not isinstance(model, GPT | TinyGPT) or type(model) not in (GPT, TinyGPT):
         return _modules(model)
@@ -46,13 +46,13 @@ def parts(model: nn.Module, tokens: str = "tokens") -> list[Part]:
     ]
 
 
-def reciting(network: nn.Module, description: dict[str, Any], n_characters: int) -> str | None:
-    """Return a note about a model that could hold its text by heart many times over, with what would suit the text.
+def oversized_note(network: nn.Module, description: dict[str, Any], n_characters: int) -> str | None:
+    """Return a note with better settings for a model that is so large that it would recite its text; else None.
 
     Args:
         network: The model.
         description: Its `class_path` and `init_args`.
-        n_characters: The length of the text that it is trained on.
+        n_characters: The length of the training text in characters.
     """
     most, size, settings = PARAMS_PER_CHARACTER_LIMIT * n_characters, n_parameters(network), description["init_args"]
     if size <= most:
@@ -68,13 +68,13 @@ def reciting(network: nn.Module, description: dict[str, Any], n_characters: int)
             while width % (4 * heads) == 0 and width > 8 and size_of(width) > most / 4:
                 width //= 2
         advice += [f"--model.network.n_embd {width}"] if width < settings["n_embd"] else []
-    if (settings or {}).get("dropout", 1) < 0.2:  # TinyGPT has none
+    if (settings or {}).get("dropout", 1) < 0.2:  # TinyGPT has no dropout
         advice.append("--model.network.dropout 0.2")
-    return message("recites", size, n_characters, message("both_settings").join(advice) or message("longer_text"))
+    return message("oversized", size, n_characters, message("both_settings").join(advice) or message("longer_text"))
 
 
 def _modules(model: nn.Module) -> list[Part]:
-    """The modules that a network is made of, and the parameters that belong to none of them."""
+    """Return the modules of a network, and the parameters outside of them."""
     named = list(model.named_children())
     rows = [Part(name, type(module).__name__, _n(module)) for name, module in named]
     own = [Part(name, "parameter", p.numel()) for name, p in model.named_parameters(recurse=False)]
@@ -87,7 +87,7 @@ def _modules(model: nn.Module) -> list[Part]:
 
 
 def as_text(rows: list[Part]) -> str:
-    """The parts as lines of at most `COLUMNS` columns, with the numbers in a column; longer roles are cut."""
+    """Return the parts as lines of at most `COLUMNS` columns, with aligned numbers; long roles are truncated."""
     numbers = [
         "" if n is None else message("copies", copies, n) if copies > 1 else message("number", n)
         for _, _, n, copies in rows
@@ -104,7 +104,7 @@ def as_text(rows: list[Part]) -> str:
 
 
 def _inside(model: GPT) -> list[Part]:
-    """What a GPT has between its embedding and its output layer."""
+    """Return the parts of a GPT between its embedding and its output layer."""
     block, norm, copies = model.blocks[0], model.settings["norm"], model.n_layer
     norm = NORMS.get(norm, norm)
     positions = Part(message("positions"), model.settings["position"], 0)

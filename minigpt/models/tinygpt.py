@@ -1,4 +1,4 @@
-"""The article's model: an embedding and a linear layer. It predicts a character from the one before it alone."""
+"""The article's model: an embedding and a linear layer. It predicts a token from the token before it only."""
 
 import torch
 from torch import nn
@@ -12,16 +12,17 @@ class TinyGPT(nn.Module):
     Args:
         vocab_size: `V`, the number of distinct ids.
         n_embd: `C`, the width of the embedding.
-        block_size: `T`, the longest window that the model is given in training.
+        block_size: `T`, the length of the windows in training and generation; the layers take any length.
 
     Raises:
         MiniGPTError: A size is not a positive number.
     """
 
-    context_size = 1  # how many of the last ids its prediction depends on
+    context_size = 1  # the prediction depends on the last id only, so generation can use a table of all predictions
 
     def __init__(self, vocab_size: int, n_embd: int = 64, block_size: int = 64):
         super().__init__()
+        # A checkpoint stores these arguments, with which the model is built again.
         self.config = {"vocab_size": vocab_size, "block_size": block_size, "n_embd": n_embd}
         for name, size in self.config.items():
             check_number(name, size, at_least=1, whole=True)
@@ -30,5 +31,5 @@ class TinyGPT(nn.Module):
         self.lm_head = nn.Linear(n_embd, vocab_size)
 
     def forward(self, idx: torch.Tensor) -> torch.Tensor:
-        """`(B, T)` ids to `(B, T, V)` logits."""
+        """Return the `(B, T, V)` logits of `(B, T)` ids."""
         return self.lm_head(self.embed(idx))

@@ -1,4 +1,4 @@
-"""`minigpt.train`: what `minigpt train` does, as a function that gives the trained model back."""
+"""`minigpt.train`: the command `minigpt train` as a function that returns the trained model."""
 
 from collections.abc import Iterable
 from inspect import signature
@@ -35,24 +35,24 @@ def train(
     allow_code: str | Iterable[str] = (),
     **settings: Any,
 ) -> LanguageModel:
-    """Train a model from a recipe, in a run folder as the command does, and load its best checkpoint.
+    """Train a model from a recipe in a run folder, as the command does, and load its best checkpoint.
 
-    Where settings such as `fast_dev_run` switch checkpoints off, the model is the one after the last step.
+    If a setting such as `fast_dev_run` disables checkpoints, the model after the last step is returned.
 
     Args:
         recipe: A config file, or the name of a recipe, such as `tiny` or `modern_nano`.
-        data: The text, in place of the recipe's: a file, a folder, a pattern or a corpus's name.
-        ckpt_path: What to continue: `last`, a run folder or a checkpoint file.
+        data: The text to use instead of the recipe's: a file, a folder, a pattern or the name of a corpus.
+        ckpt_path: The run to continue: `last`, a run folder or a checkpoint file.
         allow_code: The modules outside minigpt whose classes the recipe may name.
-        **settings: Settings in place of the recipe's, by their last name where only one has it (`max_steps=300`,
-            `learning_rate=1e-3`, `n_embd=32`), else in full (`**{"validation.every_n_steps": 50}`).
+        **settings: Settings that override the recipe's, by their last name where it is unique (`max_steps=300`,
+            `learning_rate=1e-3`, `n_embd=32`), else by their full name (`**{"validation.every_n_steps": 50}`).
 
     Returns:
         The model, with its run folder in `run_dir`.
 
     Raises:
         MiniGPTError: A setting, the text or the checkpoint is wrong.
-        KeyboardInterrupt: Ctrl-C; `last.ckpt` holds the last step, and `ckpt_path="last"` continues.
+        KeyboardInterrupt: Ctrl-C was pressed; `last.ckpt` holds the last step, and `ckpt_path="last"` continues.
     """
     allowed = [allow_code] if isinstance(allow_code, str) else list(allow_code)
     args = [f"--config={find_config(str(recipe))}", *(f"--allow_code={module}" for module in allowed)]
@@ -66,7 +66,7 @@ def train(
     try:
         if not cli.finished:
             cli.fit()
-    except SystemExit as stop:  # how a training leaves on a signal
+    except SystemExit as stop:  # a training exits so on a signal
         raise KeyboardInterrupt from stop
     run = cli.run_dir or cli.checkpoint
     if run is None or not (cli.finished or callbacks_of(cli.trainer, Checkpoints)):
@@ -77,7 +77,7 @@ def train(
 
 
 def _known_settings() -> list[str]:
-    """The full names of the settings of a recipe, those of minigpt's networks included."""
+    """Return the full names of the settings of a recipe, including those of minigpt's networks."""
     kinds = [("model.network", kind) for kind in NETWORKS.values()] + list(GROUPS.items())
     names = {f"{group}.{name}" for group, kind in kinds for name in signature(kind).parameters}
     return sorted(names | {"validation.every_n_steps", "seed_everything"})
@@ -93,7 +93,7 @@ def _full_name(name: str, known: list[str]) -> str:
         return matches[0]
     if matches:
         raise MiniGPTError(f'Several settings are called {name}: {", ".join(matches)}. Pass **{{"{matches[0]}": ...}}.')
-    raise MiniGPTError(f"There is no setting '{name}'.{did_you_mean(name, known)}")
+    raise MiniGPTError(f"Unknown setting '{name}'.{did_you_mean(name, known)}")
 
 
 def _as_text(value: Any) -> str:

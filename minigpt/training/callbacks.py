@@ -7,6 +7,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -30,11 +31,11 @@ from minigpt.training.resume import validation_due
 from minigpt.training.typed import C, callbacks_of, lit, needed_text_data, text_data
 from minigpt.words import COLUMNS, message
 
-COMPARED = ("val/loss", "val/bits_per_char", "train/loss")  # the figures of a run in TensorBoard's table of runs
-PROJECTED = 10_000  # tokens that the projector is given
-INDENT = " " * 4  # of a sample under the figures of a validation
-LENGTH = COLUMNS - len(INDENT) - 4  # characters of it
-# TensorBoard's tab of combined charts: the two curves, and in bits with the baselines as lines beside them.
+COMPARED = ("val/loss", "val/bits_per_char", "train/loss")  # the metrics in TensorBoard's table of runs
+PROJECTED = 10_000  # the largest vocabulary for the projector
+INDENT = " " * 4  # before a sample under the metrics of a validation
+LENGTH = COLUMNS - len(INDENT) - 4  # characters of that sample
+# TensorBoard's tab of combined charts: both losses, and both curves in bits per character with the baselines.
 CHARTS = {
     "loss": {"train and validation, nats per token": ["Multiline", ["train/loss", "val/loss"]]},
     "bits per character": {
@@ -48,12 +49,12 @@ CHARTS = {
 
 
 def summary_writers(trainer: Trainer) -> list[SummaryWriter]:
-    """Return TensorBoard's writers, among the loggers of a training."""
+    """Return the summary writers of all TensorBoard loggers of a training."""
     return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
 def is_written(trainer: Trainer, step: int) -> bool:
-    """Return whether the metrics of a step are written: the first one's, and those on Lightning's interval."""
+    """Return whether the metrics of a step are written: at the first step and on Lightning's interval."""
     interval = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it from outside
     return step == 1 or bool(interval and step % interval == 0)
 
@@ -61,15 +62,15 @@ def is_written(trainer: Trainer, step: int) -> bool:
 def write(trainer: Trainer, metrics: dict[str, float], step: int) -> None:
     """Write metrics to all loggers under the number of finished steps.
 
-    Lightning writes what `self.log` is given after the hooks of a step, so a run that is stopped in one of them would
-    lose it, and numbers the steps from 0. Its own LearningRateMonitor writes to the loggers, too.
+    Lightning writes values from `self.log` after all hooks of a step, so they would be lost when a hook stops the run,
+    and it numbers the steps from 0. Lightning's own LearningRateMonitor writes to the loggers directly, too.
     """
     for logger in trainer.loggers:
         logger.log_metrics(metrics, step)
 
 
 def targets_of(batch: Any) -> torch.Tensor | None:
-    """Return the `(B, T)` targets of a batch of windows; None of a batch in a form of one's own, such as a dict."""
+    """Return the `(B, T)` targets of a batch of windows; None if the batch has another form, such as a dict."""
     if isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], torch.Tensor):
         return batch[1]
     return None
@@ -78,48 +79,48 @@ def targets_of(batch: Any) -> torch.Tensor | None:
 class TrainMetrics(Callback):
     """Logs loss, perplexity, bits per character, learning rate and gradient norm of a training step.
 
-    It does so on the steps that `is_written` names: logging takes as long as a step of a small model. The loss is the
-    mean over accumulated batches and over processes.
+    Only the steps chosen by `is_written` are logged, since logging takes as long as a step of a small model. The loss
+    is the mean over accumulated batches and over processes.
     """
 
     def __init__(self) -> None:
-        self.last_record: dict[str, Any] = {}  # the metrics that were written last, and their step
+        self.last_record: dict[str, Any] = {}  # the metrics written last, and their step
         self._written = False
         self._losses: list[torch.Tensor] = []
-        self._characters: list[torch.Tensor] = []  # a token, in each batch
+        self._characters: list[torch.Tensor] = []  # per token, in each accumulated batch
 
     def state_dict(self) -> dict[str, Any]:
         """Return the last record."""
         return {"last_record": self.last_record}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it back."""
+        """Restore the last record."""
         self.last_record = state_dict["last_record"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the record of the step that a resume starts from again, which `purge_step` hides."""
+        """Write the record of the step from which a run is resumed again, since `purge_step` hides it."""
         if self.last_record.get("step") == trainer.global_step:
             write(trainer, self.last_record["metrics"], trainer.global_step)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Note how many characters the targets stand for."""
+        """Store the number of characters of the targets."""
         step, targets, metrics = trainer.global_step + 1, targets_of(batch), lit(pl_module).val_metrics[0]
-        # An optimizer that evaluates a step several times, as L-BFGS does, has its first evaluation written.
+        # If an optimizer such as L-BFGS evaluates a step several times, the first evaluation is written.
         self._written = is_written(trainer, step) and self.last_record.get("step") != step
         if self._written and targets is not None and metrics.lengths is not None:
             self._characters.append(metrics.characters(targets) / targets.numel())
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
-        """Note the loss, which Lightning has divided by the number of batches that are accumulated."""
+        """Store the loss, which Lightning has divided by the number of accumulated batches."""
         if self._written:
-            scaler = getattr(trainer.precision_plugin, "scaler", None)  # of float16
+            scaler = getattr(trainer.precision_plugin, "scaler", None)  # in float16
             loss = loss.detach() * trainer.accumulate_grad_batches
             self._losses.append(loss / scaler.get_scale() if scaler else loss)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Write the record; the gradients are not clipped yet. A step that was skipped has no loss and no record."""
+        """Write the record, before gradients are clipped. A skipped step has no loss and thus no record."""
         losses, characters = self._losses, self._characters
         self._losses, self._characters = [], []
         if not losses:
@@ -141,25 +142,25 @@ class TrainMetrics(Callback):
 class Throughput(Callback):
     """Logs tokens per second of training, on the steps whose metrics are written.
 
-    Its clock stands still from the start of a validation to the next batch, and while `paused`.
+    Time from the start of a validation to the next batch, and time within `excluded`, does not count.
     """
 
     def __init__(self) -> None:
         self.excluded_seconds = 0.0
         self._stopped_at: float | None = None
-        self._mark: tuple[int, float] | None = None  # the step and the second of the last record
+        self._mark: tuple[int, float] | None = None  # the step and the time of the last record
 
     def seconds(self) -> float:
-        """Return seconds of training, from an arbitrary start."""
+        """Return the seconds of training since an arbitrary start."""
         now = time.monotonic() if self._stopped_at is None else self._stopped_at
         return now - self.excluded_seconds
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Exclude what is done inside."""
+    def excluded(self) -> Iterator[None]:
+        """Exclude the time within the context from the measurement."""
         began = time.monotonic()
         yield
-        if self._stopped_at is None:  # else it is a part of what is excluded already
+        if self._stopped_at is None:  # else this time is excluded already
             self.excluded_seconds += time.monotonic() - began
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -167,7 +168,7 @@ class Throughput(Callback):
         self._stopped_at = time.monotonic()
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Start the clock again after a validation, with all that was drawn and saved of it."""
+        """Start the clock again after a validation and its figures and checkpoints."""
         if self._stopped_at is not None:
             self.excluded_seconds += time.monotonic() - self._stopped_at
             self._stopped_at = None
@@ -175,7 +176,7 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write the speed since the last record."""
+        """Log the speed since the last record."""
         step = trainer.global_step
         if not is_written(trainer, step) or (self._mark and self._mark[0] == step):
             return
@@ -187,7 +188,7 @@ class Throughput(Callback):
 
 
 class Baselines(Callback):
-    """Logs what simple models make of the validation text, as straight lines beside the validation's curves."""
+    """Logs the scores of simple models on the validation text, as horizontal lines beside the validation curves."""
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
@@ -198,12 +199,12 @@ class Baselines(Callback):
             self.values = {f"val_baselines/{name}": bits for name, bits in data.baselines.items()}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Have TensorBoard draw curves and baselines in one chart."""
+        """Make TensorBoard draw curves and baselines in one chart."""
         for writer in summary_writers(trainer):
             writer.add_custom_scalars(CHARTS)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log them with each validation of a training."""
+        """Log the baselines with each validation of a training."""
         if trainer.state.fn == "fit":
             pl_module.log_dict(self.values)
 
@@ -214,18 +215,18 @@ def callback_of(trainer: Trainer, kind: type[C]) -> C:
 
 
 class Samples(Callback):
-    """Writes what the model says to TensorBoard's text tab: the same prompts and seed, at the start, on an interval
-    and at the end, once with top-k, once with top-p and once with both.
+    """Writes samples of the model to TensorBoard's text tab: at the start, on an interval and at the end, with the same
+    prompts and seed, and with top-k, with top-p and with both.
 
-    The draws come from a generator of their own, so the training is the same to the bit with and without samples.
+    The draws have their own random generator, so the training has equal bits with and without samples.
 
     Args:
         every_n_steps: Optimizer steps between two samples; 0 for none.
-        prompts: The texts to continue; characters that the corpus lacks are left out.
-        max_new_tokens: How many tokens to draw after each prompt.
-        temperature: Below 1 the likely becomes likelier, above 1 the rare less rare; 0 is greedy.
-        top_k: Draw among the k likeliest tokens.
-        top_p: Draw among the likeliest tokens that together reach this probability.
+        prompts: The texts to continue; characters that do not occur in the corpus are left out.
+        max_new_tokens: The number of tokens to draw after each prompt.
+        temperature: Below 1 likely tokens become likelier, above 1 rare tokens become less rare; 0 is greedy.
+        top_k: Draw from the k likeliest tokens.
+        top_p: Draw from the likeliest tokens that together reach this probability.
         seed: The seed of the draws.
     """
 
@@ -239,23 +240,20 @@ class Samples(Callback):
         top_p: float = 0.9,
         seed: int = 0,
     ):
-        SamplingParams(temperature, top_k, top_p)  # refuses values out of range
         check_number("samples.every_n_steps", every_n_steps, at_least=0, whole=True, hint="where 0 means no samples")
         check_number("samples.max_new_tokens", max_new_tokens, at_least=0, whole=True)
         self.every_n_steps = every_n_steps
         self.prompts = prompts
-        self.draw: dict[str, Any] = {
-            "max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "unknown": "skip",
-        }  # fmt: skip
-        self.controls: dict[str, dict[str, Any]] = {
-            "samples/top_k": {"top_k": top_k},
-            "samples/top_p": {"top_p": top_p},
-            "samples/top_k_top_p": {"top_k": top_k, "top_p": top_p},
+        self.sampling = {
+            "samples/top_k": SamplingParams(temperature, top_k=top_k),
+            "samples/top_p": SamplingParams(temperature, top_p=top_p),
+            "samples/top_k_top_p": SamplingParams(temperature, top_k, top_p),
         }
+        self.draw: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed, "unknown": "skip"}
         self._step, self._text = -1, ""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sample the fresh model, or again the step that a resume starts from, whose record purge_step hides."""
+        """Sample the initial model, or the model of a resumed step again, since `purge_step` hides that record."""
         self._step = -1
         self._sample_if_due(trainer, pl_module)
 
@@ -264,24 +262,24 @@ class Samples(Callback):
         self._sample_if_due(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sample the final model, unless the interval has just done so."""
+        """Sample the final model, unless it has just been sampled."""
         if self.every_n_steps:
             self._sample(trainer, pl_module)
 
     def beginning(self, trainer: Trainer, pl_module: LightningModule) -> str:
-        """Return the beginning of the first prompt's sample with top-k and top-p, as the model writes it at this step.
+        """Return the beginning of the first prompt's sample with top-k and top-p at this step.
 
-        All processes have to ask for it at once. The answer is empty where samples are off, and for all but the first.
+        All processes must call this together. The text is empty if samples are off, and in all processes but the first.
         """
         if not (self.every_n_steps and self.prompts):
             return ""
-        if self._step == trainer.global_step:  # the interval has just drawn it
+        if self._step == trainer.global_step:  # already drawn on the interval
             return self._text
         if (model := full_network(trainer)) is None:
             return ""
         draw = self.draw | {"max_new_tokens": min(self.draw["max_new_tokens"], LENGTH)}
         lm = LanguageModel(model, needed_text_data(trainer, "Samples").tokenizer)
-        return lm.generate(self.prompts[0], **draw, **self.controls["samples/top_k_top_p"])
+        return lm.generate(self.prompts[0], **draw, **asdict(self.sampling["samples/top_k_top_p"]))
 
     def _sample_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
@@ -291,25 +289,25 @@ class Samples(Callback):
         if trainer.global_step == self._step:
             return
         self._step, self._text = trainer.global_step, ""
-        with callback_of(trainer, Throughput).paused():
+        with callback_of(trainer, Throughput).excluded():
             if (model := full_network(trainer)) is None:
                 return
             lm = LanguageModel(model, needed_text_data(trainer, "Samples").tokenizer)
-            for tag, controls in self.controls.items():
-                texts = [lm.generate(prompt, **self.draw, **controls) for prompt in self.prompts]
+            for tag, params in self.sampling.items():
+                texts = [lm.generate(prompt, **self.draw, **asdict(params)) for prompt in self.prompts]
                 # Indented, so that Markdown shows a code block and keeps the line breaks.
                 block = textwrap.indent("\n\n---\n\n".join(texts), "    ", lambda line: True)
                 for writer in summary_writers(trainer):
                     writer.add_text(tag, block, self._step)
-                self._text = texts[0] if texts else ""  # the last has both
+                self._text = texts[0] if texts else ""  # in the end, with top-k and top-p
 
 
 class Figures(Callback):
-    """What TensorBoard shows beside curves and samples: pictures of what the model does at validations, its embedding
-    in the projector at the end of training, and the settings under which runs compare.
+    """Writes figures of the model to TensorBoard at validations, and its embedding (for the projector) and the settings
+    of the run.
 
     Args:
-        every_n_steps: Figures are drawn at validations whose step is a multiple of this, and at the last; 0 for none.
+        every_n_steps: Draw figures at validations whose step is a multiple of this, and at the last step; 0 for none.
     """
 
     def __init__(self, every_n_steps: int = 1):
@@ -317,7 +315,7 @@ class Figures(Callback):
         self.every_n_steps = every_n_steps
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lay down the settings; the figures they lead to are taken from the curves."""
+        """Log hyperparameters; TensorBoard takes the metrics from the scalar curves."""
         data, module = needed_text_data(trainer, "Figures"), lit(pl_module)
         network = module.architecture
         settings = {"model.network": network["class_path"]}
@@ -335,7 +333,7 @@ class Figures(Callback):
             self._write(trainer, summary)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw, if it is time to; the weights are those that were validated."""
+        """Draw figures if they are due, with the weights that were validated."""
         step = trainer.global_step
         if trainer.sanity_checking or not self.every_n_steps:
             return
@@ -344,7 +342,7 @@ class Figures(Callback):
         metric = lit(pl_module).val_metrics[0].by_position
         length = torch.tensor(len(metric.nats), device=pl_module.device)  # a process may have short windows only
         metric.grow(int(trainer.strategy.reduce(length, reduce_op="max")))
-        by_position = metric.compute().cpu()  # adds up all processes' losses
+        by_position = metric.compute().cpu()  # sums over all processes
         if (model := full_network(trainer)) is None:
             return
         data = needed_text_data(trainer, "Figures")
@@ -358,7 +356,7 @@ class Figures(Callback):
             self._write(trainer, Summary(value=[Summary.Value(tag=f"figures/{name}", image=shown)]), step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the embedding into the projector, each vector under the name of its token."""
+        """Write the embedding for the projector, each vector with the name of its token."""
         tokenizer = needed_text_data(trainer, "Figures").tokenizer
         if not self.every_n_steps or tokenizer.vocab_size > PROJECTED:
             return
@@ -376,10 +374,10 @@ class Figures(Callback):
 
 
 class Progress(ProgressBar):
-    """The progress of a run on stderr: a bar on a terminal, and there and everywhere else plain lines.
+    """Shows the progress of a run on stderr: plain lines, and on a terminal also a bar.
 
     Args:
-        every_n_steps: Optimizer steps between two lines; validations and the first step have one of their own.
+        every_n_steps: Optimizer steps between two lines; the first step and each validation have a line, too.
     """
 
     def __init__(self, every_n_steps: int = 100):
@@ -390,15 +388,15 @@ class Progress(ProgressBar):
         self._silent = False
 
     def disable(self) -> None:
-        """Write nothing: of several processes the first writes."""
+        """Write nothing, as in all processes but the first."""
         self._silent = True
 
     def enable(self) -> None:
-        """Write again, after Lightning's search for a learning rate, which disables it for a time."""
+        """Write again, for example after Lightning's learning-rate finder, which disables the progress."""
         self._silent = processes.rank() > 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the bar at the step that training stands at."""
+        """Start the bar at the current step of the training."""
         data = needed_text_data(trainer, "Progress")
         self._tokens_per_step = data.batch_size * data.block_size * trainer.accumulate_grad_batches
         self._clock, self._metrics = callback_of(trainer, Throughput), callback_of(trainer, TrainMetrics)
@@ -410,7 +408,7 @@ class Progress(ProgressBar):
         self._bar.start()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Move on by a step; write a line when it is due and no validation is about to write it."""
+        """Advance the bar, and write a line if it is due and no validation is about to write one."""
         step = trainer.global_step
         if self._bar is None or step == self._step:
             return
@@ -420,13 +418,13 @@ class Progress(ProgressBar):
             self._line(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Update the bar, since it stands still until the validation ends."""
+        """Update the bar, which does not move during the validation."""
         if self._bar and not trainer.sanity_checking:
             self._bar.move(self._step, at_once=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write a line with the validation's figures, and under it what the model writes now."""
-        if self._bar is None or trainer.sanity_checking:  # there is none in `Trainer.validate`
+        """Write a line with the validation's metrics, and below it a sample of the model."""
+        if self._bar is None or trainer.sanity_checking:  # in `Trainer.validate` there is no bar
             return
         loss, bits = (trainer.callback_metrics[f"val/{name}"].item() for name in ("loss", "bits_per_char"))
         self._line(trainer, message("val_loss", loss), message("bits", bits))
@@ -436,12 +434,12 @@ class Progress(ProgressBar):
                 print(INDENT + on_one_line(text, LENGTH), file=sys.stderr, flush=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the bar away; the lines stay."""
+        """Remove the bar; the lines stay."""
         if self._bar:
             self._bar.stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self.on_train_end(trainer, pl_module)
 
     def _line(self, trainer: Trainer, *validation: str) -> None:
@@ -462,7 +460,7 @@ class Progress(ProgressBar):
         print(line, file=sys.stderr, flush=True)
 
     def _figures(self) -> list[str]:
-        """Return what the bar says of the last step that was written."""
+        """Return the metrics of the last record, as the bar shows them."""
         if not (metrics := self._metrics.last_record.get("metrics")):
             return []
         return [message("bar_loss", metrics["train/loss"]), message("bar_bits", metrics["train/bits_per_char"])]

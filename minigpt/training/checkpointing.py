@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, and what a run does when it is stopped."""
+"""Checkpoints that are never half-written, and the handling of signals that stop a run."""
 
 import errno
 import math
@@ -25,13 +25,13 @@ from minigpt.training.resume import validation_due
 
 
 class WholeFileCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, flushes it to disk and moves it there: it is never half-written."""
+    """Writes a checkpoint to a temporary file, flushes it to disk and renames it, so that it is never half-written."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write `checkpoint` to `path`.
 
         Raises:
-            MiniGPTError: The file system refuses, a full disk for one; what stood at `path` is still there.
+            MiniGPTError: The file cannot be written, for example on a full disk; an older file at `path` is kept.
         """
         path = Path(path)
         temporary = files.fresh(path)
@@ -43,7 +43,7 @@ class WholeFileCheckpointIO(TorchCheckpointIO):
             os.replace(temporary, path)
             files.sync(path.parent)
         except BaseException as error:
-            with suppress(OSError):  # the folder may be one that cannot be written to
+            with suppress(OSError):  # the folder may be read-only
                 temporary.unlink(missing_ok=True)
             if isinstance(error, (OSError, RuntimeError)):  # torch reports a failed write as a RuntimeError
                 raise _not_written(path, error) from error
@@ -53,17 +53,18 @@ class WholeFileCheckpointIO(TorchCheckpointIO):
 def _not_written(path: Path, error: BaseException) -> MiniGPTError:
     reason = " ".join(str(error).split())[:300]
     denied = getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS)
+    remedy = "Make it writable" if denied else "Free some space"
     return MiniGPTError(
-        f"The checkpoint {path} could not be written ({reason}). {'Make it writable' if denied else 'Make room'}, then "
-        "go on with --ckpt_path, or, with a sweep, by the same command."
+        f"The checkpoint {path} could not be written ({reason}). {remedy}, then continue with --ckpt_path, or repeat "
+        "the command of a sweep."
     )
 
 
 def check_writable(run_dir: Path) -> None:
-    """Make sure, before a training, that its checkpoints can be written.
+    """Check before a training that its checkpoints can be written.
 
     Raises:
-        MiniGPTError: The run folder or the one of its checkpoints cannot be written to.
+        MiniGPTError: The run folder or its checkpoints folder cannot be written to.
     """
     for folder in (run_dir, run_dir / "checkpoints"):
         try:
@@ -78,7 +79,7 @@ def check_writable(run_dir: Path) -> None:
 
 
 def _drop_closed_terminal() -> None:
-    """Discard what is still written to a terminal that is gone: the error would come before the checkpoint."""
+    """Discard further output to a closed terminal, whose errors would prevent the checkpoint."""
     for stream in (1, 2):
         try:
             os.get_terminal_size(stream)
@@ -90,16 +91,17 @@ def _drop_closed_terminal() -> None:
 class Checkpoints(Checkpoint):
     """Keeps `checkpoints/last.ckpt` and, by validation loss, `checkpoints/best.ckpt` in the run folder.
 
-    `last` is written at the end of an optimizer step and before the validation that follows it; only that of the
-    final step comes after its validation, so that a checkpoint at max_steps means a run with nothing left to do.
-    Ctrl-C or SIGTERM ends the step, writes `last` and leaves with status 130 or 143; a second one stops at once. In the
-    final step and its validation the first leaves `last` as it was, one step before: a resume repeats that, to the same
-    bits. A closed terminal (SIGHUP) does the same with status 129, unless SIGHUP is ignored, as under nohup. So does
-    SLURM's requeue signal, which also has the job queued again.
+    `last` is written at the end of an optimizer step, before a validation. Only for the final step it is written after
+    the validation, so that a checkpoint at max_steps means a finished run.
+
+    After Ctrl-C or SIGTERM the current step is completed, `last` is written, and the process exits with status 130 or
+    143. A second signal exits at once. In the final step and its validation, `last` stays one step behind, and a resume
+    repeats the final step to equal bits. A closed terminal (SIGHUP) is handled alike with status 129, unless SIGHUP is
+    ignored, as under nohup. So is SLURM's requeue signal, which also queues the job again.
 
     Args:
-        every_n_steps: Optimizer steps between two writes of last.ckpt; it is also written at each validation and before
-            the final step.
+        every_n_steps: Optimizer steps between two writes of last.ckpt, which is also written at each validation and
+            before the final step.
     """
 
     def __init__(self, every_n_steps: int = 100):
@@ -107,7 +109,7 @@ class Checkpoints(Checkpoint):
         self.every_n_steps = every_n_steps
         self.best_loss = math.inf
         self.signal: int | None = None
-        self.run_dir: Path | None = None  # None for the folder of the trainer's logger
+        self.run_dir: Path | None = None  # None means the folder of the trainer's logger
         self._folder: Path | None = None
         self._step = 0
         self._previous_handlers: dict[int, Any] = {}
@@ -116,28 +118,28 @@ class Checkpoints(Checkpoint):
 
     @property
     def folder(self) -> Path:
-        """The folder of the checkpoints, which is known from `setup` on."""
+        """The folder of the checkpoints, available from `setup` on."""
         assert self._folder is not None, "setup has been called"
         return self._folder
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the run folder, hold it for this process alone, and take over Ctrl-C, SIGTERM and SIGHUP.
+        """Determine and lock the run folder, and install handlers for Ctrl-C, SIGTERM and SIGHUP.
 
         Raises:
-            MiniGPTError: Another process is training this run, or its checkpoints would be written elsewhere.
+            MiniGPTError: Another process is training this run, or its checkpoints folder is a link to another place.
         """
-        log_dir = trainer.log_dir  # of several processes all have to ask
+        log_dir = trainer.log_dir  # a collective call in all processes
         run_dir = Path(self.run_dir or log_dir or trainer.default_root_dir).absolute()
         self._folder = run_dir / "checkpoints"
         if self.folder.resolve() != run_dir.resolve() / "checkpoints":
-            raise MiniGPTError(f"'{self.folder}' leads out of its run folder. Put a real folder in its place.")
+            raise MiniGPTError(f"'{self.folder}' is a link out of its run folder. Replace it by a folder.")
         if trainer.is_global_zero:
             run_dir.mkdir(parents=True, exist_ok=True)
             try:
                 self._lock = files.lock(run_dir / ".lock", blocking=False)
             except Timeout as error:
                 raise MiniGPTError(
-                    f"Another process is training {os.path.relpath(run_dir)}. Wait for its end, or start a new run."
+                    f"Another process is training {os.path.relpath(run_dir)}. Wait until it ends, or start a new run."
                 ) from error
         environment = trainer._accelerator_connector.cluster_environment
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
@@ -149,23 +151,23 @@ class Checkpoints(Checkpoint):
             self._previous_handlers[number] = signal.signal(number, self._note_signal)
 
     def state_dict(self) -> dict[str, Any]:
-        """The loss to beat."""
+        """Return the best validation loss."""
         return {"best_loss": self.best_loss}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back the loss to beat, if the checkpoint that reached it is in this run folder."""
+        """Restore the best validation loss if its checkpoint is in this run folder."""
         if (self.folder / "best.ckpt").exists():
             self.best_loss = state_dict["best_loss"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take SIGTERM back from Lightning, and leave if a signal came since `setup`."""
-        if number := self._agreed_signal(trainer):  # nothing has been done that could be saved
+        """Replace Lightning's SIGTERM handler, and exit if a signal came since `setup`."""
+        if number := self._agreed_signal(trainer):  # there is nothing to save yet
             self._leave(trainer, number)
         signal.signal(signal.SIGTERM, self._note_signal)
         self._step = trainer.global_step
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take SIGTERM back also before a validation that comes first: `resume.DueValidation`'s."""
+        """Replace Lightning's SIGTERM handler also before a validation that precedes training (`DueValidation`)."""
         if self._previous_handlers and self.signal is None:
             signal.signal(signal.SIGTERM, self._note_signal)
 
@@ -178,13 +180,13 @@ class Checkpoints(Checkpoint):
             _drop_closed_terminal()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
-        """Write `last` when it is due, then leave if a signal came.
+        """Write `last` if it is due, then exit if a signal came.
 
         Raises:
-            MiniGPTError: The loss or a weight is no longer a number; nothing is written over the last good checkpoint.
+            MiniGPTError: The loss or a weight is NaN or infinite; the last good checkpoint is not overwritten.
         """
         step = trainer.global_step
-        if step == self._step:  # in the middle of gradient accumulation: not a state to save
+        if step == self._step:  # in the middle of gradient accumulation
             return
         self._step = step
         number = self._agreed_signal(trainer)
@@ -193,13 +195,13 @@ class Checkpoints(Checkpoint):
         due = final or number or written or validation_due(trainer)
         if due or is_written(trainer, step):
             self._check_numbers(trainer, pl_module, outputs["loss"])
-        if due and not (final and trainer.enable_validation):  # the final one is saved with its validation
+        if due and not (final and trainer.enable_validation):  # the final step is saved after its validation
             self._save(trainer, "last.ckpt")
         if number:
             self._leave(trainer, number)
 
     def _agreed_signal(self, trainer: Trainer) -> int | None:
-        """The signal to leave by; one that one of several processes got stops all of them, at the same step."""
+        """Return the signal that any process received, so that all of them stop at the same step."""
         if trainer.world_size == 1:
             return self.signal
         number = torch.tensor(self.signal or 0, device=trainer.strategy.root_device)
@@ -207,7 +209,7 @@ class Checkpoints(Checkpoint):
         return int(number)
 
     def _leave(self, trainer: Trainer, number: int) -> None:
-        """End the process; on SLURM's requeue signal, have the job queued again first, as Lightning's plugin would."""
+        """Exit; on SLURM's requeue signal, first queue the job again, as Lightning's handler would."""
         if number == self._requeue_signal and trainer.is_global_zero:
             array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
             job = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
@@ -222,8 +224,9 @@ class Checkpoints(Checkpoint):
             return
         rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         raise MiniGPTError(
-            f"The training broke at step {self._step}, at learning rate {rate:.4g}: the loss ({loss.item():.4g}) or a "
-            f"weight is no number. Lower the learning rates or set trainer.gradient_clip_val; {self._last_good()}."
+            f"The training diverged at step {self._step}, at learning rate {rate:.4g}: the loss ({loss.item():.4g}) or "
+            f"a weight is NaN or infinite. Lower the learning rates or set trainer.gradient_clip_val; "
+            f"{self._last_good()}."
         )
 
     def _last_good(self) -> str:
@@ -231,7 +234,7 @@ class Checkpoints(Checkpoint):
         return f"the last good checkpoint is {os.path.relpath(last)}" if last.exists() else "there is no checkpoint yet"
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Leave in mid-validation if a signal came; there is nothing new to save. Several processes leave after it."""
+        """Exit during a validation if a signal came; several processes exit after it."""
         if self.signal and trainer.world_size == 1:
             self._leave(trainer, self.signal)
 
@@ -250,19 +253,19 @@ class Checkpoints(Checkpoint):
 
     def _save(self, trainer: Trainer, name: str) -> None:
         for logger in trainer.loggers:
-            logger.save()  # what was logged up to a checkpoint is on disk when the checkpoint is
+            logger.save()  # flush the logs before the checkpoint is written
         trainer.save_checkpoint(self.folder / name)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the signals and the run back."""
+        """Restore the signal handlers and release the lock of the run."""
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
-        trainer._signal_connector._original_handlers.update(self._previous_handlers)  # it sets them once more
+        trainer._signal_connector._original_handlers.update(self._previous_handlers)  # Lightning restores these later
         self._previous_handlers.clear()
         self._lock.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give them back, since Lightning calls no other hook now; after a fault, say where the run can go on from."""
+        """Tear down, since Lightning calls no other hook now; after an error, name the last good checkpoint."""
         if self._folder and isinstance(exception, Exception) and not isinstance(exception, MiniGPTError):
-            note(f"The training broke in step {self._step + 1}; {self._last_good()}.")
+            note(f"The training failed in step {self._step + 1}; {self._last_good()}.")
         self.teardown(trainer, pl_module, "fit")

@@ -1,4 +1,4 @@
-"""MiniGPTCLI: LightningCLI with the project's links, defaults and rules of resume."""
+"""MiniGPTCLI: LightningCLI with minigpt's links, defaults and rules for a resume."""
 
 import logging
 import os
@@ -40,29 +40,30 @@ from minigpt.training.resume import accumulation_schedulers, steps_of_passes, st
 from minigpt.training.typed import callbacks_of
 from minigpt.words import message
 
-# Options of Lightning's Trainer that have another default here.
+# Options of Lightning's Trainer with other defaults.
 DEFAULTS = {
     "num_sanity_val_steps": 0, "enable_model_summary": False, "use_distributed_sampler": False,
     "check_val_every_n_epoch": None,
 }  # fmt: skip
-# Options that are a count (1) or a share (1.0). Their types are given here in this order: that of a typing.Union, which
-# Lightning has, is the order in which any library of the process wrote it first.
+# Options that are a count (1) or a share (1.0). The types are declared again, in this order: a `typing.Union`, which
+# Lightning uses, may get the order in which any library declared the same types first.
 COUNTS = {
-    "limit_train_batches": (int | float | None, None, "Batches in a pass, or their share; null for all."),
-    "limit_val_batches": (int | float | None, None, "Batches in a validation, or their share; null for all."),
-    "limit_test_batches": (int | float | None, None, "Batches in a test, or their share; null for all."),
-    "limit_predict_batches": (int | float | None, None, "Batches in a prediction, or their share; null for all."),
-    "overfit_batches": (int | float, 0, "Train on so many batches, or their share, over and over; 0 for all."),
+    "limit_train_batches": (int | float | None, None, "Batches per pass, a number or a share; null for all."),
+    "limit_val_batches": (int | float | None, None, "Batches per validation, a number or a share; null for all."),
+    "limit_test_batches": (int | float | None, None, "Batches per test, a number or a share; null for all."),
+    "limit_predict_batches": (int | float | None, None, "Batches per prediction, a number or a share; null for all."),
+    "overfit_batches": (int | float, 0, "Train on so many batches (or a share) again and again; 0 for all."),
     "val_check_interval": (
         int | float | str | None, None,
-        "Batches between two validations, a share of a pass, or a time such as 00:00:10:00; null for validation.",
+        "Batches between two validations, a share of a pass, or a time such as 00:00:10:00; null for "
+        "validation.every_n_steps.",
     ),
 }  # fmt: skip
-# Options that a run cannot have, and what to use in their place.
+# Trainer options that are refused, with the reason and the alternative.
 REFUSED = {
-    "barebones": "switches off the checkpoints and the logging that a run consists of. Use lightning.Trainer in Python",
-    "use_distributed_sampler": "is not needed: each process draws its own rows of every batch. Leave it out",
-    "reload_dataloaders_every_n_epochs": "has nothing to reload: the batches follow from the seed. Leave it out",
+    "barebones": "disables checkpoints and logging, which a run needs. Use lightning.Trainer in Python",
+    "use_distributed_sampler": "is not needed, since each process draws its own rows of every batch. Omit it",
+    "reload_dataloaders_every_n_epochs": "has no effect, since the seed determines the batches. Omit it",
 }
 
 # The settings of LitLanguageModel that `--optimizer` replaces.
@@ -83,7 +84,7 @@ class MiniGPTCLI(LightningCLI):
     `checkpoint` the file to continue from, or None.
 
     Raises:
-        MiniGPTError: A flag, key or value is wrong, the corpus cannot be used, or a resume contradicts its checkpoint.
+        MiniGPTError: A flag, key or value is wrong, the corpus cannot be used, or a setting contradicts the checkpoint.
     """
 
     parser: TrainParser
@@ -106,7 +107,7 @@ class MiniGPTCLI(LightningCLI):
                 save_config_callback=None,
                 load_from_checkpoint_support=False,
             )
-        except ValueError as error:  # a class's arguments that only making it shows to be wrong
+        except ValueError as error:  # arguments that a class refuses
             if "Requirement '" in str(error):
                 raise _not_installed(error) from error
             reason = shorten(inner_reason(str(error)), 300, placeholder=" …")
@@ -115,27 +116,27 @@ class MiniGPTCLI(LightningCLI):
             raise _not_installed(error) from error
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The seed and the checkpoint to go on from."""
+        """Add the options for the seed, the checkpoint to continue, and allowed modules."""
         recipe = next(action for action in parser._actions if "--config" in action.option_strings)
-        recipe.help = "The recipe: a file, or the name of one in configs/, such as tiny. A later one wins."
-        parser.add_argument("--seed_everything", type=int, default=1337, help="The seed of everything that is drawn.")
+        recipe.help = "The recipe: a file, or a name in configs/, such as tiny. A later one overrides an earlier one."
+        parser.add_argument("--seed_everything", type=int, default=1337, help="The seed of all random numbers.")
         parser.add_argument(
             "--ckpt_path",
             type=str | None,
             default=None,
-            help="What to continue: `last` (the newest run of this config, or a new one where there is none), a run "
-            "folder, or a checkpoint file. Without --config the run's own settings are used.",
+            help="The run to continue: `last` (the newest run of this recipe, or a new one if there is none), a run "
+            "folder, or a checkpoint file. Without --config the settings of the run are used.",
         )
         parser.add_argument(
             "--allow_code",
             type=str | None,
             default=None,
             metavar="MODULE",
-            help="Let config files name classes and functions of this module; give it again for another.",
+            help="Allow config files to name classes and functions of this module; may be repeated.",
         )
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The groups of a recipe."""
+        """Add the groups trainer, model and data."""
         parser.add_class_arguments(Trainer, "trainer", skip=set(COUNTS), instantiate=False, fail_untyped=False)
         for key, (kind, default, what) in COUNTS.items():
             parser.add_argument(f"--trainer.{key}", type=kind, default=default, help=what)
@@ -144,12 +145,12 @@ class MiniGPTCLI(LightningCLI):
         parser.add_lightning_class_args(TextDataModule, "data")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The groups that carry an interval in optimizer steps, and the links between groups."""
+        """Add the groups with intervals in optimizer steps, and the links between groups."""
         parser.add_argument(
             "--validation.every_n_steps",
             type=int,
             default=100,
-            help="Optimizer steps between two validations; 0 for one at the end only.",
+            help="Optimizer steps between two validations; 0 for a validation at the end only.",
         )
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_lightning_class_args(Samples, "samples")
@@ -157,12 +158,12 @@ class MiniGPTCLI(LightningCLI):
         parser.add_lightning_class_args(Progress, "progress")
         for seed in ("data.seed", "model.seed"):
             parser.link_arguments("seed_everything", seed)
-        for size in ("vocab_size", "block_size"):  # where the network has such an argument
+        for size in ("vocab_size", "block_size"):  # if the network has such an argument
             parser.link_arguments(f"data.{size}", f"model.network.init_args.{size}", apply_on="instantiate")
         parser.add_instantiator(instantiate, nn.Module, subclasses=True)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse, after the mistakes in names have been answered; a resume without --config uses its run's."""
+        """Check names, then parse; a resume without --config uses the config of the run."""
         ckpt_path = next(reversed(self._line.values("--ckpt_path")), None)
         if not self._line.files and ckpt_path is not None:
             self._continued = Continuation(runs.find_checkpoint(ckpt_path, prefer=("last",)))
@@ -171,27 +172,27 @@ class MiniGPTCLI(LightningCLI):
                 self._line.flags[:0] = self._continued.own_flags()
         self.config = self.parser.parse_line(self._line)
         if not self.config.config:
-            raise MiniGPTError(f"Name a recipe with --config, such as --config {shlex.quote(example_recipe())}.")
+            raise MiniGPTError(f"Pass a recipe with --config, such as --config {shlex.quote(example_recipe())}.")
         check_number("seed_everything", self.config.seed_everything, at_least=0, below=2**32, whole=True)
         self.name = runs.config_name(str(self.config.config[0]))
         trainer = self.config.trainer
         alone = trainer.devices in (1, "1") and trainer.num_nodes == 1 and not trainer.plugins
         if ignored := processes.forget_leftovers(alone):
-            note(f"Ignoring {' and '.join(ignored)} in the environment: this training has one process.")
+            note(message("ignored_alone", ", ".join(ignored)))
 
     @staticmethod
     def configure_optimizers(
         lightning_module: LightningModule, optimizer: torch.optim.Optimizer, lr_scheduler: Any = None
     ) -> Any:
-        """The optimizer and scheduler that `--optimizer` and `--lr_scheduler` name; a scheduler moves at each step."""
+        """Return the optimizer and scheduler of `--optimizer` and `--lr_scheduler`; most schedulers move every step."""
         if lr_scheduler is None:
             return optimizer
         monitor = {"monitor": lr_scheduler.monitor} if isinstance(lr_scheduler, ReduceLROnPlateau) else {}
         interval = "epoch" if monitor else "step"
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": lr_scheduler, "interval": interval, **monitor}}
 
-    def _tell_unused_rates(self) -> None:
-        """Name the settings of the model that `--optimizer` leaves without a use."""
+    def _note_unused_rates(self) -> None:
+        """Print a note with the model settings that have no effect because of `--optimizer`."""
         optimizer, model = self.config.get("optimizer"), self.config.model
         if not optimizer:
             return
@@ -202,7 +203,7 @@ class MiniGPTCLI(LightningCLI):
             note(message("unused_rates", optimizer.class_path, ", ".join(unused)))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The Trainer, in optimizer steps and with the whole-file checkpoints."""
+        """Build the Trainer, with lengths in optimizer steps and checkpoints that are never half-written."""
         trainer = self.config_init.trainer
         for key, reason in REFUSED.items():
             if trainer[key]:
@@ -210,7 +211,7 @@ class MiniGPTCLI(LightningCLI):
         endless = trainer.max_steps < 1 and (trainer.max_epochs or 0) < 1
         if endless and trainer.max_time is None and not trainer.fast_dev_run:
             raise MiniGPTError(
-                "How long is the training? Set trainer.max_steps or trainer.max_epochs to 1 or more, or "
+                "The training has no end. Set trainer.max_steps or trainer.max_epochs to 1 or more, or set "
                 "trainer.max_time."
             )
         every_n_steps = self.config_init.validation.every_n_steps
@@ -220,14 +221,14 @@ class MiniGPTCLI(LightningCLI):
             check_number(f"trainer.{key}", trainer[key], at_least=least, whole=True, optional=True)
         if trainer.val_check_interval == 0:
             raise MiniGPTError(
-                "trainer.val_check_interval is 0. Give it a number of 1 or more, a share of a pass or a time, or set "
+                "trainer.val_check_interval is 0. Set it to a number of 1 or more, a share of a pass or a time, or set "
                 "validation.every_n_steps to 0 for a validation at the end only."
             )
         given = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
         if accumulation_schedulers(given) and (trainer.accumulate_grad_batches or 1) > 1:
             raise MiniGPTError(
-                "trainer.accumulate_grad_batches and GradientAccumulationScheduler both set the accumulation. Leave "
-                "one of them out."
+                "trainer.accumulate_grad_batches and GradientAccumulationScheduler both set the accumulation. Omit "
+                "one of them."
             )
         show = trainer.enable_progress_bar is not False
         of_ones_own = any(isinstance(callback, ProgressBar) for callback in given)
@@ -236,21 +237,21 @@ class MiniGPTCLI(LightningCLI):
             left_out = ["checkpoint", "samples", "figures", *["progress"] * (not show or of_ones_own)]
         for key in left_out:
             self.parser.callback_keys.remove(key)
-        if trainer.overfit_batches:  # as data.overfit_batches, which a resume keeps
+        if trainer.overfit_batches:  # becomes data.overfit_batches, which a resume keeps
             self.datamodule.overfit_batches = max(1, n_of(trainer.overfit_batches, self.datamodule.n_batches(1)))
         steps, limit, interval = self._lengths(trainer, every_n_steps, given)
         self._loggers = trainer.logger
-        if trainer.profiler == "xla" and not find_spec("torch_xla"):  # Lightning would raise while it tidies up, too
+        if trainer.profiler == "xla" and not find_spec("torch_xla"):  # Lightning would fail again in its teardown
             raise _not_installed(ModuleNotFoundError(name="torch_xla"))
         plugins = trainer.plugins or []
-        if trainer.strategy in ("fsdp", "fsdp_cpu_offload"):  # of which Lightning would say that it needs a GPU
+        if trainer.strategy in ("fsdp", "fsdp_cpu_offload"):  # Lightning would answer that these need a GPU
             raise MiniGPTError(STRATEGIES)
         asked = trainer.strategy if type(trainer.strategy) is ModelParallelStrategy else None
         if asked:
             trainer.strategy = FSDP2Strategy(asked._process_group_backend, asked._timeout)
         try:
             trainer = super().instantiate_trainer(
-                logger=False,  # takes its place once the run has a folder
+                logger=False,  # set once the run has a folder
                 max_epochs=-1,
                 max_steps=steps,
                 limit_train_batches=limit,
@@ -270,9 +271,9 @@ class MiniGPTCLI(LightningCLI):
         return trainer
 
     def _lengths(self, trainer: Any, every_n_steps: int, callbacks: list) -> tuple[int, int | float | None, Any]:
-        """The steps of the training, the batches of a pass, and the batches between two validations.
+        """Return the steps of the training, the batches of a pass, and the batches between two validations.
 
-        A run counts steps, so passes become steps here. A pass and an interval are whole optimizer steps.
+        A run counts steps, so passes are converted to steps. A pass and an interval are whole optimizer steps.
         """
         accumulate = trainer.accumulate_grad_batches or 1
         n, limit = self.datamodule.n_batches(accumulate), trainer.limit_train_batches
@@ -294,14 +295,14 @@ class MiniGPTCLI(LightningCLI):
         return steps, limit, interval
 
     def after_instantiate_classes(self) -> None:
-        """Settle which run this is: a new one, or the one that a checkpoint continues."""
+        """Create a new run, or open the run that a checkpoint continues."""
         self.datamodule.check_processes(self.trainer.world_size)
-        self._tell_unused_rates()
+        self._note_unused_rates()
         root = Path(self.trainer.default_root_dir) / runs.ROOT
         self.run_dir: Path | None = None
         self.finished = False
-        self.stopped: str | None = None  # early, and why
-        self.start_step, kept = 0, 0  # where it goes on from
+        self.stopped: str | None = None  # the reason of an early stop
+        self.start_step, kept = 0, 0  # the step to continue from, and the length of the checkpoint's schedule
         if self._continued is None and self.config.ckpt_path is not None and (file := self._find_checkpoint(root)):
             self._continued = Continuation(file)
         if self._continued:
@@ -315,13 +316,13 @@ class MiniGPTCLI(LightningCLI):
             if self.run_dir:
                 began = self.parser.recipe(str(self.run_dir / "config.yaml")).settings
                 note_changes(began, recipes.load(self._recipe()))
-        # Mistakes in the schedule and in the network are answered before there is a folder.
+        # Raise on mistakes in the schedule and the network before a folder is created.
         self.model.schedule(max(kept, self.trainer.max_steps))
         check_network(self.model.network, self.datamodule.vocab_size, self.datamodule.block_size)
         if not self.trainer.is_global_zero:
-            self.run_dir = self.run_dir or root  # the first process makes the folder; Lightning tells the others
+            self.run_dir = self.run_dir or root  # the first process creates the folder, and Lightning broadcasts it
             return
-        if self.config.trainer.fast_dev_run:  # a trial of the code, which leaves nothing behind
+        if self.config.trainer.fast_dev_run:  # nothing is written
             self.run_dir = None
             return
         if self.run_dir is None and not self.finished:
@@ -332,8 +333,8 @@ class MiniGPTCLI(LightningCLI):
             check_writable(self.run_dir)
             tokens, network = self.datamodule.tokens, self.model.network
             n_characters = round(tokens.n_characters * (1 - tokens.val_fraction))
-            if recites := summary.reciting(network, self.model.architecture, n_characters):
-                note(recites)
+            if oversized := summary.oversized_note(network, self.model.architecture, n_characters):
+                note(oversized)
             most, n = self.datamodule.max_val_tokens, len(self.datamodule.val_ids) - 1
             if most and most < n:
                 note(message("val_part", most, n, command("evaluate")))
@@ -342,7 +343,7 @@ class MiniGPTCLI(LightningCLI):
                 callback.run_dir = self.run_dir
 
     def _all_loggers(self, run_dir: Path) -> list[Logger]:
-        """TensorBoard in the run folder, and beside it the loggers that were asked for; none for `false`."""
+        """Return TensorBoard's logger for the run folder and the loggers of the settings; none for `false`."""
         if self._loggers is False:
             return []
         others = self._loggers if isinstance(self._loggers, list) else [self._loggers]
@@ -372,7 +373,7 @@ class MiniGPTCLI(LightningCLI):
             ) from error
 
     def _recipe(self) -> str:
-        """The settings as YAML: all but where they came from and what this start continues."""
+        """Return all settings as YAML, without --config, --ckpt_path and --allow_code."""
         recipe = self.config.clone()
         recipe.pop("config")
         recipe.pop("ckpt_path")
@@ -389,11 +390,11 @@ class MiniGPTCLI(LightningCLI):
 
 
 def _settle_rank(trainer: Trainer) -> None:
-    """Hold the launcher's number of processes to the Trainer's, and take the rank from the Trainer."""
+    """Check that launcher and Trainer have the same number of processes, and use the Trainer's rank."""
     launcher = trainer._accelerator_connector.cluster_environment
     if trainer.world_size == 1 and launcher.creates_processes_externally and launcher.world_size() > 1:
         raise MiniGPTError(
-            f"A launcher started {launcher.world_size()} processes, and the training has one. Pass --trainer.devices "
+            f"A launcher started {launcher.world_size()} processes, but the training has one. Pass --trainer.devices "
             f"{launcher.world_size()}, or start it without the launcher and its variables (WORLD_SIZE, SLURM_NTASKS)."
         )
     processes.known = rank_zero_only.rank = trainer.global_rank  # type: ignore[attr-defined]  # Lightning sets it, too
@@ -401,17 +402,19 @@ def _settle_rank(trainer: Trainer) -> None:
 
 def _check_strategy(trainer: Trainer) -> None:
     strategy = trainer.strategy
-    spawned = isinstance(strategy, DDPStrategy) and strategy._start_method != "popen"  # which cannot be pickled
+    spawned = (
+        isinstance(strategy, DDPStrategy) and strategy._start_method != "popen"
+    )  # a started process would have to pickle them
     if spawned or not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy, FSDP2Strategy)):
         raise MiniGPTError(STRATEGIES)
     if isinstance(strategy, FSDP2Strategy) and callbacks_of(trainer, WeightAveraging):
         raise MiniGPTError(
-            "Weight averaging copies a whole model, and --trainer.strategy fsdp2 shares it out. Leave one of them out."
+            "Weight averaging copies the whole model, which --trainer.strategy fsdp2 shards. Omit one of them."
         )
 
 
 class _Logger(TensorBoardLogger):
-    """TensorBoard's logger, for which a `$` in the name of a folder is no variable."""
+    """TensorBoard's logger, without expanding a `$` in the name of a folder."""
 
     @property
     def log_dir(self) -> str:
@@ -419,7 +422,7 @@ class _Logger(TensorBoardLogger):
 
     @property
     def purge_step(self) -> int:
-        """The step from which on a resume hides what was written before."""
+        """The step from which a resume hides earlier records."""
         return self._kwargs["purge_step"]
 
 
@@ -427,14 +430,14 @@ def _not_installed(error: Exception) -> MiniGPTError:
     requirement = re.search(r"Requirement '(.+?)' not met", str(error))
     package = requirement[1] if requirement else getattr(error, "name", None) or str(error)
     return MiniGPTError(
-        f"A setting of the trainer needs the package {package}, which is not installed. Install it or drop the setting."
+        f"A setting of the trainer needs the package {package}, which is not installed. Install it or omit the setting."
     )
 
 
 class _Notes(logging.Handler):
-    """Shows what callbacks and profilers say, which a person has asked for, and errors, on stderr.
+    """Prints Lightning's errors, and messages of callbacks and profilers, which the user has configured, to stderr.
 
-    What else Lightning says, on devices, loaders and its products, is for programmers.
+    Lightning's other messages, about devices, loaders and its products, are not for users.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -444,7 +447,7 @@ class _Notes(logging.Handler):
 
 
 def _quiet() -> None:
-    """Show of Lightning's messages those that a person has asked for."""
+    """Hide Lightning's messages except errors and those of callbacks and profilers."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [_Notes()], False

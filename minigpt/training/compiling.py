@@ -22,7 +22,7 @@ class OptimizeForCPU(Callback):
     """Gives a network that trains on a CPU the modules of `minigpt.cpu`."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Replace them before the network is shared out over processes; warn where bf16 is the slow precision."""
+        """Replace modules before the network is sharded over processes, and warn if bf16 is the slow precision."""
         device = trainer.strategy.root_device
         if stage == "fit" and device.type == "cpu":
             optimize(lit(pl_module).network)
@@ -31,16 +31,16 @@ class OptimizeForCPU(Callback):
 
 
 class Compiling(Callback):
-    """Compiles the module's `loss` before the first step, and trains without where that fails, with a note."""
+    """Compiles the module's `loss` before the first step. If that fails, training runs uncompiled, with a note."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Drop the code of an earlier training, which may have had another network or precision."""
+        """Discard the code of an earlier training, which may have had another network or precision."""
         order_gradients(lit(pl_module).network)
         vars(pl_module).pop("loss", None)
         self._done = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Compile for the first batch. It draws random numbers, so `Reseeding` has to come after it."""
+        """Compile with the first batch, which draws random numbers, so `Reseeding` must come later."""
         if not self._done:
             self._done = True
             with trainer.precision_plugin.train_step_context():
@@ -48,13 +48,13 @@ class Compiling(Callback):
 
 
 def _compiled(module: "LitLanguageModel", x: torch.Tensor, y: torch.Tensor) -> Callable[..., torch.Tensor]:
-    """Return `module.loss` as compiled code, or as it is where that fails or gives other gradients."""
+    """Return `module.loss` compiled, or unchanged if compiling fails or changes the gradients."""
     note(message("compiling"))
-    torch.compiler.reset()  # it compiles a function for a few models only, and trainings before may have used them
+    torch.compiler.reset()  # the compiler has a limit of models per function, which earlier trainings may have reached
     compiled, began = torch.compile(module.loss), time.monotonic()
     try:
         right = _same_gradients(module, compiled, x, y)
-    except Exception:  # each stage of the compiler has its own
+    except Exception:  # each stage of the compiler has its own exceptions
         note(message("not_compiled"))
         return module.loss
     if not right:
@@ -65,20 +65,20 @@ def _compiled(module: "LitLanguageModel", x: torch.Tensor, y: torch.Tensor) -> C
 
 
 def _same_gradients(module: "LitLanguageModel", compiled: Callable, x: torch.Tensor, y: torch.Tensor) -> bool:
-    """Return whether compiled code gives the gradients of `loss`, up to rounding and to what dropout changes."""
-    # Unlike `backward` this leaves no gradients and wakes none of the hooks by which processes add theirs up.
+    """Return whether compiled code gives the gradients of `loss`, up to rounding and random dropout."""
+    # Unlike `backward`, `grad` stores no gradients and does not trigger the hooks that sum gradients over processes.
     weights = [p for p in module.network.parameters() if p.requires_grad]
 
     def gradients(loss: Callable) -> tuple[torch.Tensor, ...]:
         return torch.autograd.grad(loss(x, y), weights, allow_unused=True)
 
     three = zip(gradients(module.loss), gradients(module.loss), gradients(compiled), strict=True)
-    # FSDP2 computes with copies of its own, so the gradients of the weights here are None.
-    found = [each for each in three if each[0] is not None and each[0].isfinite().all()]
-    all_of_them = sum(one.norm() for one, _, _ in found)
+    # FSDP2 computes with its own copies of the weights, so these gradients are None.
+    finite = [each for each in three if each[0] is not None and each[0].isfinite().all()]
+    all_of_them = sum(one.norm() for one, _, _ in finite)
     return all(
         (other - one).norm() <= 3 * (two - one).norm() + 0.1 * one.norm() + 1e-3 * all_of_them
-        for one, two, other in found
+        for one, two, other in finite
     )
 
 

@@ -1,4 +1,4 @@
-"""Continuing from a checkpoint: the settings that it gives, those that may not differ, and its run folder."""
+"""Continuing from a checkpoint: its settings, the settings that must not differ, and its run folder."""
 
 from contextlib import suppress
 from functools import cached_property
@@ -20,7 +20,7 @@ from minigpt.words import message
 
 
 class Continuation:
-    """A checkpoint that a training continues, without its weights and moments; the file is read once.
+    """A checkpoint that a training continues, without weights and optimizer state; the file is read once.
 
     Args:
         file: The checkpoint.
@@ -29,57 +29,57 @@ class Continuation:
     def __init__(self, file: Path):
         self.file = file
         run = runs.run_of(file)
-        self.run = run if run and (run / "config.yaml").is_file() else None  # the run folder that it lies in
+        self.run = run if run and (run / "config.yaml").is_file() else None  # the run folder of the checkpoint
 
     @cached_property
     def content(self) -> dict[str, Any]:
-        """What the checkpoint holds beside weights and moments."""
-        whole = runs.read_checkpoint(self.file)
-        return {key: value for key, value in whole.items() if key not in ("state_dict", "optimizer_states")}
+        """The content of the checkpoint without weights and optimizer state."""
+        checkpoint = runs.read_checkpoint(self.file)
+        return {key: value for key, value in checkpoint.items() if key not in ("state_dict", "optimizer_states")}
 
     def own_flags(self) -> list[str]:
-        """Return the flags that go with the config.yaml of the run, its corpus found from where the run is now."""
+        """Return the flags to add to the run's config.yaml, with the corpus relative to the run's current folder."""
         assert self.run is not None, "there is a config.yaml"
         logs = self.run.absolute().parent.parent
-        root = logs.parent if logs.name == runs.ROOT else Path.cwd()  # never where a stranger's settings say
+        root = logs.parent if logs.name == runs.ROOT else Path.cwd()  # never a folder named in a stranger's settings
         flags = [f"--trainer.default_root_dir={root}", "--data.cache_dir=null"]
         corpus = runs.corpus_of(self.file, self.content["minigpt"]["data"])
-        with suppress(MiniGPTError):  # not where it was from the run; it may be where the settings say
+        with suppress(MiniGPTError):  # not found relative to the run; it may be at the path in the settings
             locate(corpus)
             flags.append(f"--data.path={corpus}")
         return flags
 
     def check(self, data: TextDataModule, model: LitLanguageModel, trainer: Trainer) -> None:
-        """Hold this start to the checkpoint, and note what may change the last bits.
+        """Compare the settings with the checkpoint's, and note differences that may change the last bits.
 
         Raises:
-            MiniGPTError: It is an export, or the network, the tokenizer, the text or the layout of the optimizer's
-                state differs; both values are shown.
+            MiniGPTError: The checkpoint is an export, or the network, the tokenizer, the text or the layout of the
+                optimizer's state differs; the message shows both values.
         """
         if "loops" not in self.content:
-            raise MiniGPTError(f"'{self.file}' is an export, which cannot be trained on. Name its run instead.")
-        about = self.content["minigpt"]
+            raise MiniGPTError(f"'{self.file}' is an export, which cannot be trained further. Pass its run instead.")
+        metadata = self.content["minigpt"]
         then = resume_invariants(
-            about["data"], about["model"], self.content["hyper_parameters"], about["accumulate_grad_batches"]
+            metadata["data"], metadata["model"], self.content["hyper_parameters"], metadata["accumulate_grad_batches"]
         )
         now = resume_invariants(data.describe("."), model.architecture, model.hparams, trainer.accumulate_grad_batches)
-        then["optimizer"], now["optimizer"] = about.get("optimizer"), model.optimizer_class
+        then["optimizer"], now["optimizer"] = metadata.get("optimizer"), model.optimizer_class
         for key in then | now:
             if then.get(key) != now.get(key):
                 raise MiniGPTError(
                     f"{key} is {now.get(key)} here and {then.get(key)} in {self.file}, which a resume cannot change. "
-                    "Give the checkpoint's value, leave --config out to take all of them, or start a new run."
+                    "Pass the checkpoint's value, omit --config to use all of its settings, or start a new run."
                 )
-        if unlike := difference(data.tokenizer, tokenizer_from_dict(about["data"]["tokenizer"])):
+        if unlike := difference(data.tokenizer, tokenizer_from_dict(metadata["data"]["tokenizer"])):
             raise MiniGPTError(
-                f"The tokenizer that the text gives here is not that of {self.file}: {unlike}. Start a new run."
+                f"The text gives a different tokenizer than that of {self.file}: {unlike}. Start a new run."
             )
-        then, now = about.get("environment", {}), environment(trainer)
+        then, now = metadata.get("environment", {}), environment(trainer)
         if others := [message("in_place", key, now[key], then[key]) for key in then if then[key] != now.get(key)]:
             note(message("other_bits", ", ".join(others)))
 
     def run_to_continue(self) -> Path | None:
-        """Return the run folder that the checkpoint is the head of; None, with a note, if a new one has to be made."""
+        """Return the run folder if the checkpoint is its latest one; else None, with a note about a new run."""
         step = self.content["global_step"]
         if self.run is None or not (last := self.run / "checkpoints" / "last.ckpt").exists():
             note(message("outside_run", self.file, step))
@@ -91,7 +91,7 @@ class Continuation:
 
 
 def note_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Note each setting that is not what it was when the run began."""
+    """Print a note for each setting that has changed since the run began."""
     before, now = flatten(before), flatten(now)
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key) and key != "trainer.default_root_dir":
@@ -99,7 +99,7 @@ def note_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def resume_invariants(data: dict, network: dict, settings: dict, accumulate_grad_batches: int) -> dict[str, Any]:
-    """What a resume cannot change, by the names that a person knows."""
+    """Return the settings that a resume cannot change, by the names of their options."""
     cleaning = ("max_vocab_size", "byte_fallback", "val_fraction", "lower", "strip", "nfc")
     return {
         "data.tokenizer": data["tokenizer"]["kind"],
@@ -108,7 +108,7 @@ def resume_invariants(data: dict, network: dict, settings: dict, accumulate_grad
         "data.block_size": data["block_size"],
         "model.network": network["class_path"],
         **{f"model.network.{key}": value for key, value in (network["init_args"] or {}).items()},
-        # The optimizer's state is laid out by them.
+        # These determine the layout of the optimizer's state.
         **{f"model.{key}": settings[key] for key in ("optimizer", "decay_vectors")},
         "trainer.accumulate_grad_batches": accumulate_grad_batches,
     }

@@ -18,7 +18,7 @@ from minigpt.errors import MiniGPTError, check_number, note
 from minigpt.evaluation import baselines, eval_batches
 from minigpt.words import message
 
-MAPPED_VAL_TOKENS = 1 << 20  # scored at most at a validation, where the text is too large for memory
+MAPPED_VAL_TOKENS = 1 << 20  # the most tokens scored at a validation if the text is too large for memory
 
 
 def n_of(amount: int | float, n: int) -> int:
@@ -110,10 +110,10 @@ class TextDataModule(LightningDataModule):
         self._path, self._kind, self._in_memory_mb, self._cache_dir = path, tokenizer, in_memory_mb, cache_dir
 
     def __repr__(self) -> str:
-        block_size = self.__dict__.get("block_size", self._block_size)  # a property that would read the text
+        block_size = self.__dict__.get("block_size", self._block_size)  # the property would read the text
         return f"TextDataModule({str(self._path)!r}, {self._kind}, block {block_size:,}, batch {self.batch_size:,})"
 
-    __str__ = __repr__  # Lightning's makes the loaders, for which it reads the text
+    __str__ = __repr__  # Lightning's would create the loaders and thus read the text
 
     @cached_property
     def corpus(self) -> Corpus:

@@ -24,27 +24,28 @@ class LitLanguageModel(LightningModule):
 
     Args:
         network: Any module whose `forward` takes `(B, T)` ids and returns `(B, T, V)` logits; see `minigpt.models`.
-        optimizer: `adamw`, or `muon`: Muon for the blocks' matrices and AdamW for the rest.
+        optimizer: `adamw`; or `muon`, which orthogonalises the updates of the blocks' matrices (Muon) and updates all
+            other parameters with AdamW.
         learning_rate: AdamW's step size.
         muon_learning_rate: Muon's step size.
-        weight_decay: The decay of matrices and embeddings.
-        decay_vectors: Decay biases and norms too, as plain AdamW does.
-        beta2: AdamW's second moment's memory.
-        lr_schedule: `constant`, `cosine`, or `wsd` (stable, then a straight line down).
-        warmup_steps: Steps in which the learning rates rise from zero; fewer where the training is shorter.
-        min_lr: The value to which cosine and wsd lower learning_rate; Muon's falls by the same factor.
-        decay_steps: The step at which they are there; null for the last one, also of a run that is resumed with more.
-        cooldown: The share of those steps in which wsd goes down.
-        activation_checkpointing: Keep only what goes from block to block, and compute the rest again for the gradients:
-            less memory for a third more work, and the same bits. For networks that have such a flag, as GPT does.
-        compile: Spend up to a minute on faster code for the steps, where that can be done here.
-        seed: Where the randomness of a step comes from; always the same as seed_everything.
+        weight_decay: The weight decay of matrices and embeddings.
+        decay_vectors: Apply weight decay to biases and norms too, as plain AdamW does.
+        beta2: The decay rate of AdamW's mean of squared gradients.
+        lr_schedule: `constant`, `cosine`, or `wsd` (warm-up, stable, then a linear decay).
+        warmup_steps: Steps in which the learning rates rise from zero; shortened if the training is shorter.
+        min_lr: The learning rate at the end of cosine and wsd; Muon's falls by the same factor.
+        decay_steps: The step at which cosine and wsd reach min_lr; null for the last step, also after a resume.
+        cooldown: The share of all steps over which wsd decays.
+        activation_checkpointing: Store only the activations between blocks and recompute the others in the backward
+            pass: less memory for a third more computation, and equal bits. For networks with this attribute, as GPT.
+        compile: Compile the training step, which takes up to a minute; training continues without if that fails.
+        seed: The seed of dropout; the command line sets it to seed_everything.
 
     Raises:
-        MiniGPTError: A switch or rate is out of range.
+        MiniGPTError: A setting is out of range.
     """
 
-    hparams: Any  # the arguments of __init__ but the network, by name
+    hparams: Any  # the arguments of __init__ by name, without the network
     val_metrics: list[TextMetrics]  # one for each validation loader
 
     def __init__(
@@ -71,18 +72,18 @@ class LitLanguageModel(LightningModule):
             check_number(f"model.{key}", self.hparams[key], at_least=0)
         check_number("model.beta2", beta2, at_least=0, below=1)
         if not isinstance(network, nn.Module):
-            raise MiniGPTError(f"The network is a {type(network).__name__}. Give an instance of a torch.nn.Module.")
+            raise MiniGPTError(f"The network is a {type(network).__name__}. Pass an instance of a torch.nn.Module.")
         if activation_checkpointing:
             if not hasattr(network, "activation_checkpointing"):
-                raise MiniGPTError(f"{type(network).__name__} has no activation_checkpointing. Leave the setting out.")
-            network.activation_checkpointing = True  # type: ignore[assignment]  # no tensor: a switch
+                raise MiniGPTError(f"{type(network).__name__} has no activation_checkpointing. Omit the setting.")
+            network.activation_checkpointing = True  # type: ignore[assignment]  # a plain attribute, not a tensor
         self.network = network
         self.architecture = describe(network)  # class and arguments, for checkpoints
         self.val_metrics = nn.ModuleList([TextMetrics()])  # type: ignore[assignment]  # a list, as annotated above
-        self.optimizer_class: str | None = None  # the class that --optimizer names in place of `optimizer`
+        self.optimizer_class: str | None = None  # the class given by --optimizer, which replaces `optimizer`
         self.schedule_steps = 0  # the length of the schedule
         self.configured: tuple[list[torch.optim.Optimizer], list[LambdaLR]] = ([], [])  # by `configure_optimizers`
-        self.optimizer()  # a mistake in the settings is answered now, not when training starts
+        self.optimizer()  # raises on a wrong setting now rather than when training starts
         self.schedule(10)
 
     def forward(self, idx: Tensor) -> Tensor:
@@ -90,25 +91,26 @@ class LitLanguageModel(LightningModule):
         return self.network(idx)
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the mean cross-entropy of `(B, T)` next ids y after the ids x."""
+        """Return the mean cross-entropy of the `(B, T)` next ids y, given the ids x."""
         return F.cross_entropy(self.network(x).flatten(0, 1), y.flatten())
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch of windows.
 
-        Lightning then does `zero_grad`, `backward`, clipping and the optimizer's step; `TrainMetrics` logs the loss.
+        Lightning then does `zero_grad`, `backward`, clips the gradients and does the optimizer's `step`. The callback
+        `TrainMetrics` logs the loss.
         """
         return self.loss(*batch)
 
     def on_validation_epoch_start(self) -> None:
-        """Begin to measure anew, in the mode of this pass: a training cannot add to tensors of inference mode."""
+        """Reset the metrics in the mode of this pass, since tensors of inference mode cannot be updated outside it."""
         del self.val_metrics[1:]
         self.val_metrics[0].reset()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Score a batch of windows without autocast: in float32, unless the weights themselves are not."""
+        """Score a batch of windows in the precision of the weights, float32 as a rule: autocast is switched off."""
         x, y = batch
-        while dataloader_idx >= len(self.val_metrics):  # by more than one where a loader has no batches
+        while dataloader_idx >= len(self.val_metrics):  # a loop, since loaders without batches have been skipped
             self.val_metrics.append(TextMetrics(self.val_metrics[0].lengths).to(self.device))
         with torch.autocast(self.device.type, enabled=False):
             self.val_metrics[dataloader_idx].update(self.network(x), y)
@@ -120,11 +122,11 @@ class LitLanguageModel(LightningModule):
     on_test_epoch_start = on_validation_epoch_start
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Score a batch as a validation does."""
+        """Score a batch as `validation_step` does."""
         self.validation_step(batch, batch_idx, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
-        """Log the same figures of the test text."""
+        """Log the same metrics for the test text."""
         self._log_scores("test")
 
     def _log_scores(self, part: str) -> None:
@@ -142,10 +144,10 @@ class LitLanguageModel(LightningModule):
             return self.network(x)
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """Return the optimizer of the settings, over the parameters in their groups.
+        """Return the optimizer of the settings, with the network's parameters in groups.
 
         Raises:
-            MiniGPTError: There is no such optimizer, or nothing for it to do.
+            MiniGPTError: The optimizer is unknown, or the network has no parameters for it.
         """
         rates = self.hparams
         groups = parameter_groups(
@@ -155,10 +157,10 @@ class LitLanguageModel(LightningModule):
         return OPTIMIZERS[rates.optimizer](groups, betas=(0.9, rates.beta2))
 
     def schedule(self, steps: int) -> Schedule:
-        """Return the schedule of the learning rates over so many steps, unless the settings name the number.
+        """Return the learning-rate schedule over `decay_steps`, or over so many steps if that is not set.
 
         Raises:
-            MiniGPTError: The schedule is unknown, or has no end.
+            MiniGPTError: The schedule is unknown, or does not fit the steps.
         """
         rates = self.hparams
         end = min(1.0, rates.min_lr / rates.learning_rate) if rates.learning_rate else 0.0
@@ -176,13 +178,13 @@ class LitLanguageModel(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return what every training takes: metrics, and what makes a resumed run end with the same bits."""
+        """Return the callbacks of every training: metrics, and an exact resume, to equal bits."""
         exact = [*compiling.callbacks(self.hparams.compile), *resume.callbacks(self.trainer)]
         metrics = [TrainMetrics(), Throughput(), Baselines()]
         return [*exact, *metrics] if self.trainer.state.fn == "fit" else []
 
     def setup(self, stage: str) -> None:
-        """Learn from the data how many characters each token stands for, and hold the network to them.
+        """Check that the network fits the data, and give the metrics the number of characters of each token.
 
         Raises:
             MiniGPTError: The network does not take the data's windows or tokens, or does not return logits.
@@ -196,5 +198,5 @@ class LitLanguageModel(LightningModule):
 
     @property
     def block_size(self) -> int:
-        """The longest window that the network takes, for generation and evaluation; absent where it names none."""
-        return self.network.block_size  # type: ignore[return-value]  # no tensor: a number
+        """The longest window that the network takes; an AttributeError if the network has no `block_size`."""
+        return self.network.block_size  # type: ignore[return-value]  # a number, not a tensor

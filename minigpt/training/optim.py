@@ -1,4 +1,4 @@
-"""Which parameters are updated how: groups, Muon beside AdamW in one optimizer, and learning-rate schedules."""
+"""Optimization: parameter groups, Muon and AdamW in one optimizer, and learning-rate schedules."""
 
 import math
 from collections.abc import Callable
@@ -22,18 +22,18 @@ def parameter_groups(
     weight_decay: float,
     decay_vectors: bool = False,
 ) -> list[dict[str, Any]]:
-    """The parameters of a model in groups, every one in exactly one of them.
+    """Return the parameter groups of a model; every parameter is in exactly one group.
 
     Args:
-        model: Its blocks' matrices are what Muon serves.
+        model: The network; Muon is for the matrices of its `blocks`.
         optimizer: `adamw` or `muon`.
         learning_rate: AdamW's step size.
         muon_learning_rate: Muon's step size.
-        weight_decay: The decay of matrices and embeddings.
-        decay_vectors: Whether biases and norms decay too.
+        weight_decay: The weight decay of matrices and embeddings.
+        decay_vectors: Whether to apply weight decay to biases and norms too.
 
     Raises:
-        MiniGPTError: There is no such optimizer, or the model has no matrices for Muon.
+        MiniGPTError: The optimizer is unknown, or the model has no parameters for it.
     """
     check_choice("model.optimizer", optimizer, OPTIMIZERS)
     hidden, matrices, vectors = [], [], []
@@ -46,7 +46,7 @@ def parameter_groups(
             vectors.append(parameter)
     if optimizer == "muon" and not hidden:
         raise MiniGPTError(
-            "model.optimizer muon is for matrices in a network's `blocks`, and this network has none. Take adamw."
+            "model.optimizer muon is for matrices in a network's `blocks`, and this network has none. Use adamw."
         )
     groups: list[dict[str, Any]] = [
         {"params": hidden, "muon": True, "lr": muon_learning_rate, "weight_decay": weight_decay},
@@ -64,17 +64,17 @@ def parameter_groups(
 class MuonAdamW(torch.optim.Optimizer):
     """Muon for the groups that have `muon` set, AdamW for the others, as one optimizer.
 
-    Lightning's automatic optimization, with its clipping and accumulation, takes one optimizer, and counts one step.
+    Lightning's automatic optimization, with clipping and accumulation, supports one optimizer and counts its steps.
 
     Muon (Jordan, "Muon: An optimizer for hidden layers in neural networks", 2024) replaces the momentum of a matrix by
-    the nearest matrix whose singular values are all about 1, found by a few Newton-Schulz iterations. Matrices of one
+    the nearest matrix whose singular values are all about 1, with a few Newton-Schulz iterations. Matrices of equal
     shape are orthogonalised together.
 
     Args:
-        groups: Parameter groups with `lr`, `weight_decay` and `muon`; Muon's hold matrices only.
-        momentum: Muon's momentum, in Nesterov's form.
-        betas: AdamW's.
-        ns_dtype: In which precision Newton-Schulz runs; None for `matmul_dtype`'s.
+        groups: Parameter groups with `lr`, `weight_decay` and `muon`; groups for Muon contain matrices only.
+        momentum: Muon's Nesterov momentum.
+        betas: AdamW's betas.
+        ns_dtype: The precision of Newton-Schulz; None for that of `matmul_dtype`.
     """
 
     def __init__(
@@ -88,13 +88,13 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__init__(groups, {"lr": 1e-3, "weight_decay": 0.0, "muon": False})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """After loading, the groups are new objects: AdamW has to share those."""
+        """Restore the state, which creates new group objects, and discard the AdamW that has the old ones."""
         super().__setstate__(state)
         self.__dict__.pop("_adamw", None)
 
     @cached_property
     def _adamw(self) -> torch.optim.AdamW | None:
-        """An AdamW over the very groups and state of this optimizer, so that there is nothing to keep in step."""
+        """An AdamW that shares the group objects and the state of this optimizer."""
         groups = [group for group in self.param_groups if not group["muon"]]
         if not groups:
             return None
@@ -143,22 +143,22 @@ class MuonAdamW(torch.optim.Optimizer):
 def adamw(groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.AdamW:
     """Return PyTorch's fused AdamW (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019)."""
     optimizer = torch.optim.AdamW(groups, betas=betas, fused=True)
-    # A fused step would undo the scaling of mixed precision itself: too late for clipping, so Lightning refuses it.
+    # A fused step would undo the loss scaling of mixed precision itself, after clipping, so Lightning refuses that.
     optimizer._step_supports_amp_scaling = False
     return optimizer
 
 
-# What `model.optimizer` may be: makes an optimizer of the groups of `parameter_groups` and AdamW's betas.
+# The values of `model.optimizer`: functions of the groups from `parameter_groups` and of AdamW's betas.
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": adamw, "muon": MuonAdamW}
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the full tensor in every process where each holds a share; singular values, say, need all of it."""
+    """Return the full tensor in every process if each holds a shard, for example for singular values."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _share(matrix: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """Of a matrix that every process has, the share that this one holds of a parameter."""
+    """Return the shard of a full matrix that corresponds to this process's shard of a parameter."""
     if not isinstance(parameter, DTensor):
         return matrix
     return distribute_tensor(matrix, parameter.device_mesh, parameter.placements, src_data_rank=None)
@@ -167,16 +167,16 @@ def _share(matrix: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
 def matmul_dtype(device: torch.device) -> torch.dtype:
     """Return the precision in which a device multiplies matrices fast: bfloat16, but float32 on a CPU without AVX-512.
 
-    There PyTorch has no kernel for bfloat16, and its products take forty times as long as those in float32.
+    PyTorch has no bfloat16 kernel for such CPUs, so that products take forty times as long as in float32.
     """
     slow = device.type == "cpu" and not torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     return torch.float32 if slow else torch.bfloat16
 
 
 def orthogonalise(matrices: torch.Tensor, dtype: torch.dtype = torch.bfloat16, steps: int = 5) -> torch.Tensor:
-    """`(N, rows, columns)` matrices with their singular values brought near 1, by Newton-Schulz of order five.
+    """Return `(N, rows, columns)` matrices with singular values near 1, by a Newton-Schulz iteration of order five.
 
-    The coefficients, Jordan's, trade convergence to exactly 1 for speed: values end between about 0.7 and 1.2.
+    Jordan's coefficients trade convergence to exactly 1 for speed: the singular values end between about 0.7 and 1.2.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices.to(dtype)
@@ -194,16 +194,16 @@ class Schedule:
     """The factor on the learning rates as a function of the number of optimizer steps done.
 
     Args:
-        kind: `constant`; `cosine` (Loshchilov and Hutter, "SGDR", 2017); `wsd`: stable, then a straight line down (Hu
+        kind: `constant`; `cosine` (Loshchilov and Hutter, "SGDR", 2017); or `wsd`, constant and then a linear decay (Hu
             et al., "MiniCPM", 2024).
-        warmup_steps: Steps of a straight line up, first; a tenth of all steps where there are not more than these.
+        warmup_steps: Steps of a linear warm-up; a tenth of all steps if there are not more than these.
         steps: The step at which the factor reaches its end.
         end: The factor at which cosine and wsd end.
-        cooldown: The share of the steps over which wsd goes down.
-        decay_steps: In place of `steps`, where that is not None.
+        cooldown: The share of the steps over which wsd decays.
+        decay_steps: Replaces `steps` if it is not None.
 
     Raises:
-        MiniGPTError: There is no such schedule, or its parts do not fit the steps.
+        MiniGPTError: The schedule is unknown, or its parts do not fit the steps.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class Schedule:
         steps = decay_steps or steps
         self.kind, self.steps, self.end = kind, steps, end
         self.constant = kind == "constant" and warmup_steps == 0
-        self.shortened: tuple[int, int] | None = None  # the steps of a shorter warm-up, and those asked for
+        self.shortened: tuple[int, int] | None = None  # the steps of a shortened warm-up, and the steps requested
         if 0 < steps <= warmup_steps:
             self.shortened = steps // 10, warmup_steps
             warmup_steps = steps // 10
@@ -226,7 +226,7 @@ class Schedule:
                 "trainer.max_steps."
             )
         self.warmup_steps = warmup_steps
-        self.down = min(cooldown * steps, steps - warmup_steps)  # steps of wsd's way down, after the warm-up
+        self.down = min(cooldown * steps, steps - warmup_steps)  # steps of the decay of wsd, after the warm-up
 
     def factor(self, step: int) -> float:
         """Return the factor after so many steps."""

@@ -1,4 +1,4 @@
-"""The parser of `minigpt train`: names are checked before anything is parsed, and mistakes become sentences."""
+"""The parser of `minigpt train`, which checks names before it parses and turns mistakes into sentences."""
 
 import inspect
 import os
@@ -31,12 +31,12 @@ _PLAIN_TYPES = {
 }  # fmt: skip
 
 
-# What the networks of minigpt take, for answers to mistyped options.
+# The options of minigpt's networks, for messages about mistyped options.
 NETWORK_FLAGS = [f"--model.network.{name}" for kind in NETWORKS.values() for name in inspect.signature(kind).parameters]
 
 
 def network_sentence(message: str) -> str:
-    """Return the answer to a setting that the network lacks or does not have, or the message as it is."""
+    """Return the message about a missing or unknown setting of the network; other messages are unchanged."""
     if match := re.match(r"the following arguments are required: (\w+)", message):
         return f"The network needs the setting '{match[1]}'. Add --model.network.{match[1]} with a value."
     match = re.match(r"Option '(.+?)' is not accepted", message)
@@ -48,19 +48,19 @@ def network_sentence(message: str) -> str:
 
 
 def refuse_linked(settings: Collection[str], where: str) -> None:
-    """Refuse settings of the network that follow from the data: jsonargparse would drop them without a word.
+    """Refuse settings of the network that are linked to the data, which jsonargparse would ignore silently.
 
     Raises:
-        MiniGPTError: It names the setting that counts.
+        MiniGPTError: There is such a setting; the message names the one of the data.
     """
     for name in ("vocab_size", "block_size"):
         if name in settings:
-            found = "which the text gives" if name == "vocab_size" else "so set that one"
-            raise MiniGPTError(f"{where}model.network.{name} always equals data.{name}, {found}. Leave it out.")
+            reason = "which the text determines" if name == "vocab_size" else "so set that one instead"
+            raise MiniGPTError(f"{where}model.network.{name} always equals data.{name}, {reason}. Omit it.")
 
 
 class TrainParser(LightningArgumentParser):
-    """The parser of `minigpt train`: a mistake is answered with a sentence instead of a page of usage."""
+    """The parser of `minigpt train`, which answers a mistake with a sentence instead of the usage."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **{"parser_mode": recipes.MODE, "prog": command("train")} | kwargs)
@@ -68,10 +68,10 @@ class TrainParser(LightningArgumentParser):
         self._recipes: dict[str, recipes.Recipe] = {}
 
     def parse_line(self, line: CommandLine) -> Namespace:
-        """Parse a command line, after the names in it and in its files have been checked.
+        """Parse a command line after checking the names in it and in its files.
 
         Raises:
-            MiniGPTError: An option, a file, a key, a class or a value is wrong; the nearest right name is told.
+            MiniGPTError: An option, a file, a key, a class or a value is wrong.
         """
         self.line, self._recipes = line, {}
         for file in line.files:
@@ -79,7 +79,7 @@ class TrainParser(LightningArgumentParser):
         self._check_flags()
         name = self._network()
         if name and name not in NETWORKS and re.fullmatch(r"\w+(\.\w+)+", name):
-            import_network(name)  # jsonargparse would not say why it cannot
+            import_network(name)  # for a message with the reason, which jsonargparse would not give
         try:
             return self.parse_args(line.args)
         except MiniGPTError as error:
@@ -90,7 +90,7 @@ class TrainParser(LightningArgumentParser):
             raise MiniGPTError(message) from error
 
     def _network(self) -> str | None:
-        """Return the name of the network's class: what is typed last, else what the last file names."""
+        """Return the name of the network's class from the last option, else from the last file."""
         names = [recipe.settings for recipe in self._recipes.values()]
         models = [model for settings in names if isinstance(model := settings.get("model"), dict)]
         networks = [network for model in models if isinstance(network := model.get("network"), dict)]
@@ -98,18 +98,18 @@ class TrainParser(LightningArgumentParser):
         return next(reversed(named + self.line.values("--model.network")), None)
 
     def recipe(self, path: str) -> recipes.Recipe:
-        """Return a config file, which is read only the first time, since a pipe can be read once."""
+        """Return the content of a config file, which is read once, since it may be a pipe."""
         file = os.path.realpath(os.path.expanduser(path))
         if file not in self._recipes:
             self._recipes[file] = recipes.read(path)
         return self._recipes[file]
 
     def parse_path(self, path: str, *args: Any, **kwargs: Any) -> Namespace:
-        """Parse a config file as it was read: jsonargparse calls this for each `--config`."""
+        """Parse a config file from its stored content; jsonargparse calls this for each `--config`."""
         return self.parse_string(self.recipe(str(path)), *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Turn the parser's complaint into a sentence.
+        """Turn an error of jsonargparse into a sentence.
 
         Raises:
             MiniGPTError: Always.
@@ -118,7 +118,7 @@ class TrainParser(LightningArgumentParser):
 
     def _check_flags(self) -> None:
         for before, arg in pairwise(["", *self.line.given]):
-            if not re.match(r"--\w|-[a-z]$", arg):  # a value; it may be a negative number or begin with a dash
+            if not re.match(r"--\w|-[a-z]$", arg):  # a value, which may be a negative number or begin with a dash
                 continue
             flag = arg.partition("=")[0]
             if match := re.match(r"--model\.network\.(?:init_args\.)?(\w+)$", flag):
@@ -129,13 +129,15 @@ class TrainParser(LightningArgumentParser):
                 hint = did_you_mean(flag, known) if flag.startswith("--") else ""
                 if flag == "--model.name":  # of 0.1
                     hint = " The network is chosen with --model.network GPT or TinyGPT."
-                raise MiniGPTError(f"There is no option '{flag}'.{hint}{as_value}")
+                raise MiniGPTError(f"Unknown option '{flag}'.{hint}{as_value}")
 
     def _check_recipe(self, path: str) -> None:
         recipe = self.recipe(path).settings
         for key in ("allow_code", "config", "help", "print_config"):
             if recipe.get(key) is not None:
-                raise MiniGPTError(f"The config file '{path}' sets {key}, which only the command line can. Drop it.")
+                raise MiniGPTError(
+                    f"The config file '{path}' sets {key}, which only the command line can set. Remove it."
+                )
         trust.check_names(recipe, path, self.line.values("--allow_code"))
         if isinstance(model := recipe.get("model"), dict) and "name" in model and "network" not in model:
             raise MiniGPTError(
@@ -146,28 +148,28 @@ class TrainParser(LightningArgumentParser):
             init_args = network.get("init_args") or {}
             if not isinstance(init_args, dict):
                 raise MiniGPTError(
-                    f"The config file '{path}' has no settings under 'model.network.init_args'. Write them, one a line."
+                    f"The config file '{path}' has no settings under 'model.network.init_args'. Write them one a line."
                 )
             refuse_linked(init_args, f"The config file '{path}': ")
         for key, value in flatten(recipe).items():
             if key in self._groups() and not isinstance(value, dict):
-                raise MiniGPTError(f"The config file '{path}' has no settings under '{key}'. Write them, one a line.")
+                raise MiniGPTError(f"The config file '{path}' has no settings under '{key}'. Write them one per line.")
             if not self._is_known(key.rstrip("+")):
                 known = [flag.removeprefix("--") for flag in NETWORK_FLAGS]
                 known += [action.dest for action in self._actions if not action.dest.startswith("help")]
-                raise MiniGPTError(f"The config file '{path}' has no use for '{key}'.{did_you_mean(key, known)}")
+                raise MiniGPTError(f"Unknown setting '{key}' in the config file '{path}'.{did_you_mean(key, known)}")
 
     def _is_option(self, flag: str) -> bool:
         return flag in self._option_string_actions or self._is_known(flag.removeprefix("--").rstrip("+"))
 
     def _is_known(self, key: str) -> bool:
-        """Whether `key` is a setting, a group of settings, or inside the value of a setting."""
+        """Return whether `key` is a setting, a group of settings, or part of the value of a setting."""
         dests, groups, parts = {action.dest for action in self._actions}, self._groups(), key.split(".")
         return any(".".join(parts[:n]) in dests - groups for n in range(1, len(parts) + 1)) or key in groups
 
     def _groups(self) -> set[str]:
         groups = {action.dest.split(".")[0] for action in self._actions if "." in action.dest}
-        return groups - {"optimizer", "lr_scheduler"}  # a class with settings of its own
+        return groups - {"optimizer", "lr_scheduler"}  # classes with their own settings
 
     def _sentence(self, message: str) -> str:
         if match := re.match(r"unrecognized arguments: (\S+)", message):
@@ -177,7 +179,7 @@ class TrainParser(LightningArgumentParser):
             typed = [arg for arg in self.line.given if any(arg == flag or arg.startswith(f"{flag}.") for flag in flags)]
             return missing_value(typed[-1:] or flags, self.line.given, self._option_string_actions)
         if message.startswith("the following arguments are required: model.network"):
-            return f"Name a recipe with --config, such as --config {shlex.quote(example_recipe())}."
+            return f"Pass a recipe with --config, such as --config {shlex.quote(example_recipe())}."
         if match := re.match(r'Linked "(.+?)" must be given via "(.+?)"', message):
             return f"{match[1]} always equals {match[2]}. Set that one instead."
         if match := re.match(r'Parser key "(.+?)":', message):
@@ -187,7 +189,7 @@ class TrainParser(LightningArgumentParser):
         return " ".join(message.split())
 
     def _misfit(self, key: str, message: str) -> str:
-        """Return the reason why a value was refused, the innermost one where the value has settings of its own."""
+        """Return the reason why a value was refused; the innermost one if the value has its own settings."""
         for flag, value in self.line.settings:
             if flag.removeprefix("--").rstrip("+") == key:
                 try:
@@ -214,9 +216,11 @@ class TrainParser(LightningArgumentParser):
             if any(match[1].rpartition(".")[2] in arg for arg in self.line.given):
                 return trust.not_allowed(match[1], "A setting")
             if nested:
-                return f"{key}.{nested[1]} belongs to no class. Name one before it, such as --{key}+ EarlyStopping."
+                return (
+                    f"{key}.{nested[1]} does not belong to a class. Pass one before it, such as --{key}+ EarlyStopping."
+                )
         if key in self._groups():
-            return f"{key} is a group of settings, not one. Set them singly, such as --model.learning_rate 1e-3."
+            return f"{key} is a group of settings. Set them one by one, such as --model.learning_rate 1e-3."
         hint = {action.dest: getattr(action, "_typehint", None) for action in self._actions}.get(key)
         given = re.search(r"(?:Got|Given) value: (.*)", message)
         if not given or re.search(r"Namespace\(|NestedArg\(|'(?:class_path|init_args)'", given[1]):
@@ -226,7 +230,7 @@ class TrainParser(LightningArgumentParser):
 
 
 def inner_reason(message: str) -> str:
-    """Return the most specific line of the parser's message about a value that fits none of several types."""
+    """Return the most specific line of the parser's message about a value that does not fit any of several types."""
     generic = (
         "Expected a ",
         "Not a valid",
@@ -242,7 +246,7 @@ def inner_reason(message: str) -> str:
 
 
 def _in_words(hint: Any) -> str:
-    """What a type hint admits, in a person's words."""
+    """Describe the values of a type hint in plain words."""
     if hint in _PLAIN_TYPES or get_origin(hint) in _PLAIN_TYPES:
         return _PLAIN_TYPES[hint if hint in _PLAIN_TYPES else get_origin(hint)]
     if get_origin(hint) is Literal:
@@ -254,10 +258,12 @@ def _in_words(hint: Any) -> str:
 
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as `{"model.n_embd": 64}`."""
+    """Flatten nested settings to full names, as in `{"model.n_embd": 64}`."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        if key == "network" and isinstance(value, dict):  # its arguments, as they are written on a command line
+        if key == "network" and isinstance(
+            value, dict
+        ):  # its arguments have the names that they have on a command line
             flat |= {f"{prefix}network": value["class_path"]} if "class_path" in value else {}
             flat |= flatten(value.get("init_args") or {}, f"{prefix}network.")
         elif isinstance(value, dict) and value and "class_path" not in value:

@@ -1,7 +1,7 @@
-"""Reading and writing recipes: what is written reads back equal, and a setting that is given twice is refused.
+"""Reading and writing recipes. A written recipe reads back equal, and a setting given twice is refused.
 
-The parser of the command line loads and dumps with the same functions (its mode is `MODE`). Of a file that was read it
-gets the settings themselves (`Recipe`), so that each file is opened once and checked as it will be used.
+The parser of the command line uses the same functions to load and dump (in its mode `MODE`). It receives the settings
+of a file that was read before as a `Recipe`, so that each file is opened once and is used as it was checked.
 """
 
 import json
@@ -25,9 +25,9 @@ class DuplicateKeyError(yaml.YAMLError):
     """A setting is given twice.
 
     Args:
-        key: The setting, after the groups that it belongs to.
-        first: The line where it is given first, counted from 1.
-        second: The line where it is given again.
+        key: The full name of the setting.
+        first: The number of the first line with it, from 1.
+        second: The number of the second line.
     """
 
     def __init__(self, key: str, first: int, second: int):
@@ -35,7 +35,7 @@ class DuplicateKeyError(yaml.YAMLError):
         super().__init__(f"gives '{key}' twice, {where}. Keep one of them.")
 
 
-class _Loader(get_yaml_default_loader()):  # type: ignore[misc]  # a class, which that function makes when asked
+class _Loader(get_yaml_default_loader()):  # type: ignore[misc]  # a function that returns a class
     """jsonargparse's loader, for which `1e-3` is a number and `2024-01-01` is not a date, without duplicate keys."""
 
     def get_single_node(self) -> yaml.Node | None:
@@ -45,7 +45,7 @@ class _Loader(get_yaml_default_loader()):  # type: ignore[misc]  # a class, whic
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's dumper, which quotes a text that either loader would read as something else."""
+    """PyYAML's dumper, with quotes around a text that either loader would read as another type."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (the name is PyYAML's)
         first: yaml.SafeDumper.yaml_implicit_resolvers.get(first, []) + _Loader.yaml_implicit_resolvers.get(first, [])
@@ -53,7 +53,7 @@ class _Dumper(yaml.SafeDumper):
     }
 
     def represent_str(self, text: str) -> yaml.ScalarNode:
-        # In double quotes PyYAML escapes line breaks. In single quotes it loses those that are not "\n".
+        # PyYAML escapes line breaks in double quotes, and loses line breaks other than "\n" in single quotes.
         style = '"' if text.splitlines() not in ([], [text]) else None
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
@@ -63,7 +63,7 @@ _Dumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data
 
 
 class Recipe(str):
-    """The text of a config file, with its `settings` as plain values, which `load` gives without parsing again."""
+    """The text of a config file with its `settings` as plain values, which `load` returns without parsing again."""
 
     settings: dict[str, Any]
 
@@ -82,10 +82,10 @@ def read(path: str, example: str = "tiny") -> Recipe:
 
     Args:
         path: The file.
-        example: The name of a good one in `configs/`, for messages.
+        example: The name of an example in `configs/`, for messages.
 
     Raises:
-        MiniGPTError: It cannot be read, is not YAML, or holds no settings.
+        MiniGPTError: The file cannot be read, is not YAML, or has no settings.
     """
     file = Path(os.path.expanduser(path))
     try:
@@ -106,11 +106,9 @@ def read(path: str, example: str = "tiny") -> Recipe:
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise MiniGPTError(f"The config file '{path}' is broken YAML{where}. Fix it there.") from error
+        raise MiniGPTError(f"The config file '{path}' is not valid YAML{where}. Fix it there.") from error
     if not isinstance(recipe.settings, dict):
-        raise MiniGPTError(
-            f"The config file '{path}' holds no settings. Start from a copy of {example_config(example)}."
-        )
+        raise MiniGPTError(f"The config file '{path}' has no settings. Start from a copy of {example_config(example)}.")
     return recipe
 
 
@@ -120,7 +118,7 @@ def dump(value: Any) -> str:
 
 
 def _refuse_duplicates(node: yaml.Node | None, prefix: str, lines: dict[str, int], visited: set[int]) -> None:
-    """Compare the keys of a document by their full names, since `model: {n_embd: 8}` is also `model.n_embd: 8`."""
+    """Refuse keys with the same full name, since `model: {n_embd: 8}` is also `model.n_embd: 8`."""
     if id(node) in visited:  # an alias
         return
     visited.add(id(node))
@@ -129,7 +127,7 @@ def _refuse_duplicates(node: yaml.Node | None, prefix: str, lines: dict[str, int
             _refuse_duplicates(item, "", {}, visited)
     elif isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            if key.tag == "tag:yaml.org,2002:merge":  # what `<<` brings may be overridden
+            if key.tag == "tag:yaml.org,2002:merge":  # merged keys may be overridden
                 _refuse_duplicates(value, "", {}, visited)
                 continue
             name, line = f"{prefix}{key.value}", key.start_mark.line + 1

@@ -1,8 +1,8 @@
-"""The law of resume: what makes an interrupted run end with the same bits as one that never stopped.
+"""Exact resume: an interrupted run ends with the same bits as an uninterrupted one.
 
-Batch t, and the randomness of its step, are functions of (seed, t), so that no generator's state is saved. Weights,
-optimizer and scheduler come from the checkpoint. The callbacks below see to the rest, in any `Trainer`:
-`LitLanguageModel.configure_callbacks` brings them.
+Batch t, and the random numbers of its step, are functions of (seed, t), so no generator state is saved. Weights,
+optimizer and scheduler come from the checkpoint. The callbacks of this module, which
+`LitLanguageModel.configure_callbacks` adds to any `Trainer`, restore everything else.
 """
 
 import math
@@ -22,10 +22,10 @@ from minigpt.words import message
 
 
 class Reseeding(Callback):
-    """Seeds the generators at each batch from the seed and the batch's number, and of several processes the rank."""
+    """Seeds the generators at each batch from the seed, the number of the batch, and the rank if there are several."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Seed the generators that dropout draws from."""
+        """Seed the generators that dropout uses."""
         rank = [trainer.global_rank] * (trainer.world_size > 1)
         seed = derive_seed(lit(pl_module).hparams.seed, "step", trainer.fit_loop.total_batch_idx, *rank)
         torch.default_generator.manual_seed(seed)  # a hundred times cheaper than torch.manual_seed
@@ -36,39 +36,40 @@ class Reseeding(Callback):
 
 
 class ScheduleOnResume(Callback):
-    """Has this start's rates win over the checkpoint's, and its schedule cover the checkpoint's steps and its own.
+    """Applies the current learning rates instead of the checkpoint's, with a schedule over the larger number of steps.
 
-    PyTorch restores the rates with the optimizer, and LambdaLR does not compute them anew before the first step.
+    PyTorch restores the checkpoint's rates with the optimizer, and LambdaLR does not recompute them before the first
+    step.
     """
 
     def __init__(self) -> None:
-        self._kept = 0  # the steps of the checkpoint's schedule
+        self._kept = 0  # the length of the checkpoint's schedule
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget the schedule of an earlier training of this module.
+        """Reset the schedule of an earlier training of this module.
 
         Raises:
-            MiniGPTError: Lightning's search for a learning rate is asked of two optimizers in one.
+            MiniGPTError: Lightning's learning-rate finder is used with Muon, which has two learning rates.
         """
         if stage != "fit":
             return
         lit(pl_module).schedule_steps = 0
         if lit(pl_module).hparams.optimizer == "muon" and callbacks_of(trainer, LearningRateFinder):
             raise MiniGPTError(
-                "lr_find gives one learning rate to all parameters, and muon takes two (learning_rate and "
+                "lr_find sets one learning rate for all parameters, and muon has two (learning_rate and "
                 "muon_learning_rate). Search with optimizer='adamw', or with `minigpt sweep`."
             )
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take back the length of the schedule."""
+        """Restore the length of the schedule."""
         lit(pl_module).schedule_steps = self._kept = checkpoint.get("minigpt", {}).get("schedule_steps") or 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compute schedule and rates, and say what follows from a length that changed."""
+        """Compute the schedule and the rates, and note the consequences of a changed length."""
         module = lit(pl_module)
         optimizers, schedulers = module.configured
         in_use = [config.scheduler for config in trainer.lr_scheduler_configs]
-        if trainer.optimizers != optimizers or in_use != schedulers:  # of one's own, or lr_find's
+        if trainer.optimizers != optimizers or in_use != schedulers:  # the user's or lr_find's
             return
         kept, last, step = self._kept, total_steps(trainer), trainer.global_step
         schedule = module.schedule(max(kept, last))
@@ -76,7 +77,7 @@ class ScheduleOnResume(Callback):
         given = module.optimizer().param_groups
         for group, new in zip(trainer.optimizers[0].param_groups, given, strict=True):
             group.update(lr=new["lr"], weight_decay=new["weight_decay"])
-            if "betas" in group:  # MuonAdamW's groups have them from their first step on
+            if "betas" in group:  # the groups of MuonAdamW have no betas before their first step
                 group["betas"] = (0.9, module.hparams.beta2)
         if not schedulers:
             return
@@ -97,24 +98,23 @@ class ScheduleOnResume(Callback):
 
 
 class PassOnResume(Callback):
-    """Treats the rest of a pass, which a resume begins with, as Lightning treats a whole pass."""
+    """Makes Lightning treat the rest of a pass, with which a resume begins, like a whole pass."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set the accumulation of the pass, which GradientAccumulationScheduler does only where a pass begins."""
+        """Set the accumulation of the pass, which GradientAccumulationScheduler sets only at the start of a pass."""
         for scheduler in callbacks_of(trainer, GradientAccumulationScheduler):
             trainer.accumulate_grad_batches = scheduler.get_accumulate_grad_batches(trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Have Lightning step ReduceLROnPlateau, which it does not do in the pass that it restarted in."""
-        trainer.fit_loop._restarting = False  # the public setter sets it to True where max_steps ends the training
+        """Make Lightning step ReduceLROnPlateau, which it would skip in the pass of a restart."""
+        trainer.fit_loop._restarting = False  # the public setter would set True when max_steps ends the training
 
 
 class DueValidation(Callback):
-    """Runs, after a resume, the validation that its checkpoint preceded, which Lightning would skip.
+    """Runs after a resume the validation that was due when the checkpoint was written, which Lightning would skip.
 
-    Also one that the checkpoint followed, where a logger hides what was written at that step (TensorBoard's
-    `purge_step`). The last validation's metrics are kept, since a scheduler such as ReduceLROnPlateau may ask for them
-    before the next validation.
+    A validation that was completed is repeated if a logger hides its records (TensorBoard's `purge_step`). The metrics
+    of the last validation are stored, since a scheduler such as ReduceLROnPlateau may need them before the next one.
     """
 
     def __init__(self) -> None:
@@ -126,64 +126,64 @@ class DueValidation(Callback):
         return {"validated": self._validated, "metrics": self._metrics}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take them back."""
+        """Restore the step and the metrics of the last validation."""
         self._validated, self._metrics = state_dict["validated"], state_dict.get("metrics", {})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the step and the metrics."""
+        """Store the step and the metrics."""
         if not trainer.sanity_checking:
             self._validated = trainer.global_step
             metrics = trainer.callback_metrics.items()
             self._metrics = {name: value.item() for name, value in metrics if not name.startswith("train/")}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate before the first step."""
+        """Run the validation that is due."""
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self._metrics.items()})
         step = trainer.global_step
         known = self._validated == step and all(getattr(each, "purge_step", None) != step for each in trainer.loggers)
-        known = trainer.strategy.reduce_boolean_decision(known)  # the first of several processes alone has loggers
+        known = trainer.strategy.reduce_boolean_decision(known)  # only the first process has loggers
         if step and not known and validation_due(trainer):
             trainer.validating = True
             loop = trainer.fit_loop.epoch_loop.val_loop
-            loop.restarting = False  # from its first batch
+            loop.restarting = False  # start with the first batch
             loop.run()
             trainer.training = True
 
 
-class GoOn(Callback):
-    """Lets a run with EarlyStopping go on from its checkpoint.
+class EarlyStoppingOnResume(Callback):
+    """Lets a run with EarlyStopping continue from its checkpoint.
 
-    A resume repeats the validation of the step that it starts from, which Lightning would count against the patience a
-    second time. It would also take the patience from the checkpoint, and never train again once it has stopped.
+    A resume repeats the validation at its first step, which Lightning would count against the patience a second time.
+    Lightning would also restore the patience of the checkpoint, and never train again after an early stop.
     """
 
     def __init__(self) -> None:
-        self.max_steps = 0  # that the run with the checkpoint was to have
+        self.max_steps = 0  # the setting of the run that wrote the checkpoint
         self._validated = -1  # the last step whose validation has been counted
         self._patience: dict[EarlyStopping, int] = {}
         self._counted: dict[EarlyStopping, dict[str, Any]] = {}
         self._should_stop = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Note the settings of this start before the checkpoint's come."""
+        """Store the current settings before the checkpoint is loaded."""
         self.max_steps = trainer.max_steps
         self._patience = {callback: callback.patience for callback in callbacks_of(trainer, EarlyStopping)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what `stopped_early` and a resume need."""
+        """Return the state for `stopped_early` and a resume."""
         return {"max_steps": self.max_steps, "validated": self._validated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back which validation has been counted."""
+        """Restore the step of the last counted validation."""
         self._validated = state_dict["validated"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give a callback that has stopped its patience again, and keep the count from before a repeated validation."""
-        self._should_stop = trainer.should_stop  # when the time is used up
+        """Reset a callback that has stopped, and store the counts from before a repeated validation."""
+        self._should_stop = trainer.should_stop  # max_time has been reached
         for callback, patience in self._patience.items():
             callback.patience = patience
             stopped = callback.stopping_reason != callback.stopping_reason.NOT_STOPPED
-            if stopped and not trainer.fit_loop._can_stop_early:  # it still waits for min_steps or min_epochs
+            if stopped and not trainer.fit_loop._can_stop_early:  # min_steps or min_epochs are not reached yet
                 trainer.should_stop = self._should_stop = True
             elif stopped:
                 fresh = EarlyStopping(callback.monitor, mode=callback.mode).state_dict()
@@ -192,11 +192,11 @@ class GoOn(Callback):
                 self._counted[callback] = callback.state_dict()
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Count every validation from here on."""
+        """Count every later validation."""
         self._counted.clear()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take back the count of a repeated validation."""
+        """Undo the count of a repeated validation."""
         if trainer.sanity_checking:
             return
         self._validated = trainer.global_step
@@ -206,7 +206,7 @@ class GoOn(Callback):
         self._counted.clear()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say why and where the training has stopped."""
+        """Note the reason and the step of an early stop."""
         if trainer.global_step == trainer.max_steps:
             return
         for callback in callbacks_of(trainer, EarlyStopping):
@@ -215,10 +215,10 @@ class GoOn(Callback):
 
 
 class FinalValidation(Callback):
-    """Ends a training by steps with a validation, which Lightning does only where a pass ends or an interval does."""
+    """Ends a training with a validation at max_steps, even if no pass and no interval ends there."""
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Have Lightning validate and stop after the last step, although min_steps or min_epochs may be more."""
+        """Make Lightning validate and stop after the last step, even if min_steps or min_epochs are larger."""
         if trainer.global_step == trainer.max_steps and trainer.enable_validation:
             trainer.should_stop = True
             if not trainer.fit_loop._can_stop_early:
@@ -226,14 +226,14 @@ class FinalValidation(Callback):
 
 
 class RunDescription(Callback):
-    """Adds to each checkpoint what sampling, evaluating and resuming need, in plain values."""
+    """Adds the metadata that sampling, evaluation and a resume need to each checkpoint, in plain values."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Note the setting of this start, which GradientAccumulationScheduler changes."""
+        """Store the setting before GradientAccumulationScheduler changes it."""
         self._accumulate_grad_batches = trainer.accumulate_grad_batches
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Describe network, data and environment, unless the data are not a TextDataModule's."""
+        """Add the metadata, if the data are a TextDataModule's."""
         data, module = text_data(trainer), lit(pl_module)
         if data is None:
             return
@@ -249,7 +249,7 @@ class RunDescription(Callback):
 
 
 def total_steps(trainer: Trainer) -> int:
-    """Return the optimizer steps that a Trainer will do; -1 where only time ends them."""
+    """Return the number of optimizer steps of a training; -1 if only max_time ends it."""
     passes = trainer.max_epochs or -1
     if trainer.max_steps >= 0 or passes < 0:
         return trainer.max_steps
@@ -259,13 +259,13 @@ def total_steps(trainer: Trainer) -> int:
 
 
 def steps_of_passes(passes: int, n_batches: int, callbacks: Iterable[Callback], accumulate: int = 1) -> int:
-    """Return the optimizer steps of so many passes of so many batches.
+    """Return the number of optimizer steps in so many passes.
 
     Args:
-        passes: How many passes.
-        n_batches: The batches of a pass.
-        callbacks: The callbacks of the training, of which one may set the accumulation of each pass.
-        accumulate: The accumulation where none does.
+        passes: The number of passes.
+        n_batches: The number of batches in a pass.
+        callbacks: The callbacks of the training, one of which may set the accumulation of each pass.
+        accumulate: The accumulation if no callback sets it.
     """
     for scheduler in accumulation_schedulers(callbacks):
         return sum(math.ceil(n_batches / scheduler.get_accumulate_grad_batches(n)) for n in range(passes))
@@ -278,7 +278,7 @@ def accumulation_schedulers(callbacks: Iterable[Callback]) -> list[GradientAccum
 
 
 def validation_due(trainer: Trainer) -> bool:
-    """Return whether a validation follows the optimizer step just done: on the interval, and once at the end."""
+    """Return whether a validation follows the optimizer step just done: on the interval and at the end."""
     if not trainer.enable_validation:
         return False
     stops = trainer.should_stop and trainer.fit_loop._can_stop_early
@@ -295,7 +295,7 @@ def validation_due(trainer: Trainer) -> bool:
 
 
 def environment(trainer: Trainer) -> dict[str, str]:
-    """Return what the bits of a training depend on besides its settings."""
+    """Return the environment that determines the bits of a training besides its settings."""
     device = trainer.strategy.root_device
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
@@ -310,16 +310,16 @@ def stopped_early(trainer: Trainer, checkpoint: dict[str, Any]) -> str | None:
     """Return why the run of a checkpoint stopped early, or None if it did not or more steps are asked for.
 
     Args:
-        trainer: The trainer of this start.
-        checkpoint: The checkpoint that it would go on from.
+        trainer: The current trainer.
+        checkpoint: The checkpoint to continue from.
     """
     states = checkpoint.get("callbacks", {})
-    then = states.get(GoOn.__name__, {}).get("max_steps")
+    then = states.get(EarlyStoppingOnResume.__name__, {}).get("max_steps")
     if then is None or trainer.max_steps != then:
         return None
     passes = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     if checkpoint["global_step"] < (trainer.min_steps or 0) or passes < (trainer.min_epochs or 0):
-        return None  # it was to stop, but not yet
+        return None  # it waited for min_steps or min_epochs
     for callback in callbacks_of(trainer, EarlyStopping):
         state = states.get(callback.state_key, {})
         if state.get("stopping_reason") and state["patience"] == callback.patience:
@@ -333,7 +333,7 @@ def _reason(text: str | None) -> str:
 
 def callbacks(trainer: Trainer) -> list[Callback]:
     """Return the callbacks of this module that a training needs, in the order of their hooks."""
-    early = [GoOn()] if callbacks_of(trainer, EarlyStopping) else []
+    early = [EarlyStoppingOnResume()] if callbacks_of(trainer, EarlyStopping) else []
     return [
         Reseeding(), ScheduleOnResume(), PassOnResume(), *early, DueValidation(), FinalValidation(), RunDescription(),
     ]  # fmt: skip

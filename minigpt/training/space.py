@@ -1,4 +1,4 @@
-"""The space of a sweep: a YAML file of ranges and lists, held to the types and the limits of the recipe's settings."""
+"""The space of a sweep: a YAML file of ranges and lists, checked by the types and limits of the recipe's settings."""
 
 import contextlib
 import io
@@ -21,7 +21,7 @@ Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 
 
 class DryRun(MiniGPTCLI):
-    """All that a trial settles before it trains, but for the run folder."""
+    """Builds a trial up to its training, without a run folder."""
 
     def before_instantiate_classes(self) -> None:
         """Refuse a recipe that can be read only once."""
@@ -29,25 +29,25 @@ class DryRun(MiniGPTCLI):
             raise MiniGPTError("Each trial reads the recipe, and a pipe can be read only once. Save it to a file.")
 
     def after_instantiate_classes(self) -> None:
-        """Check what a run checks after that, in place of making its folder."""
+        """Check the settings as a run does, without creating its folder."""
         if self.config.trainer.fast_dev_run:
-            raise MiniGPTError("A trial is compared by its run, and fast_dev_run leaves none. Leave it out.")
+            raise MiniGPTError("A sweep compares runs, but fast_dev_run does not leave one. Omit it.")
         if self.trainer.world_size > 1:
             raise MiniGPTError("A trial trains in one process. Leave --trainer.devices at 1, and start several sweeps.")
         self.model.schedule(self.trainer.max_steps)
 
 
 def read_space(path: str, recipe: MiniGPTCLI, args: list[str]) -> dict[str, Distribution]:
-    """What is searched, from a YAML file; each end and value as the recipe's own parser takes it.
+    """Return the distributions of a YAML file, with all values parsed by the recipe's parser.
 
-    Every value is tried out together with the first values of the other settings, a combination that a trial may get.
+    Every value is checked in a dry run with the first values of all other settings.
 
     Raises:
-        MiniGPTError: It names the file, the setting, and what is wrong.
+        MiniGPTError: The file or a value is wrong; the message names the file and the setting.
     """
     given = recipes.read(path, EXAMPLE).settings
     if not given:
-        raise MiniGPTError(f"{path} holds nothing to search. Start from a copy of {example_config(EXAMPLE)}.")
+        raise MiniGPTError(f"{path} has no settings to search. Start from a copy of {example_config(EXAMPLE)}.")
     trust.check_names(given, path, CommandLine(args).values("--allow_code"))
     dests = [action.dest for action in recipe.parser._actions if "." in action.dest]
     known = [dest for dest in dests if not dest.startswith("help")] + ["seed_everything"]
@@ -55,13 +55,15 @@ def read_space(path: str, recipe: MiniGPTCLI, args: list[str]) -> dict[str, Dist
     values = {}
     for key, choice in given.items():
         if key not in known and not str(key).startswith("model.network."):
-            raise MiniGPTError(f"{path}: '{key}' is no setting of a recipe.{did_you_mean(str(key), known + networks)}")
+            raise MiniGPTError(
+                f"{path}: '{key}' is not a setting of a recipe.{did_you_mean(str(key), known + networks)}"
+            )
         if any(re.match(rf"--{re.escape(key)}(=|$)", arg) for arg in args):
-            raise MiniGPTError(f"{path} searches {key}, which a flag sets. Leave one of them out.")
+            raise MiniGPTError(f"{path} searches {key}, which is also set by a flag. Omit one of them.")
         values[key] = _values(path, key, choice)
     first = {key: choices[0] for key, choices in values.items()}
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # the recipe's notes have been read
+        with contextlib.redirect_stderr(io.StringIO()):  # these notes have been printed for the recipe
             config = DryRun([*args, *as_flags(first)]).config
             typed = {key: [_typed(config, key)] for key in values}
             for key, choices in values.items():
@@ -73,14 +75,14 @@ def read_space(path: str, recipe: MiniGPTCLI, args: list[str]) -> dict[str, Dist
 
 
 def _typed(config: Any, key: str) -> Any:
-    """The value of a setting as the parser takes it; of the network its class's name or one of its arguments."""
+    """Return the parsed value of a setting; for the network, the name of its class or one of its arguments."""
     if key == "model.network":
         return config[key].class_path
     return config[key.replace("model.network.", "model.network.init_args.")]
 
 
 def _values(path: str, key: str, choice: Any) -> list:
-    """The ends of a range or the choices of a list."""
+    """Return the ends of a range or the choices of a list."""
     if isinstance(choice, dict) and {"low", "high"} <= choice.keys() <= {"low", "high", "log", "step"}:
         return [choice["low"], choice["high"]]
     if isinstance(choice, list) and choice and not any(isinstance(value, (list, dict)) for value in choice):
@@ -94,7 +96,7 @@ def _distribution(path: str, key: str, choice: list | dict, typed: list) -> Dist
     low, high = typed
     log, step = choice.get("log", False), choice.get("step")
     if any(isinstance(end, bool) or not isinstance(end, (int, float)) or not math.isfinite(end) for end in typed):
-        raise MiniGPTError(f"{path}: {key} has no range from {low} to {high}. List the values to choose from.")
+        raise MiniGPTError(f"{path}: {key} cannot have a range from {low} to {high}. List the values instead.")
     if low > high:
         raise MiniGPTError(f"{path}: the range of {key} begins at {low} and ends at {high}. Swap them.")
     if log and low <= 0:
@@ -110,7 +112,7 @@ def _distribution(path: str, key: str, choice: list | dict, typed: list) -> Dist
 
 
 def in_words(distribution: Distribution) -> str:
-    """A range or a choice, as a person would write it."""
+    """Return a range or a list of choices as readable text."""
     if isinstance(distribution, CategoricalDistribution):
         return f"[{', '.join(map(as_text, distribution.choices))}]"
     steps = "" if distribution.step in (None, 1) else f" in steps of {as_text(distribution.step)}"
@@ -118,10 +120,10 @@ def in_words(distribution: Distribution) -> str:
 
 
 def as_text(value: Any) -> str:
-    """A value, as it is written on a command line."""
+    """Return a value as it is written on a command line."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def as_flags(values: dict[str, Any]) -> list[str]:
-    """Settings, as flags of `minigpt train`."""
+    """Return settings as flags of `minigpt train`."""
     return [f"--{key}={as_text(value)}" for key, value in values.items()]

@@ -1,9 +1,8 @@
-"""A sweep: many runs of one recipe, for which Optuna draws settings from a space, in a study that is kept on disk.
+"""Sweeps: many runs of one recipe, with settings that Optuna draws from a space, in a study on disk.
 
-A trial is an ordinary run. The process that trains it holds a lock, which the system takes back however the process
-ends; so a trial that is running while its lock is free was interrupted, and the next process to look for work goes on
-with it where its run stopped. All processes that share a study need to see its storage, the locks beside it, and the
-runs.
+A trial is an ordinary run. The process that trains it holds a lock, which the system releases however the process ends.
+So a running trial whose lock is free was interrupted, and the next process that looks for work resumes it. All
+processes of a study need access to its storage, the locks beside it, and the runs.
 """
 
 import contextlib
@@ -34,9 +33,10 @@ from minigpt.training import recipes
 from minigpt.training.cli import MiniGPTCLI
 from minigpt.training.parser import flatten
 from minigpt.training.space import Distribution, DryRun, as_flags, as_text, in_words, read_space
+from minigpt.words import message
 
-OBJECTIVE = "val/bits_per_char"  # of the last validation: it compares across tokenizers
-# What may differ between two machines that share a study. The text is compared by its checksum, wherever it is.
+OBJECTIVE = "val/bits_per_char"  # of the last validation; compares across tokenizers
+# Settings that may differ between machines that share a study. The text is compared by its checksum.
 OF_A_MACHINE = {
     "trainer.default_root_dir", "trainer.accelerator", "trainer.devices", "trainer.enable_progress_bar",
     "progress.every_n_steps", "data.path", "data.cache_dir",
@@ -44,11 +44,11 @@ OF_A_MACHINE = {
 
 
 class Pruning(Callback):
-    """Reports each validation to a trial, and ends the run when the study's pruner sees no use in it.
+    """Reports each validation to a trial, and stops the run if the study's pruner says so.
 
-    Optuna's own callback for Lightning will not do. It reports under the number of the epoch, and a run here is one
-    long epoch, so that only its first validation would count. And it ends a run by an exception, which means here that
-    the training broke: there would be no best checkpoint, no last samples and a wrong message.
+    Optuna's own callback for Lightning is not suitable. It reports under the number of the epoch, and here a run is one
+    long epoch, so that only its first validation would count. It also ends a run by an exception, which here means that
+    the training failed: there would be no best checkpoint, no last samples and a wrong message.
 
     Args:
         trial: The trial that the run belongs to.
@@ -59,7 +59,7 @@ class Pruning(Callback):
         self.pruned = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report, and stop the run if its trial is pruned; it stays one that can be resumed."""
+        """Report, and stop the run if its trial is pruned; the run can still be resumed."""
         step = trainer.global_step
         self.trial.report(trainer.callback_metrics[OBJECTIVE].item(), step)
         if step != trainer.max_steps and self.trial.should_prune():
@@ -67,49 +67,51 @@ class Pruning(Callback):
 
 
 class Sweep:
-    """A study and what its trials have in common.
+    """A study and the common settings of its trials.
 
     Args:
-        args: The flags of `minigpt train` for all trials, `--config` among them.
+        args: The flags of `minigpt train` for all trials, including `--config`.
         space: The YAML file with the settings to search.
-        study: The study's name; None for the recipe's and the space's.
-        storage: The study's file: SQLite where it ends in .db or begins with sqlite:///, else a journal, which network
-            file systems take too; None for a journal under lightning_logs/sweeps.
-        seed: Where the draws come from: those of trial i are a function of (seed, i) and of the trials before it.
+        study: The name of the study; None for RECIPE-SPACE.
+        storage: The file of the study: SQLite if it ends in .db or begins with sqlite:///, else a journal, which also
+            works on network file systems; None for a journal in lightning_logs/sweeps.
+        seed: The seed of the draws; those of trial i are a function of (seed, i) and of the trials before it.
 
     Raises:
-        MiniGPTError: The recipe, a flag or the space is wrong, or the study was made with others.
+        MiniGPTError: The recipe, a flag or the space is wrong, or the study has other settings.
     """
 
     def __init__(self, args: list[str], space: str, study: str | None, storage: str | None, seed: int):
         if any(re.match("--ckpt_path(=|$)", arg) for arg in args):
-            raise MiniGPTError("A sweep makes new runs, so --ckpt_path has no use here. To go on, repeat the command.")
+            raise MiniGPTError("A sweep starts new runs, so omit --ckpt_path. To continue a sweep, repeat the command.")
         recipe = DryRun(args)
         self.args, self.seed = args, seed
         self.space = read_space(space, recipe, args)
         self.name = re.sub(r"[^\w.-]+", "_", f"{recipe.name}-{Path(space).stem}") if study is None else study
         if not re.fullmatch(r"\w[\w.-]*", self.name):
-            raise MiniGPTError(f"The study's name is '{self.name}'. Make it of letters, digits, and - or _ between.")
+            raise MiniGPTError(f"The study's name is '{self.name}'. Use letters, digits, - and _ only.")
         if storage and "://" in storage.removeprefix("sqlite:///"):
-            raise MiniGPTError(f"A study is kept in a file, and '{storage}' is none. Give --storage a path.")
-        place = Path(recipe.trainer.default_root_dir) / runs.ROOT / "sweeps" / f"{self.name}.journal"
-        self.storage = Path(os.path.expanduser(storage.removeprefix("sqlite:///")) if storage else place).absolute()
+            raise MiniGPTError(
+                f"A study is stored in a file, and '{storage}' is not a path. Pass a path with --storage."
+            )
+        default = Path(recipe.trainer.default_root_dir) / runs.ROOT / "sweeps" / f"{self.name}.journal"
+        self.storage = Path(os.path.expanduser(storage.removeprefix("sqlite:///")) if storage else default).absolute()
         self.folder = self.storage.parent
-        about = flatten(recipes.load(recipe._recipe()))
-        about = {key: value for key, value in about.items() if key not in OF_A_MACHINE}
-        about["data.path (SHA-256 of the text)"] = recipe.datamodule.tokens.sha256
-        about |= {key: in_words(distribution) for key, distribution in self.space.items()}
+        settings = flatten(recipes.load(recipe._recipe()))
+        settings = {key: value for key, value in settings.items() if key not in OF_A_MACHINE}
+        settings["data.path (SHA-256 of the text)"] = recipe.datamodule.tokens.sha256
+        settings |= {key: in_words(distribution) for key, distribution in self.space.items()}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        warnings.filterwarnings("ignore", module="optuna")  # of a validation that a resume repeats, for one
+        warnings.filterwarnings("ignore", module="optuna")  # such as about a validation that a resume repeats
         with writing(self.folder, "--storage FILE"):
             self._lock("study").parent.mkdir(exist_ok=True)
         with files.lock(self._lock("study")):
             self.study = self._open(sqlite=str(storage).startswith("sqlite:///") or self.storage.suffix == ".db")
-            # A first quarter says little: rates are still rising, and every model learns the letters first.
+            # The first quarter does not rank trials: rates are still rising, and every model learns letters first.
             self.study.pruner = optuna.pruners.MedianPruner(n_warmup_steps=max(recipe.trainer.max_steps // 4, 0))
-            if "about" not in self.study.user_attrs:
-                self.study.set_user_attr("about", about)
-        self._check_same(about)
+            if "settings" not in self.study.user_attrs:
+                self.study.set_user_attr("settings", settings)
+        self._check_same(settings)
 
     def _lock(self, name: str) -> Path:
         return self.folder / f"{self.name}.locks" / name
@@ -117,31 +119,31 @@ class Sweep:
     def _open(self, sqlite: bool) -> optuna.Study:
         try:
             if sqlite:
-                self.storage.open("ab").close()  # by umask, which SQLite would narrow
-                patient = {"connect_args": {"timeout": 60}}  # seconds, while another process writes
+                self.storage.open("ab").close()  # created with the umask, where SQLite would restrict the permissions
+                patient = {"connect_args": {"timeout": 60}}  # seconds to wait while another process writes
                 storage: optuna.storages.BaseStorage = optuna.storages.RDBStorage(
                     f"sqlite:///{self.storage}", engine_kwargs=patient
                 )
             else:
                 if self.storage.exists() and self.storage.read_bytes()[:10] not in (b"", b'{"op_code"'):
-                    raise ValueError("not a journal, to which Optuna would write all the same")
+                    raise ValueError("not a journal; Optuna would write to it nevertheless")
                 backend = _Journal(str(self.storage), JournalFileOpenLock(str(self.storage)))
                 storage = optuna.storages.JournalStorage(backend)
             return optuna.create_study(study_name=self.name, storage=storage, load_if_exists=True)
-        except Exception as error:  # a file that is something else fails in many ways
-            raise MiniGPTError(f"There can be no study in '{self.storage}'. Give --storage a new file.") from error
+        except Exception as error:  # a file of another kind fails in many ways
+            raise MiniGPTError(f"'{self.storage}' cannot store a study. Pass a new file with --storage.") from error
 
-    def _check_same(self, about: dict[str, Any]) -> None:
-        then = self.study.user_attrs.get("about", {})
-        for key in sorted(about.keys() | then.keys()):
-            if then.get(key) != about.get(key):
+    def _check_same(self, settings: dict[str, Any]) -> None:
+        then = self.study.user_attrs.get("settings", {})
+        for key in sorted(settings.keys() | then.keys()):
+            if then.get(key) != settings.get(key):
                 raise MiniGPTError(
-                    f"{key} is {about.get(key)} here and {then.get(key)} in the study '{self.name}', whose trials "
-                    "would no longer compare. Set it back, or begin another study with --study NAME."
+                    f"{key} is {settings.get(key)} here and {then.get(key)} in the study '{self.name}', whose trials "
+                    "would no longer be comparable. Restore the setting, or start another study with --study NAME."
                 )
 
     def run(self, n: int) -> None:
-        """Train until the study has `n` trials, those that other processes are at included."""
+        """Train until the study has `n` trials, including the trials of other processes."""
         while taken := self._next(n):
             trial, lock = taken
             try:
@@ -150,12 +152,12 @@ class Sweep:
                 lock.close()
 
     def _next(self, n: int) -> tuple[Trial, contextlib.ExitStack] | None:
-        """A trial to train and its lock: one that was interrupted, or a new one; None if there is nothing to do."""
+        """Return a trial to train, interrupted or new, and its lock; None if there is nothing to do."""
         with files.lock(self._lock("study")):
             for running in self.study.get_trials(states=(TrialState.RUNNING,)):
                 with contextlib.suppress(Timeout):
                     lock = files.lock(self._lock(str(running.number)), blocking=False)
-                    note(f"Trial {running.number} was interrupted: it is taken up again.")
+                    note(message("trial_resumed", running.number))
                     return Trial(self.study, running._trial_id), lock
             if len(self.study.trials) >= n:
                 return None
@@ -165,7 +167,8 @@ class Sweep:
     def _train(self, trial: Trial) -> None:
         self.study.sampler = optuna.samplers.TPESampler(seed=derive_seed(self.seed, trial.number) % 2**32)
         values = {key: _suggest(trial, key, distribution) for key, distribution in self.space.items()}
-        note(f"\ntrial {trial.number}: {', '.join(f'{key} {as_text(value)}' for key, value in values.items())}")
+        drawn = ", ".join(f"{key} {as_text(value)}" for key, value in values.items())
+        note("\n" + message("trial", trial.number, drawn))
         args = [*self.args, *as_flags(values)]
         run = self.run_of(trial)
         if run and (run / "checkpoints" / "last.ckpt").exists():
@@ -181,31 +184,33 @@ class Sweep:
                 cli.fit()
             reports = self.study.trials[trial.number].intermediate_values
             if not reports:
-                raise MiniGPTError("The run ended before a validation. Set trainer.max_steps, or a longer max_time.")
+                raise MiniGPTError(
+                    "The run ended before a validation. Set trainer.max_steps or a longer trainer.max_time."
+                )
         except (MiniGPTError, torch.OutOfMemoryError) as error:
             if any(isinstance(reason, OSError) for reason in _reasons(error)):
-                raise  # the file system's answer, not that of the settings: the trial can be taken up again
-            note(str(error))  # a result too, and one to keep away from
+                raise  # caused by the file system, not by the settings, so the trial can be resumed
+            note(str(error))  # a result too: these settings fail
             trial.set_user_attr("why", str(error))
             self.study.tell(trial, state=TrialState.PRUNED)
             return
         except SystemExit as stop:
-            if stop.code == 1:  # so Lightning leaves on a Ctrl-C that our handler did not see
+            if stop.code == 1:  # Lightning's exit on a Ctrl-C outside the time of our handler
                 raise KeyboardInterrupt from None
             raise
         if pruning.pruned:
-            note("Pruned: at this step half of the others were better.")
+            note(message("trial_pruned"))
             self.study.tell(trial, state=TrialState.PRUNED)
         else:
             self.study.tell(trial, reports[max(reports)])
 
     def run_of(self, trial: Trial | FrozenTrial) -> Path | None:
-        """The run folder of a trial, if it has come so far."""
+        """Return the run folder of a trial; None if it has none yet."""
         run = trial.user_attrs.get("run")
         return Path(os.path.normpath(self.folder / run)) if run else None
 
     def rows(self) -> list[dict[str, Any]]:
-        """The trials, best first: value, state, settings, steps and run folder."""
+        """Return the trials, best first: value, state, settings, steps and run folder."""
         rows = []
         for trial in self.study.trials:
             state = "broke" if "why" in trial.user_attrs else trial.state.name.lower()
@@ -226,7 +231,7 @@ class Sweep:
         return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
 
     def write(self) -> list[Path]:
-        """Write the table as CSV and the plots as PNG beside the storage; the files."""
+        """Write the table as CSV and the plots as PNG beside the storage, and return the files."""
         table = self.folder / f"{self.name}.csv"
         rows = self.rows()
         with writing(self.folder, "--storage FILE"):
@@ -258,10 +263,10 @@ class Sweep:
 
 
 class _Journal(JournalFileBackend):
-    """Optuna's journal, also where a file cannot be flushed to disk."""
+    """Optuna's journal, also for file systems that cannot flush to disk."""
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Write entries; flushing is the last that Optuna does for them."""
+        """Write entries, which Optuna flushes to disk at the end."""
         with files.syncing(Path(self._file_path)):
             super().append_logs(logs)
 

@@ -1,8 +1,9 @@
-"""What a config file may name: a file from a stranger must not be able to run code.
+"""The classes that a config file may name, so that a file from a stranger cannot run code.
 
-jsonargparse imports the class or function that a setting names before it looks whether it fits. So the files are held
-to a list before it sees them, which gives a good sentence; and it is given the same list, which also holds for what a
-look at the files misses, such as a setting that names another file. What a person types is code of their own.
+jsonargparse imports the class or function that a setting names before it checks whether it fits. So the names in config
+files are first compared with a list, which allows a good message. jsonargparse gets the same list, for names that this
+check cannot see, such as those in a file that a setting names. Classes typed on the command line are the user's own
+code.
 """
 
 import inspect
@@ -25,7 +26,7 @@ from minigpt.models import NETWORKS, look_in_working_folder
 from minigpt.training import recipes
 from minigpt.training.distributed import FSDP2Strategy
 
-# Of Lightning's own classes those that take no function and write no file but what a training leaves, and ours.
+# minigpt's classes, and those of Lightning that take no functions and write only a training's usual files.
 _CLASSES = (
     callbacks.DeviceStatsMonitor, callbacks.EarlyStopping, callbacks.EMAWeightAveraging, callbacks.LearningRateMonitor,
     callbacks.ModelCheckpoint, callbacks.ModelSummary, callbacks.RichModelSummary, callbacks.Timer,
@@ -34,7 +35,7 @@ _CLASSES = (
     loggers.WandbLogger, loggers.MLFlowLogger, DDPStrategy, FSDP2Strategy, ModelParallelStrategy, SLURMEnvironment,
     ReduceLROnPlateau,
 )  # fmt: skip
-# Each by the module that defines it and by the packages that it is imported from.
+# Each class by the module that defines it and by the packages that export it.
 ALLOWED = (
     {
         f"{module}.{kind.__name__}"
@@ -44,8 +45,8 @@ ALLOWED = (
     | {f"torch.optim.{name}" for name, kind in vars(torch.optim).items() if inspect.isclass(kind)}
     | {
         f"{kind.__module__}.{name}"
-        for place in (torch.optim, lr_scheduler)
-        for name, kind in vars(place).items()
+        for module in (torch.optim, lr_scheduler)
+        for name, kind in vars(module).items()
         if inspect.isclass(kind) and kind.__module__.startswith("torch.optim")
     }
     | {path for name, kind in NETWORKS.items() for path in (name, f"{kind.__module__}.{kind.__qualname__}")}
@@ -55,9 +56,9 @@ _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 
 def allow_imports(settings: Iterable[tuple[str, str]]) -> None:
-    """Let the parser import `ALLOWED`, what `--allow_code` names and what is typed as a trainer's setting, only.
+    """Restrict the parser's imports to `ALLOWED`, the modules of `--allow_code` and the classes typed as settings.
 
-    The parser's settings are the whole process's, so what one command line allows stays allowed until the next.
+    The restriction is global in the process, and lasts until the next command line.
 
     Args:
         settings: The flags and values of a command line.
@@ -74,12 +75,12 @@ def allow_imports(settings: Iterable[tuple[str, str]]) -> None:
 
 
 def check_names(recipe: dict[str, Any], file: str, modules: Collection[str] = ()) -> None:
-    """Refuse a config that names a class or a function which is not on the list.
+    """Check that a config file names only classes and functions that are allowed.
 
     Args:
-        recipe: The settings, read but not parsed.
-        file: Where they come from.
-        modules: What `--allow_code` allows besides: modules, with all that is in them.
+        recipe: The settings, before they are parsed.
+        file: The config file.
+        modules: The modules that `--allow_code` allows.
 
     Raises:
         MiniGPTError: A name is not allowed.
@@ -91,7 +92,7 @@ def check_names(recipe: dict[str, Any], file: str, modules: Collection[str] = ()
 
 
 def not_allowed(name: str, who: str) -> str:
-    """The sentence for a name that is not on the list."""
+    """Return the message about a name that is not allowed."""
     return (
         f"{who} names '{name}', which is code that minigpt does not know. If you trust it, add "
         f"--allow_code {name.rpartition('.')[0] or name}."
@@ -99,13 +100,13 @@ def not_allowed(name: str, who: str) -> str:
 
 
 def settings_of(text: str) -> list[str]:
-    """Return the names of the settings of all classes of `ALLOWED` that a text mentions."""
+    """Return the settings of all allowed classes whose names occur in a text."""
     kinds = (*_CLASSES, *NETWORKS.values())
     return [name for kind in kinds if kind.__name__ in text for name in inspect.signature(kind).parameters]
 
 
 def _names(tree: Any, within_trainer: bool) -> Iterator[str]:
-    """Every class path, and in the trainer's settings everything else that reads like `module.name`."""
+    """Yield every class path, and in the trainer's settings every value of the form `module.name`."""
     if isinstance(tree, dict):
         for key, value in tree.items():
             if key == "class_path":

@@ -1,4 +1,4 @@
-"""The parts of a training that Lightning's annotations leave out: a Trainer's callbacks and data, our own module."""
+"""Typed access to parts of a training that Lightning does not annotate: callbacks, data and the module."""
 
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -16,7 +16,7 @@ C = TypeVar("C", bound=Callback)
 
 
 def lit(pl_module: LightningModule) -> "LitLanguageModel":
-    """Return the module that a hook is given as what it is: our callbacks are for a `LitLanguageModel`."""
+    """Return the module of a hook as a `LitLanguageModel`, for which minigpt's callbacks are made."""
     return cast("LitLanguageModel", pl_module)
 
 
@@ -34,22 +34,22 @@ def callbacks_of(trainer: Trainer, kind: type[C]) -> list[C]:
 
 
 def text_data(trainer: Trainer) -> TextDataModule | None:
-    """Return the data of a training if they are a TextDataModule, None for others."""
+    """Return the data of a training if they are a TextDataModule, else None."""
     data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it from outside
     return data if isinstance(data, TextDataModule) else None
 
 
 def needed_text_data(trainer: Trainer, who: str) -> TextDataModule:
-    """Return the data of a training for a callback that is made for a TextDataModule.
+    """Return the data of a training for a callback that needs a TextDataModule.
 
     Args:
         trainer: The Trainer.
-        who: The callback.
+        who: The name of the callback.
 
     Raises:
         MiniGPTError: The data are not a TextDataModule's.
     """
     data = text_data(trainer)
     if data is None:
-        raise MiniGPTError(f"The callback {who} needs a TextDataModule. Pass one to fit, or leave the callback out.")
+        raise MiniGPTError(f"The callback {who} needs a TextDataModule. Pass one to fit, or omit the callback.")
     return data
