@@ -133,6 +133,41 @@ class TextMetrics(nn.Module):
             metric.reset()
 
 
+class LoaderMetrics(nn.Module):
+    """The metrics of a validation or test with one loader or more."""
+
+    loaders: list[TextMetrics]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loaders = nn.ModuleList([TextMetrics()])  # type: ignore[assignment]  # a list, as annotated above
+
+    @property
+    def first(self) -> TextMetrics:
+        """The metrics of the first loader, which is always there."""
+        return self.loaders[0]
+
+    def reset(self) -> None:
+        """Reset the metrics of the first loader, and drop those of the others."""
+        del self.loaders[1:]
+        self.first.reset()
+
+    def update(self, loader: int, logits: torch.Tensor, targets: torch.Tensor) -> None:
+        """Add a batch of a loader, counted from 0: `(B, T, V)` logits and their `(B, T)` targets."""
+        while loader >= len(self.loaders):  # several times if loaders without batches were skipped
+            self.loaders.append(TextMetrics(self.first.lengths).to(logits.device))
+        self.loaders[loader].update(logits, targets)
+
+    def compute(self, part: str) -> dict[str, torch.Tensor]:
+        """Return the metrics by name: `val/loss` of the first loader if `part` is val, `val_1/loss` of the second."""
+        named: dict[str, torch.Tensor] = {}
+        for n, metrics in enumerate(self.loaders):
+            if metrics.loss.update_called:  # the loader had batches
+                group = part if n == 0 else f"{part}_{n}"
+                named |= {f"{group}/{name}": value for name, value in metrics.compute().items()}
+        return named
+
+
 def eval_batches(
     data: Ids, block_size: int, vocab_size: int, max_tokens: int | None = None, rank: int = 0, world_size: int = 1
 ) -> tuple[EvalWindows, EvalOrder]:

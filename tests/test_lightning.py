@@ -18,10 +18,16 @@ from minigpt import GPT, CharDataset, CharTokenizer, LitLanguageModel, MiniGPTEr
 from minigpt.evaluation import evaluate
 from minigpt.runs import corpus_of, find_checkpoint, read_checkpoint
 from minigpt.training.callbacks import Figures, Progress, Samples
+from minigpt.training.resume import ScheduleOnResume
 
 PLAIN = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
 NOTHING = PLAIN | {"logger": False, "enable_checkpointing": False}
 SECONDS = 60  # after which a training that never ends is stopped
+
+
+def schedule_length(trainer: Trainer) -> int:
+    """The steps of the learning-rate schedule that a training had."""
+    return next(callback.steps for callback in trainer.callbacks if isinstance(callback, ScheduleOnResume))
 
 
 @pytest.fixture
@@ -156,7 +162,7 @@ def test_a_model_is_trained_on_after_a_validation_and_a_test(text):
     assert len(trainer.validate(model, [data.val_dataloader(), data.val_dataloader()], verbose=False)) == 2
     trainer.test(model, data, verbose=False)
     with torch.inference_mode():
-        model.val_metrics[0].update(torch.zeros(1, 16, data.vocab_size), torch.zeros(1, 16, dtype=torch.int64))
+        model.metrics.first.update(torch.zeros(1, 16, data.vocab_size), torch.zeros(1, 16, dtype=torch.int64))
     assert trainer.validate(model, data, verbose=False) == [expected]
     Trainer(max_steps=20, **NOTHING).fit(model, data)
     (trained,) = trainer.validate(model, data, verbose=False)
@@ -177,7 +183,7 @@ def test_a_schedule_is_laid_over_the_steps_that_the_trainer_will_do(text, last, 
     model = LitLanguageModel(TinyGPT(data.vocab_size, 64, 16), lr_schedule=schedule)
     trainer = Trainer(limit_val_batches=0, **last, **NOTHING)
     trainer.fit(model, data)
-    assert model.schedule_steps == trainer.global_step == steps
+    assert schedule_length(trainer) == trainer.global_step == steps
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-9)
 
 
@@ -187,10 +193,10 @@ def test_a_new_training_after_a_resumed_one_has_a_schedule_of_its_own(text, fold
     trainer = Trainer(max_steps=20, limit_val_batches=0, **NOTHING)
     trainer.fit(model, data)
     trainer.save_checkpoint(folder / "twenty.ckpt")
-    Trainer(max_steps=25, limit_val_batches=0, **NOTHING).fit(model, data, ckpt_path="twenty.ckpt", weights_only=True)
-    assert model.schedule_steps == 25
-    Trainer(max_steps=5, limit_val_batches=0, **NOTHING).fit(model, data)
-    assert model.schedule_steps == 5
+    for steps, checkpoint in ((25, "twenty.ckpt"), (5, None)):
+        trainer = Trainer(max_steps=steps, limit_val_batches=0, **NOTHING)
+        trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
+        assert schedule_length(trainer) == steps
 
 
 def test_a_warm_up_longer_than_the_training_is_shortened_and_said_so(text, capsys):
@@ -427,7 +433,7 @@ def test_what_lightnings_callbacks_and_schedulers_have_seen_survives_a_resume(
     if callback is Callback:
         assert whole.optimizers[0].param_groups[0]["lr"] < 0.3
     if "max_epochs" in options:
-        assert model.schedule_steps == whole.global_step == 25 + 13
+        assert schedule_length(whole) == whole.global_step == 25 + 13
     for stop in stops:
         assert fit(stop)[0].global_step == stop
         resumed, again = fit(stop, ckpt_path=f"kept{stop}/last.ckpt")

@@ -6,6 +6,7 @@ later ids. Everything else is optional:
 - `block_size`: the longest window that the network takes; without it, generation passes all ids so far.
 - `context_size`: the number of last ids that the prediction depends on, if smaller.
 - `new_cache(batch_size)`: makes a cache with which generation computes each id once; see `GPT.new_cache`.
+- `activation_checkpointing`: set to True to recompute activations in the backward pass; see `LitLanguageModel`.
 - `config`: the arguments that build GPT or TinyGPT again, in plain values.
 """
 
@@ -86,6 +87,23 @@ def instantiate(kind: type[nn.Module], **init_args: Any) -> nn.Module:
         ) from error
     vars(network)[_INIT_ARGS] = init_args
     return network
+
+
+def set_block_size(network: nn.Module, block_size: int) -> None:
+    """Give a network without a `block_size` this one, so that generation passes it windows of at most that length."""
+    if getattr(network, "block_size", None) is None:
+        network.block_size = block_size  # type: ignore[assignment]  # a number, not a tensor
+
+
+def recompute_activations(network: nn.Module) -> None:
+    """Switch a network's `activation_checkpointing` on.
+
+    Raises:
+        MiniGPTError: The network has no such attribute.
+    """
+    if not hasattr(network, "activation_checkpointing"):
+        raise MiniGPTError(f"{type(network).__name__} has no activation_checkpointing. Omit the setting.")
+    network.activation_checkpointing = True  # type: ignore[assignment]  # a boolean, not a tensor
 
 
 def build_network(description: dict[str, Any], allow_code: Collection[str] = ()) -> nn.Module:

@@ -104,11 +104,16 @@ class TrainMetrics(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Store the number of characters of the targets."""
-        step, targets, metrics = trainer.global_step + 1, targets_of(batch), lit(pl_module).val_metrics[0]
+        step, targets, metrics = trainer.global_step + 1, targets_of(batch), lit(pl_module).metrics.first
         # If an optimizer such as L-BFGS evaluates a step several times, the first evaluation is written.
         self._written = is_written(trainer, step) and self.last_record.get("step") != step
         if self._written and targets is not None and metrics.lengths is not None:
             self._characters.append(metrics.characters(targets) / targets.numel())
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the number of finished steps, which Lightning takes for the x axis; its own numbers begin with 0."""
+        if trainer.state.fn == "fit":
+            pl_module.log("step", float(trainer.global_step))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
         """Store the loss, which Lightning has divided by the number of accumulated batches."""
@@ -339,7 +344,7 @@ class Figures(Callback):
             return
         if step % self.every_n_steps and step != trainer.max_steps:
             return
-        metric = lit(pl_module).val_metrics[0].by_position
+        metric = lit(pl_module).metrics.first.by_position
         length = torch.tensor(len(metric.nats), device=pl_module.device)  # a process may have short windows only
         metric.grow(int(trainer.strategy.reduce(length, reduce_op="max")))
         by_position = metric.compute().cpu()  # sums over all processes

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
 from minigpt.errors import MiniGPTError, check_number
-from minigpt.evaluation import TextMetrics
+from minigpt.evaluation import LoaderMetrics
 from minigpt.generation.contract import check_network
-from minigpt.models import describe
+from minigpt.models import describe, recompute_activations, set_block_size
 from minigpt.training import compiling, resume
 from minigpt.training.callbacks import Baselines, Throughput, TrainMetrics
 from minigpt.training.optim import OPTIMIZERS, Schedule, parameter_groups
@@ -24,8 +24,8 @@ class LitLanguageModel(LightningModule):
 
     Args:
         network: Any module whose `forward` takes `(B, T)` ids and returns `(B, T, V)` logits; see `minigpt.models`.
-        optimizer: `adamw`; or `muon`, which orthogonalises the updates of the blocks' matrices (Muon) and updates all
-            other parameters with AdamW.
+        optimizer: `adamw`; or `muon`, which updates the matrices in a transformer's blocks with Muon, an optimizer that
+            gives all directions of an update the same size, and everything else with AdamW.
         learning_rate: AdamW's step size.
         muon_learning_rate: Muon's step size.
         weight_decay: The weight decay of matrices and embeddings.
@@ -34,19 +34,21 @@ class LitLanguageModel(LightningModule):
         lr_schedule: `constant`, `cosine`, or `wsd` (warm-up, stable, then a linear decay).
         warmup_steps: Steps in which the learning rates rise from zero; shortened if the training is shorter.
         min_lr: The learning rate at the end of cosine and wsd; Muon's falls by the same factor.
-        decay_steps: The step at which cosine and wsd reach min_lr; null for the last step, also after a resume.
+        decay_steps: The step at which cosine and wsd reach min_lr; null (None in Python) for the last step of the
+            training.
         cooldown: The share of all steps over which wsd decays.
         activation_checkpointing: Store only the activations between blocks and recompute the others in the backward
-            pass: less memory for a third more computation, and equal bits. For networks with this attribute, as GPT.
+            pass: less memory for a third more computation, with the same results. The network needs an attribute of
+            this name, as GPT has.
         compile: Compile the training step, which takes up to a minute; training continues without if that fails.
-        seed: The seed of dropout; the command line sets it to seed_everything.
+        seed: The seed of dropout, which a callback sets again at each step (`resume.Reseeding`); on the command line it
+            is seed_everything.
 
     Raises:
         MiniGPTError: A setting is out of range.
     """
 
     hparams: Any  # the arguments of __init__ by name, without the network
-    val_metrics: list[TextMetrics]  # one for each validation loader
 
     def __init__(
         self,
@@ -74,17 +76,15 @@ class LitLanguageModel(LightningModule):
         if not isinstance(network, nn.Module):
             raise MiniGPTError(f"The network is a {type(network).__name__}. Pass an instance of a torch.nn.Module.")
         if activation_checkpointing:
-            if not hasattr(network, "activation_checkpointing"):
-                raise MiniGPTError(f"{type(network).__name__} has no activation_checkpointing. Omit the setting.")
-            network.activation_checkpointing = True  # type: ignore[assignment]  # a plain attribute, not a tensor
+            recompute_activations(network)
         self.network = network
-        self.architecture = describe(network)  # class and arguments, for checkpoints
-        self.val_metrics = nn.ModuleList([TextMetrics()])  # type: ignore[assignment]  # a list, as annotated above
-        self.optimizer_class: str | None = None  # the class given by --optimizer, which replaces `optimizer`
-        self.schedule_steps = 0  # the length of the schedule
-        self.configured: tuple[list[torch.optim.Optimizer], list[LambdaLR]] = ([], [])  # by `configure_optimizers`
-        self.optimizer()  # raises on a wrong setting now rather than when training starts
-        self.schedule(10)
+        self.metrics = LoaderMetrics()  # of a validation or test: loss, bits per character, perplexity, accuracy
+        # Both are in checkpoints: the network's class and arguments, and the class that replaces `optimizer`, if any.
+        self.architecture = describe(network)
+        self.optimizer_class: str | None = None
+        # Built once here, so that a wrong setting raises an error now rather than when training starts.
+        self.optimizer()
+        self.schedule(steps=10)
 
     def forward(self, idx: Tensor) -> Tensor:
         """Return the `(B, T, V)` logits of `(B, T)` ids."""
@@ -97,49 +97,39 @@ class LitLanguageModel(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch of windows.
 
-        Lightning then does `zero_grad`, `backward`, clips the gradients and does the optimizer's `step`. The callback
-        `TrainMetrics` logs the loss.
+        Lightning then calls `zero_grad` and `backward`, clips the gradients and calls the optimizer's `step`. The
+        callback `TrainMetrics` logs the loss.
         """
         return self.loss(*batch)
 
     def on_validation_epoch_start(self) -> None:
-        """Reset the metrics in the mode of this pass, since tensors of inference mode cannot be updated outside it."""
-        del self.val_metrics[1:]
-        self.val_metrics[0].reset()
+        """Reset the metrics.
+
+        Lightning validates in inference mode, and a tensor that is made there cannot be changed outside it: metrics are
+        therefore reset at the start of a pass, not at the end of the one before.
+        """
+        self.metrics.reset()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Score a batch of windows in the precision of the weights, float32 as a rule: autocast is switched off."""
+        """Add a batch of windows to the metrics."""
         x, y = batch
-        while dataloader_idx >= len(self.val_metrics):  # a loop, since loaders without batches have been skipped
-            self.val_metrics.append(TextMetrics(self.val_metrics[0].lengths).to(self.device))
-        with torch.autocast(self.device.type, enabled=False):
-            self.val_metrics[dataloader_idx].update(self.network(x), y)
+        self.metrics.update(dataloader_idx, self.predict_step(x, batch_idx), y)
 
     def on_validation_epoch_end(self) -> None:
-        """Log loss, bits per character, perplexity and accuracy of the whole validation text."""
-        self._log_scores("val")
+        """Log the metrics of the whole validation text."""
+        self.log_dict(self.metrics.compute("val"))
 
     on_test_epoch_start = on_validation_epoch_start
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Score a batch as `validation_step` does."""
-        self.validation_step(batch, batch_idx, dataloader_idx)
+    test_step = validation_step
 
     def on_test_epoch_end(self) -> None:
-        """Log the same metrics for the test text."""
-        self._log_scores("test")
-
-    def _log_scores(self, part: str) -> None:
-        for n, metrics in enumerate(self.val_metrics):
-            group = part if n == 0 else f"{part}_{n}"
-            if metrics.loss.update_called:  # a loader may have no batches
-                self.log_dict({f"{group}/{name}": value for name, value in metrics.compute().items()})
-        if self.trainer.state.fn == "fit":
-            self.log("step", float(self.global_step))  # curves carry the number of finished steps
+        """Log the metrics of the whole test text."""
+        self.log_dict(self.metrics.compute("test"))
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Return the `(B, T, V)` logits of `(B, T)` ids, which may come with their targets."""
         x = batch if isinstance(batch, Tensor) else batch[0]
+        # Mixed precision is for training. Without it, scores do not depend on the precision that training has.
         with torch.autocast(self.device.type, enabled=False):
             return self.network(x)
 
@@ -149,52 +139,55 @@ class LitLanguageModel(LightningModule):
         Raises:
             MiniGPTError: The optimizer is unknown, or the network has no parameters for it.
         """
-        rates = self.hparams
+        settings = self.hparams
         groups = parameter_groups(
-            self.network, rates.optimizer, rates.learning_rate, rates.muon_learning_rate, rates.weight_decay,
-            rates.decay_vectors,
+            self.network, settings.optimizer, settings.learning_rate, settings.muon_learning_rate,
+            settings.weight_decay, settings.decay_vectors,
         )  # fmt: skip
-        return OPTIMIZERS[rates.optimizer](groups, betas=(0.9, rates.beta2))
+        return OPTIMIZERS[settings.optimizer](groups, betas=(0.9, settings.beta2))
 
     def schedule(self, steps: int) -> Schedule:
-        """Return the learning-rate schedule over `decay_steps`, or over so many steps if that is not set.
+        """Return the schedule of the learning rates, which ends after `decay_steps` or, without them, after `steps`.
 
         Raises:
             MiniGPTError: The schedule is unknown, or does not fit the steps.
         """
-        rates = self.hparams
-        end = min(1.0, rates.min_lr / rates.learning_rate) if rates.learning_rate else 0.0
-        return Schedule(rates.lr_schedule, rates.warmup_steps, steps, end, rates.cooldown, rates.decay_steps)
+        settings = self.hparams
+        last_factor = min(1.0, settings.min_lr / settings.learning_rate) if settings.learning_rate else 0.0
+        return Schedule(
+            settings.lr_schedule, settings.warmup_steps, steps, last_factor, settings.cooldown, settings.decay_steps
+        )
 
     def configure_optimizers(self) -> Any:
-        """Return the optimizer and, unless the rates are constant, a LambdaLR with the schedule's factor."""
+        """Return the optimizer and a LambdaLR, which multiplies its rates by the schedule's factor after each step."""
         optimizer = self.optimizer()
-        schedule = self.schedule(max(self.schedule_steps, resume.total_steps(self.trainer)))
-        self.schedule_steps, self.configured = schedule.steps, ([optimizer], [])
+        schedule = self.schedule(resume.schedule_steps(self.trainer))
         if schedule.constant:
-            return optimizer
+            return optimizer  # a scheduler takes some 40 microseconds a step
         scheduler = LambdaLR(optimizer, schedule.factor)
-        self.configured[1].append(scheduler)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return the callbacks of every training: metrics, and an exact resume, to equal bits."""
-        exact = [*compiling.callbacks(self.hparams.compile), *resume.callbacks(self.trainer)]
-        metrics = [TrainMetrics(), Throughput(), Baselines()]
-        return [*exact, *metrics] if self.trainer.state.fn == "fit" else []
+        """Return the callbacks that each training needs, whichever `Trainer` runs it.
+
+        They make the network faster or compile it, log training metrics, and see to it that a training that was
+        interrupted and resumed ends with the same weights, bit by bit, as one that was not.
+        """
+        if self.trainer.state.fn != "fit":
+            return []
+        speed = compiling.callbacks(self.hparams.compile)
+        return [*speed, *resume.callbacks(self.trainer), TrainMetrics(), Throughput(), Baselines()]
 
     def setup(self, stage: str) -> None:
-        """Check that the network fits the data, and give the metrics the number of characters of each token.
+        """Check that the network fits the data.
 
         Raises:
             MiniGPTError: The network does not take the data's windows or tokens, or does not return logits.
         """
-        if data := text_data(self.trainer):
+        if data := text_data(self.trainer):  # None if the loaders are not a TextDataModule's
             check_network(self.network, data.vocab_size, data.block_size)
-            if getattr(self.network, "block_size", None) is None:
-                self.network.block_size = data.block_size  # type: ignore[assignment]  # generation takes such windows
-            for metrics in self.val_metrics:
-                metrics.lengths = data.tokenizer.lengths
+            set_block_size(self.network, data.block_size)
+            self.metrics.first.lengths = data.tokenizer.lengths  # characters in each token, for bits per character
 
     @property
     def block_size(self) -> int:

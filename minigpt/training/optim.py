@@ -140,16 +140,22 @@ class MuonAdamW(torch.optim.Optimizer):
         return state["momentum_buffer"]
 
 
-def adamw(groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.AdamW:
-    """Return PyTorch's fused AdamW (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019)."""
-    optimizer = torch.optim.AdamW(groups, betas=betas, fused=True)
-    # A fused step would undo the loss scaling of mixed precision itself, after clipping, so Lightning refuses that.
-    optimizer._step_supports_amp_scaling = False
-    return optimizer
+class FusedAdamW(torch.optim.AdamW):
+    """PyTorch's fused AdamW (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019).
+
+    Args:
+        groups: Parameter groups with `lr` and `weight_decay`.
+        betas: The decay rates of the means of gradients and squared gradients.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float]):
+        super().__init__(groups, betas=betas, fused=True)
+        # A fused step would undo the loss scaling of mixed precision itself, after clipping, so Lightning refuses that.
+        self._step_supports_amp_scaling = False
 
 
-# The values of `model.optimizer`: functions of the groups from `parameter_groups` and of AdamW's betas.
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": adamw, "muon": MuonAdamW}
+# The values of `model.optimizer`: classes that take the groups from `parameter_groups` and AdamW's betas.
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": FusedAdamW, "muon": MuonAdamW}
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:

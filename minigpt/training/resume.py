@@ -13,10 +13,12 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, GradientAccumulationScheduler, LearningRateFinder
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.optim.lr_scheduler import LambdaLR
 
 import minigpt
 from minigpt.errors import MiniGPTError, note
 from minigpt.seeds import derive_seed
+from minigpt.training.optim import OPTIMIZERS, Schedule
 from minigpt.training.typed import callbacks_of, lit, text_data
 from minigpt.words import message
 
@@ -43,17 +45,18 @@ class ScheduleOnResume(Callback):
     """
 
     def __init__(self) -> None:
-        self._kept = 0  # the length of the checkpoint's schedule
+        self.kept = 0  # the length of the checkpoint's schedule
+        self.steps = 0  # the length of the present one
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Reset the schedule of an earlier training of this module.
+        """Reset the lengths of an earlier training.
 
         Raises:
             MiniGPTError: Lightning's learning-rate finder is used with Muon, which has two learning rates.
         """
         if stage != "fit":
             return
-        lit(pl_module).schedule_steps = 0
+        self.kept = self.steps = 0
         if lit(pl_module).hparams.optimizer == "muon" and callbacks_of(trainer, LearningRateFinder):
             raise MiniGPTError(
                 "lr_find sets one learning rate for all parameters, and muon has two (learning_rate and "
@@ -62,18 +65,16 @@ class ScheduleOnResume(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Restore the length of the schedule."""
-        lit(pl_module).schedule_steps = self._kept = checkpoint.get("minigpt", {}).get("schedule_steps") or 0
+        self.steps = self.kept = checkpoint.get("minigpt", {}).get("schedule_steps") or 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the schedule and the rates, and note the consequences of a changed length."""
-        module = lit(pl_module)
-        optimizers, schedulers = module.configured
-        in_use = [config.scheduler for config in trainer.lr_scheduler_configs]
-        if trainer.optimizers != optimizers or in_use != schedulers:  # the user's or lr_find's
-            return
-        kept, last, step = self._kept, total_steps(trainer), trainer.global_step
-        schedule = module.schedule(max(kept, last))
-        module.schedule_steps = schedule.steps
+        module, schedulers = lit(pl_module), [config.scheduler for config in trainer.lr_scheduler_configs]
+        if not (_from_settings(trainer.optimizers) and all(map(_follows_schedule, schedulers))):
+            return  # the optimizer or scheduler is the user's or lr_find's
+        kept, last, step = self.kept, total_steps(trainer), trainer.global_step
+        schedule = module.schedule(schedule_steps(trainer))
+        self.steps = schedule.steps
         given = module.optimizer().param_groups
         for group, new in zip(trainer.optimizers[0].param_groups, given, strict=True):
             group.update(lr=new["lr"], weight_decay=new["weight_decay"])
@@ -82,6 +83,7 @@ class ScheduleOnResume(Callback):
         if not schedulers:
             return
         (scheduler,) = schedulers
+        assert isinstance(scheduler, LambdaLR)
         scheduler.base_lrs = [group["lr"] for group in given]
         scheduler.lr_lambdas = [schedule.factor] * len(given)
         scheduler.last_epoch = step
@@ -95,6 +97,17 @@ class ScheduleOnResume(Callback):
         if (last < 0 or last > schedule.steps) and schedule.factor(schedule.steps) == 0:
             first = max(step, schedule.steps)
             note(message("rate_zero_to", first, last) if last > 0 else message("rate_zero_on", first))
+
+
+def _from_settings(optimizers: list[torch.optim.Optimizer]) -> bool:
+    """Return whether `LitLanguageModel.optimizer` has built the optimizer of a training."""
+    return len(optimizers) == 1 and type(optimizers[0]) in OPTIMIZERS.values()
+
+
+def _follows_schedule(scheduler: Any) -> bool:
+    """Return whether a scheduler multiplies the learning rates by the factor of a `Schedule`."""
+    lambdas: list[Any] = scheduler.lr_lambdas if isinstance(scheduler, LambdaLR) else [None]
+    return all(isinstance(getattr(factor, "__self__", None), Schedule) for factor in lambdas)
 
 
 class PassOnResume(Callback):
@@ -243,7 +256,7 @@ class RunDescription(Callback):
             "optimizer": module.optimizer_class,
             "data": data.describe(trainer.log_dir),
             "accumulate_grad_batches": self._accumulate_grad_batches,
-            "schedule_steps": module.schedule_steps,
+            "schedule_steps": callbacks_of(trainer, ScheduleOnResume)[0].steps,
             "environment": environment(trainer),
         }
 
@@ -256,6 +269,11 @@ def total_steps(trainer: Trainer) -> int:
     estimate, n_batches = int(trainer.estimated_stepping_batches), trainer.num_training_batches
     schedulers = callbacks_of(trainer, GradientAccumulationScheduler)
     return steps_of_passes(passes, n_batches, schedulers) if schedulers and isinstance(n_batches, int) else estimate
+
+
+def schedule_steps(trainer: Trainer) -> int:
+    """Return the steps of the schedule: those of the training, or those of the run that it resumes if they are more."""
+    return max(0, total_steps(trainer), *(callback.kept for callback in callbacks_of(trainer, ScheduleOnResume)))
 
 
 def steps_of_passes(passes: int, n_batches: int, callbacks: Iterable[Callback], accumulate: int = 1) -> int:
