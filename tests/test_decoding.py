@@ -220,7 +220,7 @@ def test_a_model_that_cannot_be_compiled_is_left_as_it_was(monkeypatch):
     def fails(*args, **kwargs):
         raise RuntimeError("no compiler")
 
-    with pytest.raises(MiniGPTError, match="for the class GPT, and this model is a TinyGPT"):
+    with pytest.raises(MiniGPTError, match="for the class GPT, but this model is a TinyGPT"):
         compile_decoding(TinyGPT(30))
     model = lively().double()
     with pytest.raises(MiniGPTError, match="float32, bfloat16 or int8"):

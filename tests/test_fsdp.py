@@ -275,7 +275,7 @@ def test_weight_averaging_and_sharing_out_do_not_go_together(call):
     averaging = ["--trainer.callbacks+", "lightning.pytorch.callbacks.EMAWeightAveraging"]
     result = call("train", "--config", TINY, *MODEL, *SHARED_OUT, *averaging)
     assert result.status == 2
-    assert "Leave one of them out" in result.err
+    assert "Omit one of them" in result.err
 
 
 def test_computing_activations_again_gives_the_same_bits_and_keeps_less(folder):

@@ -58,8 +58,8 @@ def test_the_version_is_printed(program):
         (["--config", "tiny"], "'--config' needs a command before it, such as: "),
         (["generate", "--promt", "a"], "Unknown option '--promt'. Did you mean '--prompt'?"),
         (["generate"], "There is no run under lightning_logs/ yet. Start one: "),
-        (["train"], "Name a recipe with --config, such as --config tiny."),
-        (["train", "--trainer.max_steps", "5"], "Name a recipe with --config, such as --config tiny."),
+        (["train"], "Pass a recipe with --config, such as --config tiny."),
+        (["train", "--trainer.max_steps", "5"], "Pass a recipe with --config, such as --config tiny."),
     ],
 )
 def test_a_mistake_gets_one_sentence_and_status_2(program, args, sentence):

@@ -144,9 +144,9 @@ def test_a_study_keeps_to_its_space_its_settings_and_its_text(call, folder):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("model.n_emb: [8, 16]", ["'model.n_emb' is no setting", "Did you mean 'model.network.n_embd'"]),
-        ("model: {n_embd: [8, 16]}", ["'model' is no setting"]),
-        ("ckpt_path: [last]", ["'ckpt_path' is no setting"]),
+        ("model.n_emb: [8, 16]", ["'model.n_emb' is not a setting", "Did you mean 'model.network.n_embd'"]),
+        ("model: {n_embd: [8, 16]}", ["'model' is not a setting"]),
+        ("ckpt_path: [last]", ["'ckpt_path' is not a setting"]),
         ("model.network.n_embd: {low: 8, high: 16.5}", ["n_embd is '16.5'", "a whole number"]),
         ("model.network.n_embd: [8, wide]", ["n_embd is 'wide'", "a whole number"]),
         ("model.network.n_embd: [8, 0]", ["n_embd is 0"]),
@@ -157,17 +157,17 @@ def test_a_study_keeps_to_its_space_its_settings_and_its_text(call, folder):
         ("model.network.n_embd: 8", ["write model.network.n_embd as"]),
         ("model.learning_rate: {low: 0, high: 1.0, log: true}", ["model.learning_rate", "Begin it above 0"]),
         ("model.learning_rate: {low: .nan, high: 1.0}", ["model.learning_rate"]),
-        ("model.network: {low: GPT, high: TinyGPT}", ["model.network has no range", "List the values"]),
+        ("model.network: {low: GPT, high: TinyGPT}", ["model.network cannot have a range", "List the values"]),
         ("model.network: [TinyGPT, TinyGTP]", ["TinyGTP"]),
         ("model.seed: [1, 2]", ["model.seed"]),
         (
             "model.lr_schedule: [cosine]\nmodel.warmup_steps: {low: -1, high: 100}",
             ["model.warmup_steps is -1"],
         ),
-        ("trainer.max_steps: [20, 40]", ["space.yaml searches trainer.max_steps, which a flag sets"]),
+        ("trainer.max_steps: [20, 40]", ["space.yaml searches trainer.max_steps, which is also set by a flag"]),
         ("trainer.callbacks: [os.system]", ["os.system", "--allow_code"]),
-        ("{}", ["holds nothing to search", "configs/sweeps/nano.yaml"]),
-        ("[]", ["holds no settings", "configs/sweeps/nano.yaml"]),
+        ("{}", ["has no settings to search", "configs/sweeps/nano.yaml"]),
+        ("[]", ["has no settings", "configs/sweeps/nano.yaml"]),
     ],
 )
 def test_a_space_is_held_to_the_settings_own_types(call, folder, text, words):
@@ -184,7 +184,7 @@ def test_a_trial_needs_a_run(call, folder):
     (folder / "space.yaml").write_text("model.beta2: [0.9, 0.99]")
     result = call("sweep", *FLAGS, "--trainer.fast_dev_run", "true")
     assert result.status == 2
-    assert result.err.strip() == "A trial is compared by its run, and fast_dev_run leaves none. Leave it out."
+    assert result.err.strip() == "A sweep compares runs, but fast_dev_run does not leave one. Omit it."
     assert not (folder / "lightning_logs").exists()
 
 

@@ -17,7 +17,7 @@ from minigpt.models.stock import unknown_part
 def files(checkpoint: dict[str, Any], lm: LanguageModel) -> dict[str, bytes]:
     """Return the files that transformers loads; arguments and errors as in `export`."""
     config, weights = to_hugging_face(lm.model)
-    metadata = {
+    tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": lm.model.block_size,
         "clean_up_tokenization_spaces": False,
@@ -26,7 +26,7 @@ def files(checkpoint: dict[str, Any], lm: LanguageModel) -> dict[str, bytes]:
         "config.json": as_json(config),
         "model.safetensors": as_safetensors(weights),
         "tokenizer.json": tokenizer_json(lm.tokenizer).encode(),
-        "tokenizer_config.json": as_json(metadata),
+        "tokenizer_config.json": as_json(tokenizer_config),
     }
 
 

@@ -140,7 +140,7 @@ class MuonAdamW(torch.optim.Optimizer):
         return state["momentum_buffer"]
 
 
-class FusedAdamW(torch.optim.AdamW):
+class AdamW(torch.optim.AdamW):
     """PyTorch's fused AdamW (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019).
 
     Args:
@@ -155,7 +155,7 @@ class FusedAdamW(torch.optim.AdamW):
 
 
 # The values of `model.optimizer`: classes that take the groups from `parameter_groups` and AdamW's betas.
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": FusedAdamW, "muon": MuonAdamW}
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": AdamW, "muon": MuonAdamW}
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
