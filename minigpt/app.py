@@ -25,10 +25,10 @@ import torch
 from minigpt import runs
 from minigpt.command_line import first_training
 from minigpt.errors import MiniGPTError
-from minigpt.figures import draw_table, draw_transitions, name_of
 from minigpt.generation.checks import block_size_of
 from minigpt.generation.text import LanguageModel
-from minigpt.introspection import attention, attention_size, is_bigram, next_probabilities, surprisal
+from minigpt.inspection.figures import draw_table, draw_transitions, name_of
+from minigpt.inspection.introspection import attention, attention_size, is_bigram, next_probabilities, surprisal
 from minigpt.words import LABELS, message
 
 LOADED = 4  # models kept in memory

@@ -236,7 +236,7 @@ def evaluate(args: list[str]) -> int:
         scores["memorisation"] = memorisation(lm, own.train, val, asked.memorisation, **CONTROLS)
     note(f"({file})")
     if asked.figures:
-        from minigpt.figures import figures
+        from minigpt.inspection.figures import figures
 
         images = figures(lm.model, lm.tokenizer, val, metrics.by_position.compute())
         with writing(asked.figures, "--figures"):

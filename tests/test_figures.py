@@ -10,8 +10,8 @@ from conftest import QUICK, TINY
 from torch.nn import functional as F
 
 import minigpt
-from minigpt import figures, introspection
 from minigpt.generation.sampling import filter_logits
+from minigpt.inspection import figures, introspection
 from minigpt.models.gpt import Attention
 
 

@@ -28,7 +28,7 @@ def test_lightning_is_imported_in_training_alone():
 
 ORDER = [
     "processes", "errors", "command_line", "words", "files", "terminal", "seeds", "data", "models", "generation", "cpu",
-    "evaluation", "introspection", "figures", "runs", "export", "training", "app", "commands", "__main__",
+    "evaluation", "inspection", "runs", "export", "training", "app", "commands", "__main__",
 ]  # fmt: skip
 
 

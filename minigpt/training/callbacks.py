@@ -20,9 +20,9 @@ from torch.utils.tensorboard.summary import hparams
 
 from minigpt import processes
 from minigpt.errors import check_number
-from minigpt.figures import figures, name_of
 from minigpt.generation.sampling import SamplingParams
 from minigpt.generation.text import LanguageModel
+from minigpt.inspection.figures import figures, name_of
 from minigpt.terminal import GAP, Bar, compact, on_one_line
 from minigpt.training.distributed import full_network
 from minigpt.training.optim import full_tensor

@@ -16,7 +16,7 @@ from torch import nn
 from minigpt.data.dataset import Ids
 from minigpt.data.tokenizers import Tokenizer
 from minigpt.errors import MiniGPTError
-from minigpt.introspection import attention, attention_size, is_bigram, next_logits, transitions
+from minigpt.inspection.introspection import attention, attention_size, is_bigram, next_logits, transitions
 
 Image.preinit()  # loads what writes PNG, which would else happen in the middle of a training
 
