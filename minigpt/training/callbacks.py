@@ -1,6 +1,5 @@
 """Callbacks that log and show a training: metrics, throughput, baselines, samples, figures and progress."""
 
-import io
 import math
 import sys
 import textwrap
@@ -22,7 +21,7 @@ from minigpt import processes
 from minigpt.errors import check_number
 from minigpt.generation.sampling import SamplingParams
 from minigpt.generation.text import LanguageModel
-from minigpt.inspection.figures import figures, name_of
+from minigpt.inspection.introspection import name_of
 from minigpt.terminal import GAP, Bar, compact, on_one_line
 from minigpt.training.distributed import full_network
 from minigpt.training.optim import full_tensor
@@ -30,7 +29,8 @@ from minigpt.training.resume import validation_due
 from minigpt.training.typed import C, callbacks_of, lit, needed_text_data, text_data
 from minigpt.words import COLUMNS, message
 
-COMPARED = ("val/loss", "val/bits_per_char", "train/loss")  # the figures of a run in TensorBoard's table of runs
+DRAWING_SHARE = 0.03  # of the training time, which figures may take
+FIRST_DRAWING = 0.5  # seconds that the first figures are expected to take
 PROJECTED = 10_000  # tokens that the projector is given
 INDENT = " " * 4  # of a sample under the figures of a validation
 LENGTH = COLUMNS - len(INDENT) - 4  # characters of it
@@ -305,19 +305,81 @@ class Samples(Callback):
 
 
 class Figures(Callback):
-    """What TensorBoard shows beside curves and samples: pictures of what the model does at validations, its embedding
-    in the projector at the end of training, and the settings under which runs compare.
+    """Draws what the model does at validations, puts its embedding into TensorBoard's projector at the end, and logs
+    the settings for TensorBoard's table of runs.
 
     Args:
         every_n_steps: Figures are drawn at validations whose step is a multiple of this, and at the last; 0 for none.
+            By default at every validation at which drawing has taken at most 3 % of the training time so far.
     """
 
-    def __init__(self, every_n_steps: int = 1):
-        check_number("figures.every_n_steps", every_n_steps, at_least=0, whole=True, hint="where 0 means no figures")
+    def __init__(self, every_n_steps: int | None = None):
+        check_number(
+            "figures.every_n_steps", every_n_steps, at_least=0, whole=True, optional=True,
+            hint="where 0 means no figures",
+        )  # fmt: skip
         self.every_n_steps = every_n_steps
+        self._began = self._drawing = self._longest = 0.0  # when training began, seconds of all drawings, and of one
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lay down the settings; the figures they lead to are taken from the curves."""
+        """Log the settings."""
+        self._began, self._drawing, self._longest = time.monotonic(), 0.0, FIRST_DRAWING
+        self._log_settings(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw figures if they are due, with the weights that were validated."""
+        if trainer.sanity_checking or not self._is_due(trainer):
+            return
+        began = time.monotonic()
+        self._draw(trainer, pl_module)
+        took = time.monotonic() - began
+        self._longest = max(took, self._longest if self._drawing else 0.0)
+        self._drawing += took
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the embedding into the projector, each vector under the name of its token."""
+        tokenizer = needed_text_data(trainer, "Figures").tokenizer
+        if self.every_n_steps == 0 or tokenizer.vocab_size > PROJECTED:
+            return
+        embedding = getattr(full_network(trainer), "embed", None)
+        if not isinstance(embedding, nn.Embedding):
+            return
+        weights = embedding.weight
+        names = [name_of(tokenizer.decode([i])) for i in range(len(weights))]
+        for writer in summary_writers(trainer):
+            writer.add_embedding(weights, names, global_step=trainer.global_step, tag="embedding")
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        """Return whether to draw at this validation, which all processes ask at once and answer alike."""
+        step = trainer.global_step
+        if self.every_n_steps == 0 or step == trainer.max_steps:
+            return self.every_n_steps != 0
+        if self.every_n_steps:
+            return step % self.every_n_steps == 0
+        affordable = self._drawing + self._longest <= DRAWING_SHARE * (time.monotonic() - self._began)
+        return trainer.strategy.reduce_boolean_decision(affordable)
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        metric = lit(pl_module).val_metrics[0].by_position
+        length = torch.tensor(len(metric.nats), device=pl_module.device)  # a process may have short windows only
+        metric.grow(int(trainer.strategy.reduce(length, reduce_op="max")))
+        by_position = metric.compute().cpu()  # adds up all processes' losses
+        model = full_network(trainer)
+        if model is not None and summary_writers(trainer):
+            from minigpt.inspection.figures import draw_all  # imports matplotlib
+
+            data = needed_text_data(trainer, "Figures")
+            for name, picture in draw_all(model, data.tokenizer, data.val_ids, by_position).items():
+                width, height = picture.pixels
+                image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=picture.png())
+                self._write(trainer, Summary(value=[Summary.Value(tag=f"figures/{name}", image=image)]))
+
+    def _log_settings(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the settings for TensorBoard's table of runs.
+
+        Without a description of the experiment beside them, TensorBoard compares the settings of all runs, and the
+        table begins with those that differ.
+        """
         data, module = needed_text_data(trainer, "Figures"), lit(pl_module)
         network = module.architecture
         settings = {"model.network": network["class_path"]}
@@ -331,48 +393,12 @@ class Figures(Callback):
         }
         for key in ("max_steps", "accumulate_grad_batches"):
             settings[f"trainer.{key}"] = getattr(trainer, key)
-        for summary in hparams(settings, dict.fromkeys(COMPARED, 0.0)):
+        for summary in hparams(settings, {})[1:]:
             self._write(trainer, summary)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw, if it is time to; the weights are those that were validated."""
-        step = trainer.global_step
-        if trainer.sanity_checking or not self.every_n_steps:
-            return
-        if step % self.every_n_steps and step != trainer.max_steps:
-            return
-        metric = lit(pl_module).val_metrics[0].by_position
-        length = torch.tensor(len(metric.nats), device=pl_module.device)  # a process may have short windows only
-        metric.grow(int(trainer.strategy.reduce(length, reduce_op="max")))
-        by_position = metric.compute().cpu()  # adds up all processes' losses
-        if (model := full_network(trainer)) is None:
-            return
-        data = needed_text_data(trainer, "Figures")
-        drawn = figures(model, data.tokenizer, data.val_ids, by_position)
-        for name, image in drawn.items():
-            png = io.BytesIO()
-            image.save(png, "PNG", compress_level=1)
-            shown = Summary.Image(
-                height=image.height, width=image.width, colorspace=3, encoded_image_string=png.getvalue()
-            )
-            self._write(trainer, Summary(value=[Summary.Value(tag=f"figures/{name}", image=shown)]), step)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the embedding into the projector, each vector under the name of its token."""
-        tokenizer = needed_text_data(trainer, "Figures").tokenizer
-        if not self.every_n_steps or tokenizer.vocab_size > PROJECTED:
-            return
-        embedding = getattr(full_network(trainer), "embed", None)
-        if not isinstance(embedding, nn.Embedding):
-            return
-        weights = embedding.weight
-        names = [name_of(tokenizer.decode([i])) for i in range(len(weights))]
+    def _write(self, trainer: Trainer, summary: Summary) -> None:
         for writer in summary_writers(trainer):
-            writer.add_embedding(weights, names, global_step=trainer.global_step, tag="embedding")
-
-    def _write(self, trainer: Trainer, summary: Summary, step: int | None = None) -> None:
-        for writer in summary_writers(trainer):
-            writer._get_file_writer().add_summary(summary, step)
+            writer._get_file_writer().add_summary(summary, trainer.global_step)
 
 
 class Progress(ProgressBar):
