@@ -21,6 +21,7 @@ from matplotlib.font_manager import FontProperties, findfont, fontManager, get_f
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.textpath import text_to_path
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 from torch import nn
 
@@ -38,7 +39,7 @@ from minigpt.inspection.introspection import (
 )
 from minigpt.words import message
 
-DPI, PRINT_DPI = 110, 160  # pixels per inch in TensorBoard and on the page, and in files
+DPI, PRINT_DPI = 110, 180  # pixels per inch in TensorBoard and on the page, and in files
 MOST_TOKENS = 96  # of a vocabulary that a table names
 MOST_MAPS = 8  # layers and heads
 LINE, SHORT_LINE = 40, 24  # tokens of the line that a model is shown at, and of it in a grid of many attention maps
@@ -179,8 +180,8 @@ def draw_loss(by_position: torch.Tensor, title: str | None = None, language: str
     ranges = list(zip([0, *ends[:-1]], ends, strict=True))
     values = np.array([by_position[first:last].mean().item() for first, last in ranges])
     values[~np.isfinite(values)] = math.nan  # of a model that diverged
-    picture = Picture(6.4, 4.0)
-    axes = picture.add_axes((0.12, 0.16, 0.84, 0.72))
+    picture = Picture(5.4, 3.6)
+    axes = picture.add_axes((0.13, 0.17, 0.83, 0.7))
     axes.plot(values, color=LINE_COLOUR, linewidth=2, marker="o", markersize=5)
     finite = values[np.isfinite(values)]
     if not len(finite):
@@ -192,6 +193,7 @@ def draw_loss(by_position: torch.Tensor, title: str | None = None, language: str
     axes.set_xticks(range(len(ranges)), [f"{a + 1}–{b}" if b > a + 1 else f"{b}" for a, b in ranges])
     axes.set_xlabel(message("position", language=language))
     axes.set_ylabel(message("loss_axis", language=language))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))  # a decimal is enough for its ticks
     axes.yaxis.set_major_formatter(lambda value, _: message("decimal", value, language=language))
     title = _drawable(title or message("figure_loss", language=language), longest=None)
     axes.set_title(title, fontsize=11, loc="left", **_style())

@@ -34,15 +34,17 @@ FIRST_DRAWING = 0.5  # seconds that the first figures are expected to take
 PROJECTED = 10_000  # tokens that the projector is given
 INDENT = " " * 4  # of a sample under the figures of a validation
 LENGTH = COLUMNS - len(INDENT) - 4  # characters of it
-# TensorBoard's tab of combined charts: the two curves, and in bits with the baselines as lines beside them.
+WIDTH = 100  # characters of a line in TensorBoard's text tab, which does not wrap
+# TensorBoard's tab of combined charts. It gives all lines of a run one colour, so a chart has two lines, or one line in
+# a band between two baselines: counts of pairs of tokens above, a compressor below.
 CHARTS = {
-    "loss": {"train and validation, nats per token": ["Multiline", ["train/loss", "val/loss"]]},
+    "loss (nats per token)": {"train and validation": ["Multiline", ["train/loss", "val/loss"]]},
     "bits per character": {
-        "train, validation and baselines": [
-            "Multiline",
-            [f"{part}/bits_per_char" for part in ("train", "val")]
-            + [f"val_baselines/{name}" for name in ("uniform", "unigram", "bigram", "xz")],
-        ]
+        "validation, in a band between the baselines bigram (above) and xz (below)": [
+            "Margin",
+            ["val/bits_per_char", "val_baselines/xz", "val_baselines/bigram"],
+        ],
+        "train and validation": ["Multiline", ["train/bits_per_char", "val/bits_per_char"]],
     },
 }
 
@@ -131,9 +133,9 @@ class TrainMetrics(Callback):
         metrics = {"train/loss": loss.item(), "train/perplexity": loss.exp().item()}
         if characters:
             metrics["train/bits_per_char"] = loss.item() / math.log(2) / characters[0].item()
-        metrics["train/learning_rate"] = optimizer.param_groups[-1]["lr"]
+        metrics["train_step/learning_rate"] = optimizer.param_groups[-1]["lr"]
         norm = nn.utils.get_total_norm([p.grad for p in lit(pl_module).network.parameters() if p.grad is not None])
-        metrics["train/gradient_norm"] = full_tensor(norm).item()
+        metrics["train_step/gradient_norm"] = full_tensor(norm).item()
         self.last_record = {"step": trainer.global_step + 1, "metrics": metrics}
         write(trainer, **self.last_record)
 
@@ -182,7 +184,7 @@ class Throughput(Callback):
         if self._mark and (targets := targets_of(batch)) is not None:
             then, since = self._mark
             tokens = (step - then) * targets.numel() * trainer.accumulate_grad_batches * trainer.world_size
-            write(trainer, {"train/tokens_per_second": tokens / (self.seconds() - since)}, step)
+            write(trainer, {"train_step/tokens_per_second": tokens / (self.seconds() - since)}, step)
         self._mark = (step, self.seconds())
 
 
@@ -211,6 +213,12 @@ class Baselines(Callback):
 def callback_of(trainer: Trainer, kind: type[C]) -> C:
     """Return the callback of a class that a training of `LitLanguageModel` has."""
     return callbacks_of(trainer, kind)[0]
+
+
+def wrapped(text: str) -> str:
+    """Return a text with long lines broken and continued with an indent, which tells the breaks from the text's own."""
+    wrap = textwrap.TextWrapper(WIDTH, subsequent_indent="  ", replace_whitespace=False, break_on_hyphens=False)
+    return "\n".join(wrap.fill(line) for line in text.split("\n"))
 
 
 class Samples(Callback):
@@ -298,7 +306,7 @@ class Samples(Callback):
             for tag, controls in self.controls.items():
                 texts = [lm.generate(prompt, **self.draw, **controls) for prompt in self.prompts]
                 # Indented, so that Markdown shows a code block and keeps the line breaks.
-                block = textwrap.indent("\n\n---\n\n".join(texts), "    ", lambda line: True)
+                block = textwrap.indent("\n\n---\n\n".join(map(wrapped, texts)), "    ", lambda line: True)
                 for writer in summary_writers(trainer):
                     writer.add_text(tag, block, self._step)
                 self._text = texts[0] if texts else ""  # the last has both
@@ -372,7 +380,7 @@ class Figures(Callback):
             for name, picture in draw_all(model, data.tokenizer, data.val_ids, by_position).items():
                 width, height = picture.pixels
                 image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=picture.png())
-                self._write(trainer, Summary(value=[Summary.Value(tag=f"figures/{name}", image=image)]))
+                self._write(trainer, Summary(value=[Summary.Value(tag=f"val_figures/{name}", image=image)]))
 
     def _log_settings(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the settings for TensorBoard's table of runs.
