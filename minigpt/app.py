@@ -5,7 +5,6 @@ Everything shown as HTML goes through `escape`, since a model may write anything
 
 import base64
 import errno
-import io
 import os
 import random
 import socket
@@ -25,10 +24,16 @@ import torch
 from minigpt import runs
 from minigpt.command_line import first_training
 from minigpt.errors import MiniGPTError
-from minigpt.figures import draw_table, draw_transitions, name_of
 from minigpt.generation.checks import block_size_of
 from minigpt.generation.text import LanguageModel
-from minigpt.introspection import attention, attention_size, is_bigram, next_probabilities, surprisal
+from minigpt.inspection.introspection import (
+    attention,
+    attention_size,
+    is_bigram,
+    name_of,
+    next_probabilities,
+    surprisal,
+)
 from minigpt.words import LABELS, message
 
 MAX_LOADED = 4  # models kept in memory
@@ -151,9 +156,13 @@ def _age(file: Path) -> tuple[int, str]:
     return -newest, str(file)
 
 
-def _say(request: gr.Request | None, name: str, *values: object) -> str:
+def _language(request: gr.Request | None) -> str:
     languages = (request.headers.get("accept-language", "") if request and request.headers else "").lower()
-    return message(name, *values, language="fr" if languages.startswith("fr") else "en")
+    return "fr" if languages.startswith("fr") else "en"
+
+
+def _say(request: gr.Request | None, name: str, *values: object) -> str:
+    return message(name, *values, language=_language(request))
 
 
 def _sampling(temperature: float, top_k: int, top_p: float, min_p: float) -> dict:
@@ -244,22 +253,23 @@ def bars(lm: LanguageModel, ids: list[int], position: int, sampling: dict, reque
 
 def picture(lm: LanguageModel, ids: list[int], layer: int, head: int, request: gr.Request | None) -> str:
     """Return an HTML image: a bigram model's transition table, or the attention of one head of one layer."""
+    from minigpt.inspection import figures  # imports matplotlib
+
+    language = _language(request)
     if is_bigram(lm.model):
-        image = draw_transitions(lm.model, lm.tokenizer, _say(request, "transitions"))
+        drawn = figures.draw_transitions(lm.model, lm.tokenizer, language=language)
     elif size := attention_size(lm.model):
         ids = ids[-min(block_size_of(lm.model, len(ids)), 48) :]
         layer, head = min(layer, size[0]), min(head, size[1])
-        names = [name_of(lm.tokenizer.decode([i])) for i in ids]
-        title = _say(request, "attention", layer, head)
+        title = message("figure_head", layer, head, language=language)
         try:
-            image = draw_table(attention(lm.model, ids)[layer - 1, head - 1].sqrt(), names, names, title)
+            weights = attention(lm.model, ids)[layer - 1, head - 1]
         except MiniGPTError as error:
             return f"<p>⚠ {escape(str(error))}</p>"
+        drawn = figures.draw_head(weights, figures.names_of(lm.tokenizer, ids), title, language)
     else:
         return ""
-    png = io.BytesIO()
-    image.save(png, "PNG")
-    data = base64.b64encode(png.getvalue()).decode()
+    data = base64.b64encode(drawn.png()).decode()
     return f'<div class="figure"><img alt="" src="data:image/png;base64,{data}"></div>'
 
 

@@ -263,13 +263,13 @@ def evaluate(args: list[str]) -> int:
         scores["memorisation"] = memorisation(lm, own.train, val, asked.memorisation, **SAMPLING)
     note(f"({file})")
     if asked.figures:
-        from minigpt.figures import figures
+        from minigpt.inspection.figures import PRINT_DPI, draw_all
 
-        images = figures(lm.model, lm.tokenizer, val, metrics.by_position.compute())
+        pictures = draw_all(lm.model, lm.tokenizer, val, metrics.by_position.compute())
         with writing(asked.figures, "--figures"):
-            for name, image in images.items():
+            for name, picture in pictures.items():
                 drawing = asked.figures / f"{name}.png"
-                image.save(drawing)
+                drawing.write_bytes(picture.png(PRINT_DPI))
                 note(str(drawing))
     on_a_terminal = sys.stdout.isatty() and not asked.json
     print("\n".join(as_table(scores)) if on_a_terminal else json.dumps(scores, indent=2))
@@ -480,7 +480,7 @@ def sweep(args: list[str]) -> int:
             parser.refuse(flag)
     check_number("trials", asked.trials, at_least=1, whole=True)
     announce("torch", "lightning")
-    with needs("A sweep needs", "sweep", "optuna", "matplotlib"):
+    with needs("A sweep needs", "sweep", "optuna"):
         from minigpt.training.sweep import Sweep
 
     recipes = [f"--config={find_config(file)}" for file in asked.config]

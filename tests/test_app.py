@@ -420,7 +420,7 @@ def test_tensorboard_shows_curves_texts_and_figures(browser, place):
         until(lambda: not socket.socket().connect_ex(("127.0.0.1", port)), 60)
         assert shows("scalars", "train", "val", "modern_nano/version_0")
         assert shows("text", "samples/top_k", "un matin,")
-        assert shows("images", "figures/attention", "figures/loss_by_position")
+        assert shows("images", "val_figures/attention", "val_figures/loss_by_position")
         assert shows("hparams", "model.network.n_embd")
         assert shows("custom_scalars", "bits per character")
     finally:

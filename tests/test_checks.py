@@ -18,7 +18,7 @@ from minigpt.generation import checks
 from minigpt.generation.checks import compiled_step, state_of, usable_paths
 from minigpt.generation.engine import generate_ids
 from minigpt.generation.text import LanguageModel
-from minigpt.introspection import attention, is_bigram
+from minigpt.inspection.introspection import attention, is_bigram
 from minigpt.models import gpt, summary
 from minigpt.models.gpt import Block
 from minigpt.models.presets import CHOICES, PRESETS

@@ -2,16 +2,21 @@
 
 import json
 import math
+import struct
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import QUICK, TINY
+from matplotlib.text import Text
 from torch.nn import functional as F
 
 import minigpt
-from minigpt import figures, introspection
 from minigpt.generation.sampling import filter_logits
+from minigpt.inspection import figures, introspection
 from minigpt.models.gpt import Attention
 
 
@@ -104,7 +109,7 @@ def test_a_network_that_has_attention_layers_shows_them_whatever_its_class():
     assert introspection.attention_size(own) == (2, 2)
     assert introspection.attention(own, torch.arange(6)).shape == (2, 2, 6, 6)
     tokenizer = minigpt.CharTokenizer.from_text("abcdefghijklmnopqrst")
-    assert "attention" in figures.figures(own, tokenizer, torch.arange(20), torch.ones(4))
+    assert "attention" in figures.draw_all(own, tokenizer, torch.arange(20), torch.ones(4))
     assert introspection.attention_size(Own((1, 2))) is None, "maps of different heads do not fit into one figure"
     assert introspection.attention_size(minigpt.TinyGPT(20)) is None
 
@@ -116,27 +121,110 @@ def test_transitions_are_the_model(distinct_model):
     torch.testing.assert_close(table[ids[0]], model(torch.tensor([[ids[0]]]))[0, 0].softmax(-1))
 
 
-def test_a_cell_is_as_dark_as_its_value_is_high():
-    values = torch.tensor([[0.0, 0.25, 0.5, 1.0]])
-    image = figures.draw_table(values, ["a"], ["", "", "", ""], "four")
-    pixels = np.array(image.convert("L"))
-    row = pixels[pixels.shape[0] - 12]
-    shades = [shade for shade in dict.fromkeys(row.tolist()) if shade != 255]
+def pixels(picture) -> np.ndarray:
+    """The grey levels of a figure as it is drawn, `(H, W)`."""
+    picture.canvas.draw()
+    return np.asarray(picture.canvas.buffer_rgba())[..., :3].mean(-1)
+
+
+def texts(picture) -> list[str]:
+    return [text.get_text() for text in picture.findobj(Text)]
+
+
+def lightness(colours: np.ndarray) -> np.ndarray:
+    """The CIE lightness L* of `(N, 3)` sRGB colours from 0 to 1."""
+    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    y = linear @ [0.2126, 0.7152, 0.0722]
+    return np.where(y > (6 / 29) ** 3, 116 * np.cbrt(y) - 16, y * (29 / 3) ** 3)
+
+
+def test_equal_steps_of_the_colour_scale_look_equal_also_without_colour():
+    light = lightness(figures.SCALE(np.linspace(0, 1, 101))[:, :3])
+    assert light[0] == pytest.approx(100)
+    assert light[-1] < 20
+    assert np.abs(light - np.linspace(light[0], light[-1], 101)).max() < 1.5
+
+
+def test_a_likelier_token_has_a_darker_cell():
+    picture = figures.draw_head(torch.tensor([[0.0, 0.25], [0.5, 1.0]]), ["a", "b"], "two")
+    grey, box = pixels(picture), picture.axes[0].get_window_extent()
+    at = [(box.x0 + box.width * x, len(grey) - box.y0 - box.height * y) for y in (0.75, 0.25) for x in (0.25, 0.75)]
+    shades = [grey[round(y), round(x)] for x, y in at]
     assert shades == sorted(shades, reverse=True)
-    assert len(shades) == 3  # nothing is as white as the paper
-    assert shades[-1] < 40
+    assert shades[0] == 255
+    assert shades[-1] < 60
 
 
-def test_the_letters_of_a_figure_are_drawn():
-    plain, named = (figures.draw_table(torch.zeros(2, 2), ["", ""], ["", ""], title) for title in ("", "title"))
-    assert not (np.array(plain) == figures.INK).any()
-    assert (np.array(named)[:20] == figures.INK).any()
+def test_tokens_are_on_both_axes_of_every_outer_map_and_each_map_has_a_caption():
+    tokens = [name for name in "abcdef"]
+    said = texts(figures.draw_attention(torch.rand(2, 3, 6, 6), tokens, language="en"))
+    assert [said.count(token) for token in tokens] == [2 + 3] * 6
+    assert {f"Layer {layer}, head {head}" for layer in (1, 2) for head in (1, 2, 3)} <= set(said)
+    assert {"Token that looks", "Token looked at", "Attention weight", "100%"} <= set(said)
+    alone = texts(figures.draw_attention(torch.rand(1, 4, 6, 6), tokens, language="fr"))
+    assert [alone.count(token) for token in tokens] == [2 + 2] * 6, "four heads of a layer are in two rows"
+    assert {"Tête 4", "Token qui regarde", "100 %"} <= set(alone)
+    picture = figures.draw_attention(torch.full((12, 9, 24, 24), math.nan), ["x"] * 24)
+    assert sum(text.startswith(("Layer", "Couche")) for text in texts(picture)) == 64
+    assert max(picture.pixels) < 4000
 
 
-def test_a_single_map_leaves_room_for_its_title():
-    few, many = (np.array(figures.draw_attention(torch.zeros(1, n_head, 40, 40))) for n_head in (1, 8))
-    few, many = ((image[:20] < figures.PAPER).sum() for image in (few, many))
-    assert few == many > 0
+@pytest.mark.parametrize("n", [2, 53, 96])
+def test_the_names_of_a_table_do_not_collide(n):
+    tokenizer = minigpt.CharTokenizer.from_text("".join(chr(97 + i) if i < 26 else chr(0x390 + i) for i in range(n)))
+    picture = figures.draw_transitions(minigpt.TinyGPT(n, n_embd=4), tokenizer)
+    renderer, names = picture.canvas.get_renderer(), set("".join(map(tokenizer.decode, [[i] for i in range(n)])))
+    boxes = [text.get_window_extent(renderer) for text in picture.axes[0].texts if text.get_text() in names]
+    assert len(boxes) == 2 * n
+    rows, columns = boxes[:n], boxes[n:]
+    assert all(above.y0 >= below.y1 for above, below in pairwise(rows))
+    assert all(left.x1 <= right.x0 for left, right in pairwise(columns))
+    assert all(box.x0 >= 0 and box.y0 >= 0 for box in boxes)
+
+
+def test_a_large_vocabulary_shows_the_tokens_that_are_expected_most():
+    model = minigpt.TinyGPT(200, n_embd=4)
+    with torch.no_grad():
+        model.lm_head.bias[50:150] += 20
+    assert introspection.most_expected(model, 96).min() >= 50
+    assert introspection.most_expected(model, 96).max() < 150
+    assert introspection.most_expected(model, 300).tolist() == list(range(200))
+    rows = torch.tensor([3, 199])
+    torch.testing.assert_close(introspection.transitions(model, rows), introspection.transitions(model)[rows])
+
+
+HOSTILE = ["$x^2$", "_", r"\frac{1}{2}", "$", "{", "漢", "🦊", "\ufffd", "\x00", "a" * 90, "", "é"]
+
+
+def test_any_token_is_drawn_as_it_is_and_without_a_warning(capfd, recwarn):
+    picture = figures.draw_head(torch.rand(12, 12), [introspection.name_of(token) for token in HOSTILE], "$a_b$ 🦊")
+    picture.png()
+    said = texts(picture)
+    assert {"$x^2$", "_", "$", "{", "▯", "a" * 11 + "…", "é"} <= set(said)
+    assert "🦊" not in "".join(said), "DejaVu lacks it"
+    assert not any(text.get_parse_math() for text in picture.axes[0].texts)
+    assert not recwarn.list
+    assert capfd.readouterr() == ("", "")
+
+
+def test_white_space_and_control_characters_have_signs():
+    assert introspection.name_of(" a\n\t\r\u00a0") == "␣a↵⇥␍⍽"
+
+
+def test_a_figure_shows_itself_in_a_notebook_and_is_larger_on_paper():
+    picture = figures.draw_loss(torch.tensor([2.5, 2.0, 1.8, 1.7]))
+    small, large = picture._repr_png_(), picture.png(figures.PRINT_DPI)
+    sizes = [struct.unpack(">II", png[16:24]) for png in (small, large)]
+    assert sizes[0] == picture.pixels
+    assert sizes[1][0] > 900
+    assert picture.png() == small
+
+
+def test_visitors_of_the_page_draw_at_the_same_time():
+    weights, tokens = torch.rand(20, 20), list("abcdefghijklmnopqrst")
+    with ThreadPoolExecutor(4) as pool:
+        drawn = list(pool.map(lambda _: figures.draw_head(weights, tokens, "title", "en").png(), range(8)))
+    assert set(drawn) == {figures.draw_head(weights, tokens, "title", "en").png()}
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "word", "bpe"])
@@ -146,9 +234,9 @@ def test_figures_of_a_bigram_over_any_tokens(tokenizer):
     text = "un matin, le chat dort près du feu — « œuf » à l'aube !\n" * 30
     tokens = KINDS[tokenizer].from_text(text)
     ids = torch.tensor(tokens.encode(text))[:60]
-    drawn = figures.figures(minigpt.TinyGPT(tokens.vocab_size, n_embd=8), tokens, ids, torch.rand(64))
+    drawn = figures.draw_all(minigpt.TinyGPT(tokens.vocab_size, n_embd=8), tokens, ids, torch.rand(64))
     assert set(drawn) == {"transitions", "next_token", "loss_by_position"}
-    assert all(max(image.size) < 3000 for image in drawn.values())
+    assert all(500 < max(picture.pixels) < 3000 for picture in drawn.values())
 
 
 def test_evaluate_draws_into_a_folder(call, folder, trained_run):
@@ -193,7 +281,7 @@ def images(run_dir) -> dict[str, list[int]]:
     for file in run_dir.glob("events.*"):
         for event in EventFileLoader(str(file)).Load():
             for value in event.summary.value:
-                if value.tag.startswith("figures/"):
+                if value.tag.startswith("val_figures/"):
                     shown.setdefault(value.tag, []).append(event.step)
     return shown
 
@@ -203,7 +291,7 @@ def test_figures_come_with_validations_and_can_be_switched_off(folder, call):
     base += ["--trainer.max_steps", "25", "--validation.every_n_steps", "10"]
     assert call(*base, "--figures.every_n_steps", "1").status == 0
     run = folder / "lightning_logs" / "tiny" / "version_0"
-    names = {"figures/transitions", "figures/next_token", "figures/loss_by_position"}
+    names = {"val_figures/transitions", "val_figures/next_token", "val_figures/loss_by_position"}
     assert images(run) == {name: [10, 20, 25] for name in names}
     names = (run / "00025" / "embedding" / "metadata.tsv").read_text(encoding="utf-8").splitlines()
     assert "é" in names
@@ -222,18 +310,55 @@ def test_figures_come_with_validations_and_can_be_switched_off(folder, call):
 @pytest.mark.parametrize("values", [[1.0], [math.nan] * 5, [2.0, math.nan, math.inf, 1.0]])
 def test_a_single_position_and_a_model_that_diverged_are_drawn(values):
     by_position = torch.tensor(values).squeeze()
-    assert figures.draw_loss(by_position).width > 0
+    picture = figures.draw_loss(by_position, language="en")
+    picture.png()
+    assert ("The loss is not finite." in texts(picture)) == all(map(math.isnan, values))
+    assert figures.draw_attention(torch.full((1, 1, 2, 2), math.nan), ["a", "b"]).png()
 
 
-def test_the_loss_by_position_takes_a_title():
-    by_position = torch.tensor([2.5, 2.0, 1.8, 1.7])
-    plain, french = figures.draw_loss(by_position), figures.draw_loss(by_position, "perte selon la position")
-    assert plain.tobytes() == figures.draw_loss(by_position, "loss in nats by position in the context").tobytes()
-    assert plain.tobytes() != french.tobytes()
+def test_a_model_of_nan_has_all_its_figures():
+    model, tokenizer = minigpt.TinyGPT(5, n_embd=4), minigpt.CharTokenizer.from_text("abcde")
+    torch.nn.init.constant_(model.lm_head.weight, math.nan)
+    drawn = figures.draw_all(model, tokenizer, torch.arange(5), torch.full((4,), math.inf))
+    assert all(picture.png() for picture in drawn.values())
+
+
+def test_the_loss_by_position_has_axes_with_units_a_title_and_a_language():
+    by_position = torch.tensor([2.5, 2.0, 1.8, 1.7, 1.6])
+    axes = figures.draw_loss(by_position, language="fr").axes[0]
+    assert axes.get_xlabel() == "Position dans le contexte (tokens)"
+    assert axes.get_ylabel() == "Perte (nats par token)"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "3–4", "5"]
+    assert axes.lines[0].get_ydata() == pytest.approx([2.5, 2.0, 1.75, 1.6])
+    assert np.ptp(axes.get_ylim()) >= 1
+    assert not axes.texts, "no number lies over the line"
+    assert figures.draw_loss(by_position, "A title").axes[0].get_title(loc="left") == "A title"
 
 
 def test_a_block_of_one_token_trains_with_figures(call, folder):
     flags = ["--trainer.max_steps", "3", "--figures.every_n_steps", "1", "--data.block_size", "1"]
     result = call("train", "--config", TINY, *QUICK, *flags)
     assert result.status == 0, result.err
-    assert images(folder / "lightning_logs" / "tiny" / "version_0").keys() >= {"figures/next_token"}
+    assert images(folder / "lightning_logs" / "tiny" / "version_0").keys() >= {"val_figures/next_token"}
+
+
+def test_figures_take_at_most_three_hundredths_of_the_training_time(monkeypatch):
+    from minigpt.training import callbacks
+
+    now = [0.0]
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(callbacks.Figures, "_draw", lambda *_: now.__setitem__(0, now[0] + 2.0))
+    monkeypatch.setattr(callbacks.Figures, "_log_settings", lambda *_: None)
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda decision: decision)
+    trainer = SimpleNamespace(sanity_checking=False, max_steps=100, strategy=strategy)
+    drawn = {}
+    for every in (None, 0, 1, 40):
+        figures_, steps = callbacks.Figures(every), []
+        figures_.on_train_start(trainer, None)
+        for trainer.global_step in range(10, 101, 10):
+            now[0] += 10.0  # seconds of training
+            before = now[0]
+            figures_.on_validation_end(trainer, None)
+            steps += [trainer.global_step] * (now[0] > before)
+        drawn[every] = steps
+    assert drawn == {None: [20, 100], 0: [], 1: list(range(10, 101, 10)), 40: [40, 80, 100]}

@@ -28,7 +28,7 @@ def test_lightning_is_imported_in_training_alone():
 
 ORDER = [
     "processes", "errors", "words", "command_line", "files", "terminal", "seeds", "data", "models", "generation", "cpu",
-    "evaluation", "introspection", "figures", "runs", "export", "training", "app", "commands", "__main__",
+    "evaluation", "inspection", "runs", "export", "training", "app", "commands", "__main__",
 ]  # fmt: skip
 
 
@@ -99,3 +99,25 @@ def test_without_lightning_a_sentence_says_what_to_install():
     code = f"{ABSENT}from minigpt import commands\nsys.exit(commands.run(commands.train, ['--config', 'tiny']))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (result.returncode, result.stderr.splitlines()[-1]) == (2, sentence)
+
+
+def test_matplotlib_is_imported_at_the_first_figure_alone():
+    drawing = [file for file in (ROOT / "minigpt").rglob("*.py") if "matplotlib" in "".join(sorted(imports(file)))]
+    assert {file.name for file in drawing} == {"figures.py", "sweep.py"}
+    for file in (ROOT / "minigpt").rglob("*.py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for node in tree.body:
+            at_the_top = isinstance(node, ast.ImportFrom) and "figures" in (node.module or "")
+            assert not at_the_top, f"{file} imports the figures before it draws one"
+
+
+@pytest.mark.slow
+def test_looking_inside_without_a_figure_imports_no_matplotlib(trained_run):
+    program = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import minigpt\n"
+        "from minigpt.inspection.introspection import name_of, surprisal\n"
+        f"lm = minigpt.load({str(trained_run)!r})\n"
+        "surprisal(lm.model, lm.tokenizer.encode('un matin,'))\n"
+        "print('matplotlib' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "False\n"

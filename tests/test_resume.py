@@ -339,7 +339,7 @@ COSINE = ["--model.lr_schedule", "cosine", "--trainer.log_every_n_steps", "1"]
 
 def rates(run: Path) -> dict[int, float]:
     """The learning rate that each step was trained at, from the run's events."""
-    return dict(curves(run)["train/learning_rate"])
+    return dict(curves(run)["train_step/learning_rate"])
 
 
 def cosine(step: int, steps: int) -> float:

@@ -18,7 +18,16 @@ from torch.nn import functional as F
 import minigpt
 from minigpt.data.order import BatchOrder
 from minigpt.evaluation import evaluate
-from minigpt.training.callbacks import Figures, Progress, Samples, Throughput, TrainMetrics, callback_of
+from minigpt.training.callbacks import (
+    CHARTS,
+    Figures,
+    Progress,
+    Samples,
+    Throughput,
+    TrainMetrics,
+    callback_of,
+    wrapped,
+)
 from minigpt.training.checkpointing import Checkpoints
 from minigpt.training.cli import MiniGPTCLI
 from minigpt.training.module import LitLanguageModel
@@ -38,7 +47,7 @@ def curves(run_dir) -> dict[str, list[tuple[int, float | str]]]:
             purge = event.step if event.HasField("session_log") else None
             shows = ("scalars", "text")  # the layout of combined charts is no curve
             values = {v.tag: v.tensor for v in event.summary.value if v.metadata.plugin_data.plugin_name in shows}
-            values.pop("train/tokens_per_second", None)  # no two runs are equally fast
+            values.pop("train_step/tokens_per_second", None)  # no two runs are equally fast
             for tag in shown if purge is not None else values:
                 shown[tag] = [record for record in shown.get(tag, []) if record[0] < event.step]
             for tag, tensor in values.items():
@@ -61,13 +70,13 @@ def test_the_gradient_norm_is_that_before_clipping_and_speed_leaves_no_record(fo
     ]
     F.cross_entropy(model(x).view(-1, data.vocab_size), y.view(-1)).backward()
     norm = torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item()
-    shown = dict(curves(cli.run_dir)["train/gradient_norm"])
+    shown = dict(curves(cli.run_dir)["train_step/gradient_norm"])
     assert norm > 0.1
     assert shown[1] == pytest.approx(norm, rel=1e-5)
     assert list(shown) == [1, 2, 3]
-    assert "train/tokens_per_second" not in callback_of(cli.trainer, TrainMetrics).last_record["metrics"]
+    assert "train_step/tokens_per_second" not in callback_of(cli.trainer, TrainMetrics).last_record["metrics"]
     raw = (file.read_bytes() for file in cli.run_dir.glob("events.*"))
-    assert any(b"train/tokens_per_second" in events for events in raw)
+    assert any(b"train_step/tokens_per_second" in events for events in raw)
 
 
 def test_tokens_per_second_leave_out_validations(folder, monkeypatch):
@@ -87,10 +96,10 @@ def test_tokens_per_second_leave_out_validations(folder, monkeypatch):
             assert throughput.seconds() == 12
         with throughput.excluded():
             now[0] += 50 * (step == 5)  # a sample
-    assert speeds == [(6, {"train/tokens_per_second": 5 * 256 / 20})]
+    assert speeds == [(6, {"train_step/tokens_per_second": 5 * 256 / 20})]
 
 
-def test_the_table_of_runs_has_settings_and_figures(folder):
+def test_the_table_of_runs_has_settings_and_leaves_its_order_to_tensorboard(folder):
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
     from tensorboard.plugins.hparams import plugin_data_pb2
 
@@ -104,9 +113,8 @@ def test_the_table_of_runs_has_settings_and_figures(folder):
     settings = kept["_hparams_/session_start_info"].session_start_info.hparams
     assert settings["model.network"].string_value == "minigpt.TinyGPT"
     assert settings["data.batch_size"].number_value == 4
-    metrics = {info.name.tag for info in kept["_hparams_/experiment"].experiment.metric_infos}
-    assert metrics == {"val/loss", "val/bits_per_char", "train/loss"}
-    assert metrics <= curves(cli.run_dir).keys()
+    assert "_hparams_/experiment" not in kept, "with it, the settings that differ would not come first"
+    assert not {"hp_metric", "epoch"} & curves(cli.run_dir).keys()
 
 
 def test_training_is_the_articles_loop_to_the_bit(folder):
@@ -505,3 +513,21 @@ def test_a_model_far_too_large_for_its_text_is_told_what_would_suit(call, folder
 def test_a_setting_given_in_python_is_held_to_its_type_and_range(make, sentence):
     with pytest.raises(minigpt.MiniGPTError, match=sentence):
         make()
+
+
+def test_the_lines_of_a_sample_are_wrapped_and_lose_nothing_but_spaces():
+    text = "un matin, " * 30 + "\n\n  deux\n" + "x" * 250
+    shown = wrapped(text)
+    assert max(map(len, shown.split("\n"))) <= 100
+    assert shown.replace(" ", "").replace("\n", "") == text.replace(" ", "").replace("\n", "")
+    assert "\n\n  deux\nx" in shown
+    assert wrapped("") == ""
+
+
+def test_combined_charts_have_at_most_a_line_and_a_band_or_two_lines(folder):
+    cli = fit("--trainer.max_steps", "2")
+    shown = curves(cli.run_dir)
+    charts = [chart for category in CHARTS.values() for chart in category.values()]
+    assert all(tag in shown for _, tags in charts for tag in tags)
+    assert all(len(tags) == (3 if kind == "Margin" else 2) for kind, tags in charts)
+    assert sorted(shown)[0].startswith("train/"), "the loss is what is seen first"

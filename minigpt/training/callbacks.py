@@ -1,6 +1,5 @@
 """Callbacks that log and show a training: metrics, throughput, baselines, samples, figures and progress."""
 
-import io
 import math
 import sys
 import textwrap
@@ -21,9 +20,9 @@ from torch.utils.tensorboard.summary import hparams
 
 from minigpt import processes
 from minigpt.errors import check_number
-from minigpt.figures import figures, name_of
 from minigpt.generation.sampling import SamplingParams
 from minigpt.generation.text import LanguageModel
+from minigpt.inspection.introspection import name_of
 from minigpt.terminal import GAP, Bar, compact, on_one_line
 from minigpt.training.distributed import full_network
 from minigpt.training.optim import full_tensor
@@ -31,19 +30,22 @@ from minigpt.training.resume import validation_due
 from minigpt.training.typed import C, callbacks_of, lit, needed_text_data, text_data
 from minigpt.words import COLUMNS, message
 
-COMPARED = ("val/loss", "val/bits_per_char", "train/loss")  # the metrics in TensorBoard's table of runs
+DRAWING_SHARE = 0.03  # of the training time, which figures may take
+FIRST_DRAWING = 0.5  # seconds that the first figures are expected to take
 PROJECTED = 10_000  # the largest vocabulary for the projector
 INDENT = " " * 4  # before a sample under the metrics of a validation
 LENGTH = COLUMNS - len(INDENT) - 4  # characters of that sample
-# TensorBoard's tab of combined charts: both losses, and both curves in bits per character with the baselines.
+WIDTH = 100  # characters of a line in TensorBoard's text tab, which does not wrap
+# TensorBoard's tab of combined charts. It gives all lines of a run one colour, so a chart has two lines, or one line in
+# a band between two baselines: counts of pairs of tokens above, a compressor below.
 CHARTS = {
-    "loss": {"train and validation, nats per token": ["Multiline", ["train/loss", "val/loss"]]},
+    "loss (nats per token)": {"train and validation": ["Multiline", ["train/loss", "val/loss"]]},
     "bits per character": {
-        "train, validation and baselines": [
-            "Multiline",
-            [f"{part}/bits_per_char" for part in ("train", "val")]
-            + [f"val_baselines/{name}" for name in ("uniform", "unigram", "bigram", "xz")],
-        ]
+        "validation, in a band between the baselines bigram (above) and xz (below)": [
+            "Margin",
+            ["val/bits_per_char", "val_baselines/xz", "val_baselines/bigram"],
+        ],
+        "train and validation": ["Multiline", ["train/bits_per_char", "val/bits_per_char"]],
     },
 }
 
@@ -137,9 +139,9 @@ class TrainMetrics(Callback):
         metrics = {"train/loss": loss.item(), "train/perplexity": loss.exp().item()}
         if characters:
             metrics["train/bits_per_char"] = loss.item() / math.log(2) / characters[0].item()
-        metrics["train/learning_rate"] = optimizer.param_groups[-1]["lr"]
+        metrics["train_step/learning_rate"] = optimizer.param_groups[-1]["lr"]
         norm = nn.utils.get_total_norm([p.grad for p in lit(pl_module).network.parameters() if p.grad is not None])
-        metrics["train/gradient_norm"] = full_tensor(norm).item()
+        metrics["train_step/gradient_norm"] = full_tensor(norm).item()
         self.last_record = {"step": trainer.global_step + 1, "metrics": metrics}
         write(trainer, **self.last_record)
 
@@ -188,7 +190,7 @@ class Throughput(Callback):
         if self._mark and (targets := targets_of(batch)) is not None:
             then, since = self._mark
             tokens = (step - then) * targets.numel() * trainer.accumulate_grad_batches * trainer.world_size
-            write(trainer, {"train/tokens_per_second": tokens / (self.seconds() - since)}, step)
+            write(trainer, {"train_step/tokens_per_second": tokens / (self.seconds() - since)}, step)
         self._mark = (step, self.seconds())
 
 
@@ -217,6 +219,12 @@ class Baselines(Callback):
 def callback_of(trainer: Trainer, kind: type[C]) -> C:
     """Return the callback of a class that a training of `LitLanguageModel` has."""
     return callbacks_of(trainer, kind)[0]
+
+
+def wrapped(text: str) -> str:
+    """Return a text with long lines broken and continued with an indent, which tells the breaks from the text's own."""
+    wrap = textwrap.TextWrapper(WIDTH, subsequent_indent="  ", replace_whitespace=False, break_on_hyphens=False)
+    return "\n".join(wrap.fill(line) for line in text.split("\n"))
 
 
 class Samples(Callback):
@@ -301,26 +309,87 @@ class Samples(Callback):
             for tag, params in self.sampling.items():
                 texts = [lm.generate(prompt, **self.draw, **asdict(params)) for prompt in self.prompts]
                 # Indented, so that Markdown shows a code block and keeps the line breaks.
-                block = textwrap.indent("\n\n---\n\n".join(texts), "    ", lambda line: True)
+                block = textwrap.indent("\n\n---\n\n".join(map(wrapped, texts)), "    ", lambda line: True)
                 for writer in summary_writers(trainer):
                     writer.add_text(tag, block, self._step)
                 self._text = texts[0] if texts else ""  # in the end, with top-k and top-p
 
 
 class Figures(Callback):
-    """Writes figures of the model to TensorBoard at validations, and its embedding (for the projector) and the settings
-    of the run.
+    """Draws figures of the model at validations, and writes the settings and the embedding (for the projector).
 
     Args:
         every_n_steps: Draw figures at validations whose step is a multiple of this, and at the last step; 0 for none.
+            By default at every validation at which drawing has taken at most 3 % of the training time so far.
     """
 
-    def __init__(self, every_n_steps: int = 1):
-        check_number("figures.every_n_steps", every_n_steps, at_least=0, whole=True, hint="where 0 means no figures")
+    def __init__(self, every_n_steps: int | None = None):
+        check_number(
+            "figures.every_n_steps", every_n_steps, at_least=0, whole=True, optional=True,
+            hint="where 0 means no figures",
+        )  # fmt: skip
         self.every_n_steps = every_n_steps
+        self._began = self._drawing = self._longest = 0.0  # when training began, seconds of all drawings, and of one
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log hyperparameters; TensorBoard takes the metrics from the scalar curves."""
+        """Log the settings."""
+        self._began, self._drawing, self._longest = time.monotonic(), 0.0, FIRST_DRAWING
+        self._log_settings(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw figures if they are due, with the weights that were validated."""
+        if trainer.sanity_checking or not self._is_due(trainer):
+            return
+        began = time.monotonic()
+        self._draw(trainer, pl_module)
+        took = time.monotonic() - began
+        self._longest = max(took, self._longest if self._drawing else 0.0)
+        self._drawing += took
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the embedding for the projector, each vector with the name of its token."""
+        tokenizer = needed_text_data(trainer, "Figures").tokenizer
+        if self.every_n_steps == 0 or tokenizer.vocab_size > PROJECTED:
+            return
+        embedding = getattr(full_network(trainer), "embed", None)
+        if not isinstance(embedding, nn.Embedding):
+            return
+        weights = embedding.weight
+        names = [name_of(tokenizer.decode([i])) for i in range(len(weights))]
+        for writer in summary_writers(trainer):
+            writer.add_embedding(weights, names, global_step=trainer.global_step, tag="embedding")
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        """Return whether to draw at this validation, which all processes ask at once and answer alike."""
+        step = trainer.global_step
+        if self.every_n_steps == 0 or step == trainer.max_steps:
+            return self.every_n_steps != 0
+        if self.every_n_steps:
+            return step % self.every_n_steps == 0
+        affordable = self._drawing + self._longest <= DRAWING_SHARE * (time.monotonic() - self._began)
+        return trainer.strategy.reduce_boolean_decision(affordable)
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        metric = lit(pl_module).metrics.first.by_position
+        length = torch.tensor(len(metric.nats), device=pl_module.device)  # a process may have short windows only
+        metric.grow(int(trainer.strategy.reduce(length, reduce_op="max")))
+        by_position = metric.compute().cpu()  # sums over all processes
+        model = full_network(trainer)
+        if model is not None and summary_writers(trainer):
+            from minigpt.inspection.figures import draw_all  # imports matplotlib
+
+            data = needed_text_data(trainer, "Figures")
+            for name, picture in draw_all(model, data.tokenizer, data.val_ids, by_position).items():
+                width, height = picture.pixels
+                image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=picture.png())
+                self._write(trainer, Summary(value=[Summary.Value(tag=f"val_figures/{name}", image=image)]))
+
+    def _log_settings(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the settings for TensorBoard's table of runs.
+
+        Without a description of the experiment beside them, TensorBoard compares the settings of all runs, and the
+        table begins with those that differ.
+        """
         data, module = needed_text_data(trainer, "Figures"), lit(pl_module)
         network = module.architecture
         settings = {"model.network": network["class_path"]}
@@ -334,48 +403,12 @@ class Figures(Callback):
         }
         for key in ("max_steps", "accumulate_grad_batches"):
             settings[f"trainer.{key}"] = getattr(trainer, key)
-        for summary in hparams(settings, dict.fromkeys(COMPARED, 0.0)):
+        for summary in hparams(settings, {})[1:]:
             self._write(trainer, summary)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw figures if they are due, with the weights that were validated."""
-        step = trainer.global_step
-        if trainer.sanity_checking or not self.every_n_steps:
-            return
-        if step % self.every_n_steps and step != trainer.max_steps:
-            return
-        metric = lit(pl_module).metrics.first.by_position
-        length = torch.tensor(len(metric.nats), device=pl_module.device)  # a process may have short windows only
-        metric.grow(int(trainer.strategy.reduce(length, reduce_op="max")))
-        by_position = metric.compute().cpu()  # sums over all processes
-        if (model := full_network(trainer)) is None:
-            return
-        data = needed_text_data(trainer, "Figures")
-        drawn = figures(model, data.tokenizer, data.val_ids, by_position)
-        for name, image in drawn.items():
-            png = io.BytesIO()
-            image.save(png, "PNG", compress_level=1)
-            shown = Summary.Image(
-                height=image.height, width=image.width, colorspace=3, encoded_image_string=png.getvalue()
-            )
-            self._write(trainer, Summary(value=[Summary.Value(tag=f"figures/{name}", image=shown)]), step)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the embedding for the projector, each vector with the name of its token."""
-        tokenizer = needed_text_data(trainer, "Figures").tokenizer
-        if not self.every_n_steps or tokenizer.vocab_size > PROJECTED:
-            return
-        embedding = getattr(full_network(trainer), "embed", None)
-        if not isinstance(embedding, nn.Embedding):
-            return
-        weights = embedding.weight
-        names = [name_of(tokenizer.decode([i])) for i in range(len(weights))]
+    def _write(self, trainer: Trainer, summary: Summary) -> None:
         for writer in summary_writers(trainer):
-            writer.add_embedding(weights, names, global_step=trainer.global_step, tag="embedding")
-
-    def _write(self, trainer: Trainer, summary: Summary, step: int | None = None) -> None:
-        for writer in summary_writers(trainer):
-            writer._get_file_writer().add_summary(summary, step)
+            writer._get_file_writer().add_summary(summary, trainer.global_step)
 
 
 class Progress(ProgressBar):

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import optuna
 import torch
 from filelock import Timeout
@@ -245,6 +244,8 @@ class Sweep:
         complete = self.study.get_trials(states=(TrialState.COMPLETE,))
         if len(complete) < 2:
             return []
+        import matplotlib
+
         matplotlib.use("Agg")  # files, no window
         from optuna.visualization import matplotlib as plots
 

@@ -1,4 +1,4 @@
-"""What a model thinks, as tensors: what it expects, what surprised it, where it looks. For the figures and the page."""
+"""What a model expects, what surprises it and where its attention goes, as tensors."""
 
 import math
 from collections.abc import Sequence
@@ -16,27 +16,47 @@ from minigpt.models import device_of, has_context
 from minigpt.models.gpt import Attention
 
 AT_ONCE = 1 << 14  # tokens in a batch of windows
+SAMPLED = 1024  # ids whose predictions stand for those of a large vocabulary
+NAMES = {" ": "␣", "\n": "↵", "\t": "⇥", "\u00a0": "⍽", "\u202f": "⍽"}
+
+
+def name_of(token: str) -> str:
+    """Return a token with signs in place of white space and control characters, which could not be seen."""
+    return "".join(NAMES.get(char, chr(0x2400 + ord(char)) if char < " " else char) for char in token)
 
 
 def is_bigram(model: nn.Module) -> bool:
-    """Whether the prediction of a model depends on the last id alone, as far as the model says so and a check shows."""
+    """Return whether a model's prediction depends on the last id alone: it says so, and a check agrees."""
     claimed = has_context(model) and model.context_size == 1
     return claimed and "context" in usable_paths(model, block_size_of(model, LONGEST))
 
 
 @torch.no_grad()
-def transitions(model: nn.Module) -> torch.Tensor:
-    """`(V, V)` probabilities of the next id (columns) after each id alone (rows): all of a bigram model."""
+def transitions(model: nn.Module, ids: torch.Tensor | None = None) -> torch.Tensor:
+    """Return `(N, V)` probabilities of the next id after each of `(N,)` ids alone, by default after all V ids."""
     device = device_of(model)
-    vocab_size = model(torch.zeros(1, 1, dtype=torch.int64, device=device)).shape[-1]
-    return model(torch.arange(vocab_size, device=device)[:, None])[:, -1].float().softmax(-1).cpu()
+    if ids is None:
+        ids = torch.arange(model(torch.zeros(1, 1, dtype=torch.int64, device=device)).shape[-1])
+    return model(ids.to(device)[:, None])[:, -1].float().softmax(-1).cpu()
+
+
+def most_expected(model: nn.Module, n: int) -> torch.Tensor:
+    """Return the `n` ids that a bigram model expects most, in ascending order; all ids of a small vocabulary.
+
+    The mean is over the predictions after at most `SAMPLED` ids, which are spread evenly over the vocabulary.
+    """
+    vocab_size = transitions(model, torch.zeros(1, dtype=torch.int64)).shape[-1]
+    if vocab_size <= n:
+        return torch.arange(vocab_size)
+    sampled = torch.linspace(0, vocab_size - 1, min(vocab_size, SAMPLED)).long()
+    return transitions(model, sampled).mean(0).topk(n).indices.sort().values
 
 
 @torch.no_grad()
 def next_logits(model: nn.Module, ids: Sequence[int] | torch.Tensor, first: int = 1) -> torch.Tensor:
-    """The logits with which generation would go on after each of the beginnings of `ids`.
+    """Return the logits of the next id after each beginning of `ids`, as generation computes them.
 
-    Each is computed from the last `block_size` ids before it, as generation does, not from one long window.
+    Each row is computed from the last `block_size` ids before it, and not from one long window.
 
     Args:
         model: `(B, T)` ids to `(B, T, V)` logits, in eval mode.
@@ -44,7 +64,7 @@ def next_logits(model: nn.Module, ids: Sequence[int] | torch.Tensor, first: int 
         first: The length of the shortest beginning.
 
     Returns:
-        `(N - first + 1, V)` float32 logits; the last row's are what comes after all of `ids`.
+        `(N - first + 1, V)` float32 logits; the last row follows all of `ids`.
     """
     row = torch.as_tensor(ids, device=device_of(model))
     size = block_size_of(model, len(row))
@@ -56,7 +76,7 @@ def next_logits(model: nn.Module, ids: Sequence[int] | torch.Tensor, first: int 
 
 
 def surprisal(model: nn.Module, ids: Sequence[int], first: int = 1) -> torch.Tensor:
-    """How many bits each id from `first` on cost the model, `(N - first,)`: 0 is certain, 1 a toss of a coin."""
+    """Return the surprisal in bits of each id from `first` on, `(N - first,)`: 0 is certain, 1 a toss of a coin."""
     if len(ids) <= first:
         return torch.empty(0)
     logits = next_logits(model, ids[:-1], first)
@@ -64,7 +84,7 @@ def surprisal(model: nn.Module, ids: Sequence[int], first: int = 1) -> torch.Ten
 
 
 def next_probabilities(model: nn.Module, ids: Sequence[int], **sampling: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """The probabilities `(V,)` of the id after `ids`: the model's own, and what `filter_logits` leaves.
+    """Return the probabilities `(V,)` of the id after `ids`: the model's own, and those after `filter_logits`.
 
     Raises:
         MiniGPTError: A sampling parameter is outside its range.
@@ -83,10 +103,10 @@ def attention_size(model: nn.Module) -> tuple[int, int] | None:
 
 @torch.no_grad()
 def attention(model: nn.Module, ids: Sequence[int] | torch.Tensor) -> torch.Tensor:
-    """Return where each of the last `block_size` ids looks: `(n_layer, n_head, T, T)` weights, whose rows sum to 1.
+    """Return the attention weights of the last `block_size` ids: `(n_layer, n_head, T, T)`, whose rows sum to 1.
 
     Raises:
-        MiniGPTError: A layer of a model that was changed gives another output than these weights would.
+        MiniGPTError: A layer was changed, so that its output is not what these weights give.
     """
     maps: list[torch.Tensor] = []
     layers = (module for module in model.modules() if isinstance(module, Attention))
@@ -101,7 +121,7 @@ def attention(model: nn.Module, ids: Sequence[int] | torch.Tensor) -> torch.Tens
 
 
 def _look(maps: list[torch.Tensor], attn: Attention, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    """Compute the weights that the attention kernel keeps to itself, and hold them to what it gave."""
+    """Compute a layer's weights, which its kernel does not return, and check that they give the layer's output."""
     q, k, v = attn.project(*inputs[:2])
     k, v = (t.repeat_interleave(attn.groups, dim=1) for t in (k, v))
     scores = (q @ k.mT)[0].float() / math.sqrt(attn.head_size)  # (H, T, T)
