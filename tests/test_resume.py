@@ -410,7 +410,7 @@ def test_a_run_from_python_that_is_extended_has_its_schedule_laid_anew(folder, c
     assert rates == {step: pytest.approx(cosine(step, 6)) for step in range(1, 7)}
     trainer.save_checkpoint("six.ckpt")
     _, rates = fit(9, "six.ckpt")
-    assert "now covers 9 steps, 6 before" in capsys.readouterr().err
+    assert "now covers 9 steps instead of 6" in capsys.readouterr().err
     assert rates == {step: pytest.approx(cosine(step, 9)) for step in range(7, 10)}
 
 
