@@ -8,15 +8,16 @@ import math
 import torch
 from torch.utils.data import Dataset
 
-from minigpt.data.memmap import Ids  # a tensor, or ids in a file that are used like one
+from minigpt.data.memmap import Ids  # a tensor of ids, or a file of ids with the same slices and `unfold`
 from minigpt.errors import MiniGPTError
 
 
 class CharDataset(Dataset):
     """Every window of `block_size` ids, with the same window one id later as its targets, as in the article.
 
-    `dataset[i]` is one window, so that `DataLoader(dataset, batch_size=4, shuffle=True)` works. Training asks for whole
-    batches instead: `dataset[starts]`, where `starts` is a `(B,)` tensor of window numbers that `BatchOrder` draws.
+    `dataset[i]` is one window, so that `DataLoader(dataset, batch_size=4, shuffle=True)` works. Training gathers whole
+    batches instead, which is faster: with `batch_size=None` a DataLoader passes what its sampler yields straight to the
+    dataset, and the sampler `BatchOrder` yields `(B,)` tensors of window numbers.
 
     Args:
         data: `(N,)` ids.
@@ -46,7 +47,7 @@ class CharDataset(Dataset):
     def _batch(self, starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         # `unfold` is a view of all windows of T ids, one per row, without copying: for 0 1 2 3 4 and T = 3, the rows
         # are 0 1 2, 1 2 3 and 2 3 4. Indexing then copies the B rows of the batch in one call, which is faster than a
-        # Python loop over windows. Ids in a file take one, two or four bytes; `long` makes them int64.
+        # Python loop over windows. `unfold` of a file gives ids of one, two or four bytes (a slice gives int64); `long` makes them int64.
         windows = self.data.unfold(0, self.block_size, 1)
         x = windows[starts].long()
         y = windows[starts + 1].long()
@@ -56,11 +57,11 @@ class CharDataset(Dataset):
 class EvalWindows(Dataset):
     """A text cut into consecutive windows, in which every id but the first is a target exactly once.
 
-    The windows do not overlap. A window that began earlier would give its targets more context and a lower loss, but
-    every id would then go through the model several times. The last window may be shorter than the others.
+    The windows do not overlap. Overlapping ones would give the targets more context and a lower loss, but every id would
+    then go through the model several times. The last window may be shorter than the others.
 
-    `windows[i]` is one window. `windows[range(i, j)]` is a batch of windows that have the same length; `EvalOrder`
-    makes such ranges.
+    `windows[i]` is one window. `windows[range(i, j)]` is a batch of windows of one length, in which a short last window
+    is therefore alone; the sampler `EvalOrder` makes such ranges.
 
     Args:
         data: `(N,)` ids, at least 2.
@@ -76,7 +77,9 @@ class EvalWindows(Dataset):
             raise MiniGPTError(f"A text of {len(data)} tokens cannot be evaluated. Give one of 2 tokens or more.")
         self.data = data
         self.block_size = block_size
-        self.n_targets = min(len(data) - 1, max_tokens or len(data))  # nothing comes before the first id to predict it
+        self.n_targets = len(data) - 1  # nothing comes before the first id to predict it from
+        if max_tokens is not None:
+            self.n_targets = min(self.n_targets, max_tokens)
 
     def __len__(self) -> int:
         return math.ceil(self.n_targets / self.block_size)

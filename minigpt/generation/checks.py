@@ -99,6 +99,11 @@ def block_size_of(model: nn.Module, default: int) -> int:
     return getattr(model, "block_size", None) or default
 
 
+def window_size(model: nn.Module, paths: set[str], default: int) -> int:
+    """Return the number of last ids that generation passes to a model, given its usable paths."""
+    return model.context_size if "context" in paths and has_context(model) else block_size_of(model, default)
+
+
 def state_of(model: nn.Module) -> tuple:
     """Return a value that changes when the modules, hooks, parameters or buffers of a model do."""
     modules = tuple((id(m), type(m), _hooks(m), _code(m), _settings(m)) for m in model.modules())

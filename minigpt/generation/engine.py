@@ -1,11 +1,14 @@
 """The loop of generation, from ids to ids: compute the logits of the next id, filter them, draw an id, append it.
 
-`text.py` encodes and decodes text. The model reads a window, the last `block_size` ids of each row, as in the article.
-Two faster ways are used if `checks.py` has found that they give the same logits for this model:
+`text.py` encodes and decodes text. As in the article, the model reads a window, the last `block_size` ids of each row,
+for each new id. `checks.usable_paths` names the faster ways that give the same logits for the model at hand:
 
-- With a cache of keys and values each id is computed once, up to block_size ids. In a longer text the window moves by
-  one with each id, which changes the positions of all its ids, so the whole window is computed for each new id.
-- For a bigram model a table of the probabilities after each id is computed once (`table.py`).
+- `cache`: a cache stores the keys and values of ids that were read, so that each id is computed once, up to block_size
+  ids. In a longer text the window moves by one with each id, which changes the positions of all its ids, so the whole
+  window is computed for each new id.
+- `compiled`: compiled code computes one id per row with the cache; see `cpu/decoding.py`.
+- `context`: the prediction depends on the last `context_size` ids only, so shorter windows do. For a bigram model,
+  where this is 1, a table of the probabilities after each id is computed once (`table.py`).
 """
 
 from collections.abc import Generator, Sequence
@@ -14,13 +17,11 @@ import torch
 from torch import nn
 
 from minigpt.generation.buffer import TokenBuffer
-from minigpt.generation.checks import block_size_of, compiled_step, usable_paths
+from minigpt.generation.checks import compiled_step, usable_paths, window_size
 from minigpt.generation.contract import plain_logits
 from minigpt.generation.sampling import SamplingParams, draw
 from minigpt.generation.table import sample_from_table, transition_table
-from minigpt.models import Cache, device_of, has_cache, has_context
-from minigpt.models.gpt import GPT
-from minigpt.models.stock import hooked
+from minigpt.models import Cache, device_of, has_cache
 
 
 def generate_ids(
@@ -69,71 +70,62 @@ def sample_ids(
     try:
         length = max(map(len, prompts)) + max_new_tokens
         paths = usable_paths(model, length)
-        table = transition_table(model, paths, params, max_new_tokens)
+        table = transition_table(model, paths, params, max_new_tokens)  # None except for bigram models
         if table is not None:
             yield from sample_from_table(table, prompts, max_new_tokens, generators)
             return
-        mode = grad_mode(model)
-        with mode():
-            buffer = TokenBuffer(prompts, device_of(model))
-            next_logits = NextLogits(model, buffer, paths, block_size_of(model, length))
+        buffer = TokenBuffer(prompts, device_of(model))
+        next_logits = NextLogits(model, buffer, paths, window_size(model, paths, length))
         for _ in range(max_new_tokens):
-            with mode():
-                logits = next_logits()  # (B, V)
-                logits = params.filter(logits, buffer.all() if params.repetition_penalty is not None else None)
-                new = draw(logits.softmax(dim=-1), generators)[:, 0]  # (B,)
-                buffer.append(new)
-            yield new.clone()  # an ordinary tensor, not one of inference mode, so that it can be used in training
+            logits = next_logits()  # (B, V)
+            # A repetition penalty needs all ids so far. Shorter rows are padded with ids of their own.
+            logits = params.filter(logits, buffer.all() if params.repetition_penalty is not None else None)
+            new = draw(logits.softmax(dim=-1), generators)[:, 0]  # (B,)
+            buffer.append(new)
+            yield new
     finally:
         model.train(was_training)
-
-
-def grad_mode(model: nn.Module) -> type[torch.no_grad] | type[torch.inference_mode]:
-    """Return `inference_mode`, which is a tenth faster, for a stock GPT, and `no_grad` for others.
-
-    Tensors of inference mode can never be used in training, and a hook or another network may keep some of them.
-    """
-    return torch.inference_mode if type(model) is GPT and not hooked(model) else torch.no_grad
 
 
 class NextLogits:
     """Computes the `(B, V)` logits after the last id of each row, with a cache while the ids fit into it."""
 
-    def __init__(self, model: nn.Module, buffer: TokenBuffer, paths: set[str], block_size: int):
-        self.model, self.buffer = model, buffer
-        self.size = model.context_size if "context" in paths and has_context(model) else block_size
+    def __init__(self, model: nn.Module, buffer: TokenBuffer, paths: set[str], size: int):
+        self.model, self.buffer, self.size = model, buffer, size  # size: the length of the window
         self.cache = model.new_cache(len(buffer.lengths)) if "cache" in paths and has_cache(model) else None
-        self.step = (compiled_step(model) if "compiled" in paths else None) or model  # computes one id per row
+        compiled = compiled_step(model) if "compiled" in paths else None
+        self.step = compiled or model  # computes one id per row with the cache
 
     def __call__(self) -> torch.Tensor:
         if self.cache is None:
             return self.from_windows()
-        if self.cache.columns == 0:
+        if self.cache.columns == 0:  # the cache is empty
             return self.from_prompts(self.cache)
+        # A row is full if it has more ids than a window. The cache serves the other rows, if there are any.
         full = [row for row, length in enumerate(self.buffer.lengths) if length > self.size]
         all_full = len(full) == len(self.buffer.lengths)
         return self.from_windows() if all_full else self.from_latest(full, self.cache)
 
     def from_windows(self) -> torch.Tensor:
-        """Compute the windows of all rows without the cache."""
-        windows, last = self.buffer.windows(self.size)
+        """Compute the windows of all rows without the cache, as the article does."""
+        windows, last = self.buffer.windows(self.size)  # (B, T) ids, and the column of each row's last id
         return plain_logits(self.model, windows)[self.buffer.rows, last]
 
     def from_prompts(self, cache: Cache) -> torch.Tensor:
-        """Compute the prompts, padded on the right, and store them in the cache."""
+        """Compute the prompts, padded on the right to one length, and store them in the cache."""
         windows, last = self.buffer.windows(self.size)
-        read = self.step if windows.shape[1] == 1 else self.model
-        logits = read(windows, cache)[self.buffer.rows, last]
+        logits = self.model(windows, cache)[self.buffer.rows, last]
         cache.length = last + 1  # the cache forgets the padding
         return logits
 
     def from_latest(self, full: list[int], cache: Cache) -> torch.Tensor:
         """Compute the latest id of each row with the cache, but the whole window of the rows that are `full`."""
         if full:
-            # Full rows stay in the batch, so their length is lowered to make room. Their logits are replaced below.
+            # The step computes all rows at once, but the cache has no room for another id of a full row. Its last id
+            # gives way here; the logits that this leads to are wrong, and are replaced below.
             cache.length = cache.length.clamp(max=self.size - 1)
         logits = self.step(self.buffer.latest[:, None], cache)[:, -1]
         if full:
             windows, _ = self.buffer.windows(self.size)
-            logits[full] = self.model(windows[full])[:, -1].to(logits.dtype)  # a compiled step returns float32
+            logits[full] = self.model(windows[full])[:, -1].to(logits.dtype)  # compiled code returns float32
         return logits

@@ -27,11 +27,11 @@ class SamplingParams:
     repetition_penalty: float | None = None
 
     def __post_init__(self) -> None:
-        all_tokens: dict[str, Any] = {"optional": True, "hint": "or 'none' to keep every token"}
+        may_be_none: dict[str, Any] = {"optional": True, "hint": "or 'none' to keep every token"}
         check_number("temperature", self.temperature, at_least=0, hint="where 0 always takes the likeliest token")
-        check_number("top_k", self.top_k, at_least=1, whole=True, **all_tokens)
-        check_number("top_p", self.top_p, above=0, at_most=1, **all_tokens)
-        check_number("min_p", self.min_p, at_least=0, at_most=1, **all_tokens)
+        check_number("top_k", self.top_k, at_least=1, whole=True, **may_be_none)
+        check_number("top_p", self.top_p, above=0, at_most=1, **may_be_none)
+        check_number("min_p", self.min_p, at_least=0, at_most=1, **may_be_none)
         check_number(
             "repetition_penalty", self.repetition_penalty, above=0, optional=True, hint="where 1 changes nothing"
         )
@@ -44,11 +44,10 @@ class SamplingParams:
         if self.temperature < GREEDY_BELOW:
             return keep_best(logits)
         logits = logits / self.temperature
-        top_k = None if self.top_k is None or self.top_k >= logits.shape[-1] else self.top_k
+        if self.top_k is not None and self.top_k < logits.shape[-1]:
+            logits = keep_top_k(logits, self.top_k)
         if self.top_p is not None and self.top_p < 1:
-            logits = keep_top(logits, top_k, self.top_p)
-        elif top_k is not None:
-            logits = logits.masked_fill(logits < logits.topk(top_k).values[..., -1:], -math.inf)
+            logits = keep_top_p(logits, self.top_p)
         return logits if self.min_p is None else keep_likely(logits, self.min_p)
 
 
@@ -89,7 +88,7 @@ def penalise(logits: torch.Tensor, generated: torch.Tensor, penalty: float) -> t
     """Lower the logits of the `(B, T)` ids in `generated`, each id once however often it occurs."""
     scores = logits.gather(-1, generated)  # (B, T)
     scores = torch.where(scores < 0, scores * penalty, scores / penalty)
-    return logits.scatter(-1, generated, scores)  # equal ids write equal scores
+    return logits.scatter(-1, generated, scores)  # an id that occurs twice is written twice, with the same score
 
 
 def keep_best(logits: torch.Tensor) -> torch.Tensor:
@@ -98,14 +97,19 @@ def keep_best(logits: torch.Tensor) -> torch.Tensor:
     return torch.full_like(logits, -math.inf).scatter(-1, best, logits.gather(-1, best))
 
 
-def keep_top(logits: torch.Tensor, top_k: int | None, top_p: float) -> torch.Tensor:
-    """Apply top-k and then top-p, with one sort of the logits for both."""
+def keep_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
+    """Keep the k greatest logits, and all that are equal to the k-th."""
+    kth = logits.topk(k).values[..., -1:]
+    return logits.masked_fill(logits < kth, -math.inf)
+
+
+def keep_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
+    """Keep the likeliest tokens, up to the one with which the sum of their probabilities exceeds p."""
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-    if top_k is not None:
-        ordered = ordered.masked_fill(ordered < ordered[..., top_k - 1 : top_k], -math.inf)
-    probabilities_so_far = ordered.softmax(dim=-1).cumsum(dim=-1)
-    cut = probabilities_so_far[..., :-1] > top_p  # a token is cut if the sum of those before it exceeds p
-    ordered[..., 1:].masked_fill_(cut, -math.inf)
+    probabilities = ordered.softmax(dim=-1)
+    sum_before = probabilities.cumsum(dim=-1).roll(1, dims=-1)  # of the likelier tokens
+    sum_before[..., 0] = 0.0  # nothing is likelier than the first
+    ordered = ordered.masked_fill(sum_before > p, -math.inf)
     return torch.empty_like(logits).scatter(-1, order, ordered)  # back to the order of the ids
 
 
@@ -132,7 +136,9 @@ def sample(logits: torch.Tensor, generator: torch.Generator | None = None) -> to
 def draw(
     probabilities: torch.Tensor, generator: torch.Generator | Sequence[torch.Generator] | None = None
 ) -> torch.Tensor:
-    """Draw one id per row: `(B, V)` probabilities to `(B, 1)` ids, the ones that `torch.multinomial` draws.
+    """Draw one id per row: `(B, V)` probabilities to `(B, 1)` ids.
+
+    With the same state of the generator these are the ids that `torch.multinomial` draws.
 
     Args:
         probabilities: Rows that sum to one.
@@ -143,9 +149,9 @@ def draw(
     """
     if probabilities.isnan().any():
         raise MiniGPTError("The model produced NaN: its training diverged. Train it again, at a lower learning rate.")
-    # The method of `torch.multinomial`, whose checks take longer than the draw: each id gets a random waiting time,
-    # exponential with the id's probability as its rate, and the first id to arrive is drawn. The probability that an id
-    # is the first is its share of all rates.
+    # The method of `torch.multinomial`, whose checks take longer than the draw. Each id gets a random waiting time, and
+    # the first id to arrive is drawn. If the times are exponential with rates p, an id is first with probability p. An
+    # exponential time of rate 1, divided by p, has the rate p; and waiting / p is least where p / waiting is greatest.
     waiting = torch.empty_like(probabilities)
     if generator is None or isinstance(generator, torch.Generator):
         waiting.exponential_(generator=generator)

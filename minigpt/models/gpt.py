@@ -24,6 +24,9 @@ class Attention(nn.Module):
 
     A token's query says what it looks for. Its key says what it offers to the tokens after it. Its value is what they
     gather: a token receives the mean of the values, weighted by the softmax of its query's products with the keys.
+
+    `rope` is the cosine and sine of each position's angles. With a `cache`, x has new tokens alone: the cache adds the
+    keys and values of those before, and its mask says which of them each query may see.
     """
 
     def __init__(self, layer: int, n_embd: int, n_head: int, n_kv_head: int, dropout: float, settings: dict[str, Any]):
@@ -31,7 +34,7 @@ class Attention(nn.Module):
         self.layer = layer
         self.heads = [n_head, n_kv_head, n_kv_head]  # of queries, keys and values
         self.head_size = n_embd // n_head
-        self.groups = n_head // n_kv_head  # query heads that share a head of keys and values
+        self.groups = n_head // n_kv_head  # how many query heads share a head of keys and values (see n_kv_head)
         self.qk_norm = settings["qk_norm"]
         self.qkv = nn.Linear(n_embd, sum(self.heads) * self.head_size, bias=settings["bias"])
         self.proj = nn.Linear(n_embd, n_embd, bias=settings["bias"])
@@ -40,7 +43,7 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor, rope: tuple | None, cache: KVCache | None = None) -> torch.Tensor:
         q, k, v = self.project(x, rope)
         if cache is not None:
-            k, v = cache.store(self.layer, k, v)  # with the keys and values of the earlier tokens
+            k, v = cache.store(self.layer, k, v)
         if self.groups > 1:
             k, v = (t.repeat_interleave(self.groups, dim=1) for t in (k, v))
         y = self.attend(q, k, v, None if cache is None else cache.mask)  # (B, H, T, D)
@@ -48,8 +51,8 @@ class Attention(nn.Module):
 
     def project(self, x: torch.Tensor, rope: tuple | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the queries, keys and values `(B, H, T, D)` of `(B, T, C)` activations."""
-        heads = self.qkv(x).unflatten(2, (-1, self.head_size)).transpose(1, 2)  # (B, heads of q, k and v, T, D)
-        q, k, v = heads.split(self.heads, dim=1)
+        qkv = self.qkv(x).unflatten(2, (-1, self.head_size)).transpose(1, 2)  # (B, heads of q, k and v, T, D)
+        q, k, v = qkv.split(self.heads, dim=1)
         if self.qk_norm:
             q, k = F.rms_norm(q, (self.head_size,)), F.rms_norm(k, (self.head_size,))
         if rope is not None:
@@ -63,13 +66,12 @@ class Attention(nn.Module):
 
 
 class SquaredReLU(nn.Module):
-    """ReLU squared, elementwise."""
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.relu(x).square()
 
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {  # of the MLPs
+# The activations of the MLPs; SwiGLU is Swish, which PyTorch calls SiLU, on a gated linear unit.
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": lambda: nn.GELU(approximate="tanh"), "swiglu": nn.SiLU, "relu2": SquaredReLU,
 }  # fmt: skip
 
@@ -88,9 +90,9 @@ class MLP(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        up = self.up(x)  # (B, T, 4 C)
-        x = self.activation(up) if self.gate is None else self.activation(self.gate(x)) * up
-        return self.dropout(self.down(x))  # (B, T, C)
+        up = self.up(x)  # (B, T, hidden units)
+        hidden = self.activation(up) if self.gate is None else self.activation(self.gate(x)) * up
+        return self.dropout(self.down(hidden))  # (B, T, C)
 
 
 class Block(nn.Module):
@@ -121,7 +123,8 @@ class GPT(nn.Module):
         n_layer: The number of blocks.
         n_head: The number of attention heads; divides n_embd.
         n_embd: `C`, the width.
-        preset: `gpt2`, `llama` or `modern`; sets the switches below that are None.
+        preset: Sets the switches below that are None. `gpt2` takes the first choice of each, `llama` rope, rmsnorm and
+            swiglu without biases, `modern` rope, rmsnorm and relu2 with qk_norm, softcap and zero_init; see presets.py.
         position: `learned` adds a vector per position; `rope` rotates queries and keys by an angle that grows with the
             position, so that their match depends on the distance between them (Su et al., "RoFormer", 2021).
         norm: `layernorm`, or `rmsnorm`, which does not subtract the mean (Zhang and Sennrich, 2019).
@@ -130,19 +133,20 @@ class GPT(nn.Module):
         n_kv_head: The number of heads of keys and values, each shared by a group of query heads, which saves memory in
             generation (Ainslie et al., "GQA", 2023); None for n_head.
         qk_norm: Normalise queries and keys, so that their products stay small (Dehghani et al., "ViT-22B", 2023).
-        bias: Add biases to linear layers and layer norms.
+        bias: Add biases to linear layers and layer norms; later models do as well without.
         dropout: The share of activations that are set to zero in training.
         tie_weights: Use the embedding as the output layer, for fewer parameters (Press and Wolf, 2017).
         softcap: Limit logits to ± this value by a tanh (Gemma 2, 2024); 0 for no limit.
-        zero_init: Initialise the output layer, and the last layers of attention and MLP, with zeros.
-        ngrams: The number of rows of two more embeddings: a vector for the last two tokens and one for the last three,
-            chosen by a hash, are added to each token's (Pagnoni et al., "Byte Latent Transformer", 2024); 0 for none.
+        zero_init: Initialise the output layer, and the last layers of attention and MLP, with zeros, so that a block
+            passes the stream on unchanged until it has learned something (Jordan et al., "modded-nanogpt", 2024).
+        ngrams: Rows of two more embeddings, 0 for none. Each token also gets a vector for the pair of tokens that it
+            ends and one for the triple; a hash picks the rows (Pagnoni et al., "Byte Latent Transformer", 2024).
 
     Raises:
         MiniGPTError: A size does not divide another, or a switch has an unknown value.
     """
 
-    blocks: Sequence[Block]  # annotated, since `nn.ModuleList` hides the class of its modules
+    blocks: Sequence[Block]
     activation_checkpointing = False  # store activations between blocks only; the backward pass recomputes the others
 
     def __init__(
@@ -173,7 +177,7 @@ class GPT(nn.Module):
         self.rope = Rope(block_size, n_embd // n_head) if settings["position"] == "rope" else None
         self.dropout = nn.Dropout(dropout)
         blocks = (Block(n, n_embd, n_head, n_kv_head, dropout, settings) for n in range(n_layer))
-        self.blocks = nn.ModuleList(blocks)  # type: ignore[assignment]  # a sequence of blocks, as annotated above
+        self.blocks = nn.ModuleList(blocks)  # type: ignore[assignment]  # it holds blocks, as annotated above
         self.norm = make_norm(n_embd, settings)
         self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
         self._initialise()
@@ -183,11 +187,11 @@ class GPT(nn.Module):
     def _initialise(self) -> None:
         """Draw weights as GPT-2 does, with standard deviation 0.02, or less where layers add to the residual stream."""
         for name, parameter in self.named_parameters():
-            to_residual = name.endswith(("attn.proj.weight", "mlp.down.weight"))
+            to_residual = name.endswith(("attn.proj.weight", "mlp.down.weight"))  # two in each block
             if parameter.dim() > 1:
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.n_layer) if to_residual else 0.02)
             zero_init = self.settings["zero_init"] and (to_residual or name == "lm_head.weight")
-            if zero_init or "ngrams." in name or name.endswith("bias"):
+            if zero_init or "ngrams." in name or name.endswith("bias"):  # n-grams add nothing until they are trained
                 nn.init.zeros_(parameter)
 
     def forward(self, idx: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
@@ -200,12 +204,10 @@ class GPT(nn.Module):
         """
         if idx.shape[1] > self.block_size:
             raise MiniGPTError(f"A window has {idx.shape[1]} ids, and this model's block_size is {self.block_size}.")
-        if cache is not None:
-            cache.extend(idx)
-        positions = torch.arange(idx.shape[1], device=idx.device) if cache is None else cache.positions
+        positions = torch.arange(idx.shape[1], device=idx.device) if cache is None else cache.extend(idx)
         x = self.embed(idx)  # (B, T, C)
         if self.ngrams is not None:
-            x = x + self.ngrams(idx, None if cache is None else cache.before)
+            x = x + self.ngrams(idx, None if cache is None else cache.before)  # the two ids before the new ones
         if self.position is not None:
             x = x + self.position(positions)
         rope = None if self.rope is None else self.rope(positions)
@@ -220,15 +222,15 @@ class GPT(nn.Module):
         """Return an empty cache for `forward(idx, cache)`, with which generation computes each id once.
 
         Any network may have such a method. Its `forward(idx, cache)` returns the logits of `(B, n)` ids that continue
-        the ids in the cache, and adds them to it. `cache.columns` is 0 while the cache is empty. `cache.length`, `(B,)`
-        ids in each row, may be lowered, which makes a row forget its last ids. Generation thus reads rows of
-        unequal length at once, padded on the right, and then sets their lengths.
+        the rows of the cache, and adds them to it. `cache.columns` is the most ids that a row has had, 0 at first.
+        `cache.length`, the `(B,)` numbers of ids in the rows, may be lowered: a row then forgets its last ids. That is
+        how rows of unequal length are read at once: padded on the right, and then their lengths are set.
         """
         return KVCache(self, batch_size)
 
 
 def mlp_width(n_embd: int, kind: str) -> int:
-    """Return the hidden units of an MLP: 4 C, or 8/3 C for SwiGLU, whose three matrices then have as many weights."""
+    """Return the hidden units of an MLP: 4 C; or 8/3 C for SwiGLU, so that three matrices have the weights of two."""
     return math.ceil(n_embd / 3) * 8 if kind == "swiglu" else 4 * n_embd  # a multiple of 8
 
 

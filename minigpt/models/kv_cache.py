@@ -24,10 +24,7 @@ class KVCache:
     def __init__(self, model: "GPT", batch_size: int):
         weight = model.embed.weight
         shape = (model.n_layer, batch_size, model.n_kv_head, model.block_size, model.n_embd // model.n_head)
-        self.keys, self.values = (
-            weight.new_zeros(shape).unbind(),
-            weight.new_zeros(shape).unbind(),
-        )  # a tensor per layer
+        self.keys, self.values = (weight.new_zeros(shape).unbind() for _ in range(2))  # a tensor per layer
         self.length = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)  # the number of ids in each row
         self.rows = torch.arange(batch_size, device=weight.device)[:, None]
         self.steps = torch.arange(model.block_size, device=weight.device)
@@ -50,13 +47,15 @@ class KVCache:
         self.length = self.length + n
         self.columns = min(self.columns + n, len(self.steps))
 
-    def extend(self, idx: torch.Tensor) -> None:
-        """Prepare all layers for `(B, n)` new ids: the columns of their keys and values, and the attention mask."""
+    def extend(self, idx: torch.Tensor) -> torch.Tensor:
+        """Prepare all layers for `(B, n)` new ids, and return the positions of these, `(B, n)`."""
         self.advance(idx)
         _, heads, _, size = self.keys[0].shape
+        # Where `store` puts the keys and values, and which columns each new id sees.
         self.column_index = self.positions[:, None, :, None].expand(-1, heads, -1, size)  # (B, H, n, D)
         # The rows of `masks` are windows of one vector; row r shows the columns up to block_size - 1 - r.
         self.mask = self.masks[len(self.steps) - 1 - self.positions].narrow(2, 0, self.columns)[:, None]  # (B, 1, n, S)
+        return self.positions
 
     def store(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Add the `(B, H, n, D)` keys and values of the new ids, and return those of all ids, `(B, H, S, D)`."""
