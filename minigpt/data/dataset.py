@@ -47,7 +47,8 @@ class CharDataset(Dataset):
     def _batch(self, starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         # `unfold` is a view of all windows of T ids, one per row, without copying: for 0 1 2 3 4 and T = 3, the rows
         # are 0 1 2, 1 2 3 and 2 3 4. Indexing then copies the B rows of the batch in one call, which is faster than a
-        # Python loop over windows. `unfold` of a file gives ids of one, two or four bytes (a slice gives int64); `long` makes them int64.
+        # Python loop over windows. `unfold` of a file gives ids of one, two or four bytes (a slice gives int64), so
+        # `long` makes them int64.
         windows = self.data.unfold(0, self.block_size, 1)
         x = windows[starts].long()
         y = windows[starts + 1].long()
@@ -57,8 +58,8 @@ class CharDataset(Dataset):
 class EvalWindows(Dataset):
     """A text cut into consecutive windows, in which every id but the first is a target exactly once.
 
-    The windows do not overlap. Overlapping ones would give the targets more context and a lower loss, but every id would
-    then go through the model several times. The last window may be shorter than the others.
+    The windows do not overlap. Overlapping ones would give the targets more context and a lower loss, but every id
+    would then go through the model several times. The last window may be shorter than the others.
 
     `windows[i]` is one window. `windows[range(i, j)]` is a batch of windows of one length, in which a short last window
     is therefore alone; the sampler `EvalOrder` makes such ranges.
