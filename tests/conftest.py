@@ -3,10 +3,12 @@
 import os
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # each of several processes takes one core; torch reads this as it starts
     os.environ["OMP_NUM_THREADS"] = "1"
+
+os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "all"  # else it would warn once a process, of whichever call is first
 
 import pytest
 import torch
@@ -53,6 +55,11 @@ def call(capfd, monkeypatch):
         return Result(status, *capfd.readouterr())
 
     return call
+
+
+def lack(program: str) -> NoReturn:
+    """Skip a test for want of a program, or fail it where `.ci/run` runs the tests, which installs the program."""
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(f"needs {program}")
 
 
 def read(path: str, **options) -> str:

@@ -151,7 +151,7 @@ def test_a_size_or_a_device_that_is_not_there_is_named(monkeypatch, capsys, aske
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_few_kills_leave_no_trace():
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / "chaos.py"), "--kills", "6"], capture_output=True, text=True

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY, read
 from test_resume import same, state
-from test_training import curves
+from test_training import curves, fit
 
 pytestmark = pytest.mark.slow
 
@@ -45,9 +45,12 @@ def finish(process: subprocess.Popen, root: str = ".") -> Path:
     return max(Path(root, "lightning_logs/tiny").iterdir())
 
 
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517")
+
+
 def test_two_processes_see_the_same_batches_and_give_the_same_losses():
     flags = [*MODEL, "--trainer.max_steps", "200"]
-    one, two = (curves(finish(start(*flags, *more))) for more in ([], TWO))
+    one, two = curves(fit(*flags).run_dir), curves(finish(start(*flags, *TWO)))
     assert one.keys() == two.keys()
     for tag in ("train/loss", "val/loss", "val/bits_per_char", "val/accuracy"):
         assert len(one[tag]) == len(two[tag]) > 3
@@ -56,19 +59,14 @@ def test_two_processes_see_the_same_batches_and_give_the_same_losses():
             assert value == pytest.approx(other, abs=1e-5), (tag, step)
 
 
-def test_a_process_may_have_the_short_last_window_alone_to_validate(folder):
+def test_a_process_of_torchruns_may_have_the_short_last_window_alone_to_validate(folder):
     (folder / "short.txt").write_text(read("exemple")[:3600], encoding="utf-8")
     flags = [*MODEL, "--trainer.max_steps", "3", "--data.path", "short.txt"]
-    one, two = (curves(finish(start(*flags, *more))) for more in ([], TWO))
-    ((_, value),), ((_, other),) = one["val/loss"], two["val/loss"]
+    one, two = fit(*flags).run_dir, finish(start(*flags, *TWO, launcher=TORCHRUN))
+    ((_, value),), ((_, other),) = curves(one)["val/loss"], curves(two)["val/loss"]
     assert value == pytest.approx(other, abs=1e-5)
-
-
-def test_torchrun_starts_it_too():
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517")
-    run = finish(start(*MODEL, *TWO, "--trainer.max_steps", "10", launcher=torchrun))
-    assert state(run)["global_step"] == 10
-    assert len(list(run.parent.iterdir())) == 1
+    assert state(two)["global_step"] == 3
+    assert sorted(two.parent.iterdir()) == [one, two], "torchrun's processes share one run folder"
 
 
 SRUN = """#!/bin/bash
@@ -78,6 +76,7 @@ wait; wait
 """
 
 
+@pytest.mark.full
 def test_a_slurm_job_whose_time_is_up_is_queued_again_and_goes_on(folder, monkeypatch):
     bin_ = folder / "bin"
     bin_.mkdir()
@@ -112,6 +111,7 @@ def test_a_slurm_job_whose_time_is_up_is_queued_again_and_goes_on(folder, monkey
     assert state(run)["global_step"] == 60
 
 
+@pytest.mark.full
 def test_two_processes_that_are_stopped_end_with_the_same_bits():
     whole = finish(start(*EXACT))
     line = [*EXACT, "--ckpt_path", "last", "--trainer.default_root_dir", "stopped"]

@@ -20,6 +20,17 @@ from minigpt.runs import corpus_of, find_checkpoint, read_checkpoint
 from minigpt.training.callbacks import Figures, Progress, Samples
 
 PLAIN = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+# What Lightning says of trainings that these tests have on purpose.
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{message}")
+    for message in (
+        "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
+        "Checkpoint directory .* exists and is not empty",
+        "Total length of `DataLoader` across ranks is zero",
+        "`training_step` returned `None`",
+        "You defined a `validation_step` but have no `val_dataloader`",
+    )
+]
 NOTHING = PLAIN | {"logger": False, "enable_checkpointing": False}
 SECONDS = 60  # after which a training that never ends is stopped
 

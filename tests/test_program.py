@@ -267,7 +267,7 @@ def build(source: Path, what: str, place: Path) -> Path:
     return place / done.stdout.splitlines()[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_an_installed_copy_has_every_file_and_runs_the_first_command_anywhere(source, folder):
     wheel = build(source, "build_wheel", folder)
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("minigpt/")}

@@ -1,5 +1,7 @@
-"""Every command and every line of Python in the READMEs and in the guide runs, in a copy of the project, as a reader
-would type it; the guide's trainings are shortened.
+"""Every command and every line of Python in the READMEs and in the guide runs in a copy of the project.
+
+The trainings are shortened, and the commands run in the process of the test. A test marked `full` runs the README as a
+reader would: at full length, with a process for each command.
 """
 
 import os
@@ -67,22 +69,58 @@ def runnable(command: str) -> str | None:
     return None if "pytest" in command else command
 
 
+def servers(command: str) -> bool:
+    return command.startswith("tensorboard") or "minigpt app" in command
+
+
+def shortened(words: list[str], flags: list[str], steps: int) -> list[str]:
+    """Append flags to a training, with a number of steps, and let a sweep try twice."""
+    if words[0] not in ("train", "sweep"):
+        return words
+    return [*words, "--trainer.max_steps", str(steps), *flags, *(["--trials", "2"] if words[0] == "sweep" else [])]
+
+
+def run_python(program: str, capfd) -> str:
+    """Run a program in this process, and return what it printed."""
+    capfd.readouterr()
+    exec(compile(program, "README.md", "exec"), {"__name__": "__main__"})
+    return capfd.readouterr().out
+
+
 @pytest.mark.slow
-def test_every_command_of_the_readme_runs_in_order(clone):
+def test_every_command_and_program_of_the_readme_runs_in_order(call, folder, monkeypatch, capfd):
+    copy_into(folder)
+    monkeypatch.syspath_prepend(folder)  # as for a process that is started here
     run = [command for command in map(runnable, commands("README.md")) if command]
     assert any("minigpt train" in command for command in run)
-    for command in run:
-        if command.startswith("tensorboard"):
-            serve_and_stop(command, clone, "data/runs", "tiny/version_0")
-            continue
-        if "minigpt app" in command:
-            serve_and_stop(command, clone, "config", "tiny/version_0")
+    assert sum(map(servers, run)) == 2
+    for number, command in enumerate(command for command in run if not servers(command)):
+        program, *words = shlex.split(command)
+        assert program == "minigpt", command
+        done = call(*shortened(words, QUICK_SAMPLES, 4 + number))  # a resume has a step more to do than its run before
+        assert done.status == 0, f"{command}\n{done.err}"
+        assert done.out.strip(), command
+    for program in blocks("README.md", "python"):
+        program = re.sub(r"max_steps=\d+", "max_steps=8", program)
+        assert re.search("^un matin,", run_python(program, capfd), flags=re.M)  # Lightning prints its tables before it
+
+
+@pytest.mark.full
+def test_the_readme_works_as_it_is_typed(clone):
+    for command in filter(None, map(runnable, commands("README.md"))):
+        if servers(command):
+            path = "data/runs" if command.startswith("tensorboard") else "config"
+            serve_and_stop(command, clone, path, "tiny/version_0")
             continue
         done = subprocess.run(
             command, shell=True, cwd=clone, env=environment(clone), capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert done.stdout.strip(), command
+    for program in blocks("README.md", "python"):
+        done = subprocess.run([sys.executable, "-c", program], cwd=clone, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert re.search("^un matin,", done.stdout, flags=re.M)
 
 
 def serve_and_stop(command: str, clone: Path, path: str, shown: str) -> None:
@@ -107,16 +145,6 @@ def serve_and_stop(command: str, clone: Path, path: str, shown: str) -> None:
         server.wait()
 
 
-@pytest.mark.slow
-def test_the_python_of_the_readme_runs(clone):
-    if not (clone / "lightning_logs" / "tiny").exists():
-        pytest.skip("the commands above it make the run that it loads; run the whole file")
-    for program in blocks("README.md", "python"):
-        done = subprocess.run([sys.executable, "-c", program], cwd=clone, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert re.search("^un matin,", done.stdout, flags=re.M)  # Lightning prints its tables before it
-
-
 def test_both_readmes_give_the_same_commands():
     for language in ("bash", "python"):
         english, french = ([re.sub(r" *#.*", "", block) for block in blocks(f, language)] for f in READMES)
@@ -124,23 +152,20 @@ def test_both_readmes_give_the_same_commands():
 
 
 @pytest.mark.slow
-def test_every_command_of_the_guide_runs_in_order(call, folder):
-    """In this process, so that the imports are paid for once, and in a copy of its own, since the runs that a chapter
-    names are those of a reader who has given the README's first command and no other.
-    """
+def test_every_command_of_the_guide_runs_in_order(call, folder, capfd):
+    """In a copy of its own: a chapter names the runs of a reader who gave only the first of the README's commands."""
     copy_into(folder)
     run = [runnable(commands("README.md")[0]), *commands("docs/guide.md")]
     for command in run:
-        program, name, *words = shlex.split(command)
+        program, *words = shlex.split(command)
         assert program == "minigpt", command
-        done = call(name, *words, *(SHORT if name == "train" else []))
+        done = call(*shortened(words, SHORT, 4))
         assert done.status == 0, f"{command}\n{done.err}"
         assert done.out.strip(), command
         assert "--figures" not in words or f"{words[words.index('--figures') + 1]}/next_token.png" in done.err
     (program,) = blocks("docs/guide.md", "python")
-    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["1", "2", "4", "8", "16", "32", "64"]
+    printed = run_python(program, capfd)
+    assert [line.split()[0] for line in printed.splitlines()] == ["1", "2", "4", "8", "16", "32", "64"]
 
 
 def test_both_guides_give_the_same_commands_texts_and_pictures():
@@ -165,8 +190,8 @@ def test_both_guides_give_the_same_figures_in_the_same_chapters():
 
 READMES = ("README.md", "README.fr.md")
 GUIDES = ("docs/guide.fr.md", "docs/guide.md")
-SHORT = ["--trainer.max_steps", "4", "--model.warmup_steps", "0", "--model.network.n_embd", "16"]  # later flags win
-SHORT += ["--data.max_val_tokens", "500", "--samples.max_new_tokens", "20"]
+QUICK_SAMPLES = ["--data.max_val_tokens", "500", "--samples.max_new_tokens", "20"]
+SHORT = [*QUICK_SAMPLES, "--model.warmup_steps", "0", "--model.network.n_embd", "16"]  # later flags win
 
 
 @pytest.mark.parametrize("file", [*READMES, *GUIDES])
@@ -182,10 +207,12 @@ def test_the_readmes_lead_to_the_guides():
         assert f"]({guide})" in where_next
 
 
-def test_ci_runs_the_readmes_test_command():
-    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    assert "README.md" in ci
-    assert any("pytest" in command for command in commands("README.md"))
+def test_ci_runs_the_readmes_test_command_and_the_full_tests():
+    (command,) = (command for command in commands("README.md") if "pytest" in command)
+    with open(ROOT / "README.md", encoding="utf-8") as readme:  # `grep -m 1 pytest` takes the first line that has it
+        assert next(line for line in readme if "pytest" in line).strip() == command
+    assert command.endswith(" -m 'not full'")
+    assert " -m full" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
 def test_every_setting_that_a_page_names_exists():

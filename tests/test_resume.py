@@ -138,6 +138,7 @@ def test_interruptions_leave_no_trace(folder, undisturbed, stops, extra):
     assert same(best[0]["state_dict"], best[1]["state_dict"])
 
 
+@pytest.mark.full
 def test_a_compiled_run_leaves_no_trace_of_an_interruption(folder, undisturbed):
     torch.set_num_threads(2)  # one alone could not add in another order
     flags = [
