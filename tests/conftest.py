@@ -1,6 +1,7 @@
 """What the tests share: a working folder of their own, and commands called as a shell would call them."""
 
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -60,6 +61,13 @@ def call(capfd, monkeypatch):
 def lack(program: str) -> NoReturn:
     """Skip a test for want of a program, or fail it where `.ci/run` runs the tests, which installs the program."""
     (pytest.fail if os.environ.get("CI") else pytest.skip)(f"needs {program}")
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def read(path: str, **options) -> str:

@@ -13,7 +13,7 @@ import urllib.request
 from types import SimpleNamespace
 
 import pytest
-from conftest import QUICK, ROOT, lack
+from conftest import QUICK, ROOT, free_port, lack
 
 from minigpt import MiniGPTError, commands
 from minigpt.command_line import first_training
@@ -168,12 +168,6 @@ def place(tmp_path_factory, trained_run):
     cli = MiniGPTCLI([*args, "--trainer.default_root_dir", str(here)])
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     return here
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,12 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, TINY
-from test_ddp import finish, start
+from test_ddp import finish, start, torchrun
 from test_resume import fit as resume
 from test_resume import same, state
 from test_training import curves, fit
@@ -117,7 +116,7 @@ def test_a_run_that_is_killed_and_stopped_ends_with_the_same_bits(sharded):
             if text.startswith(f"step {step}/"):
                 os.killpg(process.pid, number) if number == signal.SIGKILL else process.send_signal(number)
                 break
-        rest = process.communicate(timeout=60)[1]
+        rest = process.communicate(timeout=120)[1]
         assert process.returncode == {signal.SIGKILL: -9}.get(number, 128 + number), rest
     run = finish(start(*line))
     ends = [state(r) for r in (run, sharded)]
@@ -142,7 +141,7 @@ def test_a_network_of_ones_own_is_shared_out_sampled_and_resumed_to_the_bit(fold
         if text.startswith("step 20/"):
             process.send_signal(signal.SIGTERM)
             break
-    rest = process.communicate(timeout=60)[1]
+    rest = process.communicate(timeout=120)[1]
     assert process.returncode == 128 + signal.SIGTERM, rest
     run = finish(start(*OWN, *SHARED_OUT, "--ckpt_path", "last"))
     assert same(state(run), state(whole))
@@ -207,8 +206,7 @@ if torch.distributed.get_rank() == 0:
 
 def test_a_network_made_in_python_is_gathered_whatever_its_arguments_and_ties(folder):
     (folder / "own.py").write_text(PYTHON, encoding="utf-8")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29521"]
-    done = subprocess.run([*torchrun, "own.py"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*torchrun(), "own.py"], capture_output=True, text=True, timeout=120)
     assert done.stdout.endswith("equal\n"), done.stderr
     ends = [torch.load(f"{name}.ckpt", weights_only=True) for name in ("20", "resumed")]
     for key in ("state_dict", "optimizer_states"):
@@ -231,7 +229,7 @@ def test_a_network_that_cannot_be_shared_out_is_answered_in_a_sentence(folder, f
     process = start(
         "--model.network", "my_models.Odd", "--trainer.accelerator", "cpu", "--trainer.max_steps", "2", *SHARED_OUT
     )
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (2, "")
     assert "Odd cannot be shared out: " in err
     assert err.rstrip().endswith("Use --trainer.strategy ddp.")
@@ -266,8 +264,7 @@ if torch.distributed.get_rank() == 0:
 
 def test_muon_sees_whole_matrices(folder):
     (folder / "muon.py").write_text(MUON)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29519"]
-    done = subprocess.run([*torchrun, "muon.py"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*torchrun(), "muon.py"], capture_output=True, text=True, timeout=120)
     assert done.stdout == "equal\n", done.stderr
 
 

@@ -246,6 +246,7 @@ def test_settings_that_it_does_not_have_and_classes_that_are_not_there_are_named
         LitLanguageModel(MyGRU)
 
 
+@pytest.mark.filterwarnings("ignore:\\s*Hit failing import")
 def test_order_of_class_and_arguments_does_not_matter(call):
     flags = ["--model.network.n_layer", "1", "--model.network", "GPT", "--trainer.max_steps", "1", *QUICK]
     result = call("train", *flags, "--config", TINY)

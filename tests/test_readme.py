@@ -7,7 +7,6 @@ reader would: at full length, with a process for each command.
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ from inspect import signature
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, free_port
 from lightning.pytorch import Trainer
 
 from minigpt import GPT, LitLanguageModel, TextDataModule, TinyGPT
@@ -125,9 +124,7 @@ def test_the_readme_works_as_it_is_typed(clone):
 
 def serve_and_stop(command: str, clone: Path, path: str, shown: str) -> None:
     """Start a server, and wait until what it answers at a path shows a run."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     words = [*shlex.split(command), "--port", str(port)]
     server = subprocess.Popen(words, cwd=clone, env=environment(clone), stderr=subprocess.DEVNULL)
     try:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import QUICK, ROOT, TINY
+from conftest import QUICK, ROOT, TINY, read
 from lightning.pytorch import Trainer
 from test_resume import same
 from test_training import curves
@@ -62,9 +62,10 @@ def test_loggers_write_beside_tensorboard_or_none_does(start, folder):
 
 
 def test_passes_are_counted_in_steps(start, folder):
-    flags = ["--data.batch_size", "4000", "--trainer.max_steps", "-1"]
+    (folder / "short.txt").write_text(read("exemple")[:2000], encoding="utf-8")
+    flags = ["--data.path", "short.txt", "--data.batch_size", "50", "--trainer.max_steps", "-1"]
     start(*flags, "--trainer.max_epochs", "1", "--trainer.accumulate_grad_batches", "5")
-    assert state(folder)["global_step"] == 6  # 34 batches of 4,000 of 137,011 windows, 30 in whole steps
+    assert state(folder)["global_step"] == 6  # 34 batches of 50 of some 1,730 windows, 30 in whole steps
     start(*flags, "--trainer.max_epochs", "3", "--trainer.limit_train_batches", "4", "--data.block_size", "32")
     last = folder / "lightning_logs" / "tiny" / "version_1" / "checkpoints" / "last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == 12
