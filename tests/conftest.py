@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -13,6 +14,7 @@ os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "all"  # else it would warn on
 
 import pytest
 import torch
+from filelock import FileLock
 
 from minigpt import commands
 
@@ -59,8 +61,8 @@ def call(capfd, monkeypatch):
 
 
 def lack(program: str) -> NoReturn:
-    """Skip a test for want of a program, or fail it where `.ci/run` runs the tests, which installs the program."""
-    (pytest.fail if os.environ.get("CI") else pytest.skip)(f"needs {program}")
+    """Skip a test for want of a program, or fail it where `.ci/run` runs the tests."""
+    (pytest.fail if os.environ.get("MINIGPT_NO_SKIP") else pytest.skip)(f"needs {program}")
 
 
 def free_port() -> int:
@@ -68,6 +70,18 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+def made_once(tmp_path_factory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a folder that the first of the processes that run the tests fills. Not to be written to."""
+    base = tmp_path_factory.getbasetemp()
+    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{place}.lock"):
+        if not place.with_suffix(".made").exists():
+            place.mkdir()
+            make(place)
+            place.with_suffix(".made").touch()
+    return place
 
 
 def read(path: str, **options) -> str:

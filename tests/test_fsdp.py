@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, made_once
 from test_ddp import finish, start, torchrun
 from test_resume import fit as resume
 from test_resume import same, state
@@ -32,14 +32,14 @@ SHARED_OUT = ["--trainer.devices", "2", "--trainer.strategy", "fsdp2"]
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory):
     """A run of two processes that share the model out. Not to be written to."""
-    place = tmp_path_factory.mktemp("sharded")
-    process = start(*MODEL, *SHARED_OUT, "--trainer.default_root_dir", str(place))
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    assert out.count("validation loss") == 1
-    return next(place.glob("lightning_logs/tiny/*"))
+
+    def make(place: Path) -> None:
+        finish(start(*MODEL, *SHARED_OUT, "--trainer.default_root_dir", str(place)), str(place))
+
+    return next(made_once(tmp_path_factory, "sharded", make).glob("lightning_logs/tiny/*"))
 
 
+@pytest.mark.slow
 def test_it_trains_as_one_device_does(sharded, call):
     whole = fit(*MODEL).run_dir
     one, two = curves(whole), curves(sharded)
@@ -61,6 +61,7 @@ def ending(run: Path) -> list[float]:
     return [value for step, value in curves(run)["train/loss"] if step > 100]
 
 
+@pytest.mark.slow
 def test_what_several_write_is_one_file_that_any_number_of_processes_continue(sharded, call, folder):
     file = runs.find_checkpoint(sharded, prefer=("last",))
     held = runs.read_checkpoint(file)
@@ -204,6 +205,7 @@ if torch.distributed.get_rank() == 0:
 """
 
 
+@pytest.mark.slow
 def test_a_network_made_in_python_is_gathered_whatever_its_arguments_and_ties(folder):
     (folder / "own.py").write_text(PYTHON, encoding="utf-8")
     done = subprocess.run([*torchrun(), "own.py"], capture_output=True, text=True, timeout=120)
@@ -222,6 +224,7 @@ class Odd(TinyGPT):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["scalar", "lock"])
 def test_a_network_that_cannot_be_shared_out_is_answered_in_a_sentence(folder, fault):
     line = {"scalar": "self.scale = torch.nn.Parameter(torch.ones(()))", "lock": "self.lock = threading.Lock()"}[fault]
@@ -262,6 +265,7 @@ if torch.distributed.get_rank() == 0:
 """
 
 
+@pytest.mark.slow
 def test_muon_sees_whole_matrices(folder):
     (folder / "muon.py").write_text(MUON)
     done = subprocess.run([*torchrun(), "muon.py"], capture_output=True, text=True, timeout=120)
@@ -294,6 +298,7 @@ def test_weight_averaging_and_sharing_out_do_not_go_together(call):
     assert "Leave one of them out" in result.err
 
 
+@pytest.mark.slow
 def test_computing_activations_again_gives_the_same_bits_and_keeps_less(folder):
     def kept(cli) -> int:
         sizes = []

@@ -92,13 +92,14 @@ def test_a_process_that_lightning_started_as_minigpt_train_keeps_its_rank(progra
 
 
 @pytest.mark.slow
-def test_help_and_mistakes_import_no_torch_and_generate_no_lightning(trained_run):
+def test_the_package_help_and_mistakes_import_no_torch_and_sampling_no_lightning(trained_run):
     script = (
         "import sys\nfrom minigpt.commands import main\n"
         "for args in ([], ['--version'], ['trian']):\n"
         "    sys.argv[1:] = args\n    main()\n"
-        "print('torch' in sys.modules)\n"
+        "import minigpt\nprint('torch' in sys.modules)\n"
         f"sys.argv[1:] = ['generate', '--ckpt_path', {str(trained_run)!r}]\nassert main() == 0\n"
+        f"minigpt.load({str(trained_run)!r}).generate('un matin,')\n"
         "print({'torch', 'lightning', 'torchmetrics', 'jsonargparse', 'tensorboard'} & set(sys.modules))\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
