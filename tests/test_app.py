@@ -55,6 +55,7 @@ def test_no_seed_is_a_new_one_that_the_notice_names(shelf):
     assert written(shelf, seed=int(notice.removeprefix("Seed ")))[0] == text
 
 
+@pytest.mark.slow
 def test_updates_come_ten_times_a_second_at_most(shelf):
     started = time.monotonic()
     n = sum(1 for _ in app.write(shelf, None, "last", **SETTINGS | {"max_new_tokens": 20_000}))

@@ -39,6 +39,7 @@ def test_the_last_rung_is_the_modern_preset():
     assert {key: settings[key] for key in PRESETS["modern"] if key in settings} == PRESETS["modern"]
 
 
+@pytest.mark.slow
 def test_a_rung_is_trained_and_put_on_the_page(folder, monkeypatch):
     monkeypatch.setattr(ladder, "STEPS", ladder.STEPS[:1])
     monkeypatch.setattr(ladder, "ROOT", folder)
@@ -122,6 +123,7 @@ class GPT(OurGPT):
 """
 
 
+@pytest.mark.slow
 def test_a_table_holds_every_loop_to_the_first(folder, monkeypatch, capsys):
     # As on a GPU, where nanoGPT trains under autocast, too; a stand-in takes its place.
     (folder / "model.py").write_text(STAND_IN)

@@ -364,6 +364,7 @@ class Stop(Callback):
     on_validation_start = on_train_batch_start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 10, 12, 24])
 @pytest.mark.parametrize("validations", [{"val_check_interval": 10, "check_val_every_n_epoch": None}, {}])
 def test_a_plain_trainer_resumes_to_the_bit(text, folder, stop, validations):

@@ -76,6 +76,7 @@ import minigpt
 """
 
 
+@pytest.mark.slow
 def test_without_lightning_a_sentence_says_what_to_install():
     sentence = "minigpt needs lightning, which is not installed in this Python: pip install lightning."
     python = [sys.executable, "-c", f"{ABSENT}try:\n    minigpt.train\nexcept minigpt.MiniGPTError as e:\n    print(e)"]

@@ -163,6 +163,7 @@ def test_a_name_that_is_nowhere_gets_both_places_and_the_nearest_name(program, f
     assert (spaces.status, spaces.err) == (2, f"There is no space 'nanno' in {places}. Did you mean 'nano'?\n")
 
 
+@pytest.mark.slow
 def test_a_run_of_a_named_recipe_is_that_of_its_file_and_goes_on(program, folder):
     named, file = (program("train", "--config", config, "--print_config").out for config in ("tiny", TINY))
     assert named == file
@@ -175,6 +176,7 @@ def test_a_run_of_a_named_recipe_is_that_of_its_file_and_goes_on(program, folder
     assert "after 4 steps, the last 2 " in again.out
 
 
+@pytest.mark.slow
 def test_a_sweep_takes_names_for_the_recipe_and_the_space(program, folder):
     result = program("sweep", "-c", "tiny", "--space", "tiny", "--trials", "1", *QUICK, "--trainer.max_steps", "2")
     assert result.status == 0, result.err

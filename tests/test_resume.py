@@ -105,6 +105,7 @@ def undisturbed(tmp_path_factory):
     return get
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stops",
     [
@@ -157,6 +158,7 @@ def test_a_compiled_run_leaves_no_trace_of_an_interruption(folder, undisturbed):
     assert not same(state(cli.run_dir), state(undisturbed(*SHORT, *MODERN)))
 
 
+@pytest.mark.slow
 def test_the_articles_run_stopped_at_250_ends_as_one_that_never_stopped(call, folder):
     tiny = ["train", "--config", TINY, *QUICK]
     assert call(*tiny).status == 0
@@ -170,6 +172,7 @@ def test_the_articles_run_stopped_at_250_ends_as_one_that_never_stopped(call, fo
     assert train[0] == train[1]
 
 
+@pytest.mark.slow
 def test_a_resume_from_the_best_checkpoint_is_a_new_run_and_exact(folder, undisturbed):
     whole = undisturbed(*SHORT)
     shutil.copytree(whole, folder / "lightning_logs" / "tiny" / "version_0")
@@ -184,6 +187,7 @@ def test_a_resume_from_the_best_checkpoint_is_a_new_run_and_exact(folder, undist
     assert (cli.run_dir / "checkpoints" / "best.ckpt").exists()
 
 
+@pytest.mark.slow
 def test_a_run_folder_alone_resumes_and_samples_elsewhere(call, folder):
     (folder / "texte.txt").write_text("le chat dort. " * 400, encoding="utf-8")
     args = [*SHORT, "--data.path", "texte.txt"]
@@ -222,6 +226,7 @@ def test_a_run_goes_on_with_what_its_text_was_made_of(call, folder, monkeypatch,
     assert call("evaluate", "--ckpt_path", run).status == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ma recette [v2]", "a*", "$HOME"])
 def test_a_recipe_and_a_folder_with_a_name_like_a_pattern_resume(call, folder, name):
     (folder / f"{name}.yaml").write_text(Path(TINY).read_text(encoding="utf-8"), encoding="utf-8")
@@ -235,6 +240,7 @@ def test_a_recipe_and_a_folder_with_a_name_like_a_pattern_resume(call, folder, n
     assert call("evaluate", "--ckpt_path", str(run), "--figures", "f [1]").status == 0
 
 
+@pytest.mark.slow
 def test_another_tokenizer_than_the_checkpoints_is_refused(call, folder):
     args = ["train", "--config", TINY, *QUICK, "--data.tokenizer", "bpe", "--data.max_vocab_size", "300"]
     assert call(*args, "--trainer.max_steps", "2").status == 0
@@ -251,6 +257,7 @@ def test_another_tokenizer_than_the_checkpoints_is_refused(call, folder):
     assert "token 259 is" in result.err
 
 
+@pytest.mark.slow
 def test_what_keeps_the_bits_from_being_the_same_is_said(train, monkeypatch):
     assert "last bits" not in train("--trainer.max_steps", "4").err
     assert "last bits" not in train("--trainer.max_steps", "5", "--ckpt_path", "last").err
@@ -261,6 +268,7 @@ def test_what_keeps_the_bits_from_being_the_same_is_said(train, monkeypatch):
     assert "threads 99 in place of" in result.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [47, 48, 49])
 def test_a_stop_at_the_end_of_a_pass_over_the_text_leaves_no_trace(folder, undisturbed, step):
     (folder / "short.txt").write_text("un matin, il fit beau; le soir, il plut. " * 7, encoding="utf-8")

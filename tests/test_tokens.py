@@ -130,6 +130,7 @@ def test_a_damaged_cache_is_made_anew_with_a_note(folder, capfd):
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_a_kill_half_way_leaves_nothing_half_made(folder):
     program = textwrap.dedent("""
         import os, signal
@@ -149,6 +150,7 @@ def test_a_kill_half_way_leaves_nothing_half_made(folder):
     assert not any(".partial" in name for name in kept(folder))
 
 
+@pytest.mark.slow
 def test_a_full_disk_says_what_is_needed_and_keeps_nothing(folder):
     program = textwrap.dedent("""
         import resource
