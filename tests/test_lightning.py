@@ -405,6 +405,7 @@ class Plateau(LitLanguageModel):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "callback", "options", "stops"),
     [

@@ -313,6 +313,7 @@ def test_one_line_serves_first_start_and_restart(train, folder):
     assert state(folder / "lightning_logs" / "tiny" / "version_0")["global_step"] == 20
 
 
+@pytest.mark.slow
 def test_a_run_resumes_from_another_folder_and_through_a_link(call, folder, monkeypatch):
     (folder / "texte.txt").write_text("le chat dort. " * 400, encoding="utf-8")
     fit(*SHORT, "--data.path", "texte.txt", stop=Interrupt(33))
@@ -325,6 +326,7 @@ def test_a_run_resumes_from_another_folder_and_through_a_link(call, folder, monk
     assert list((folder / "below").iterdir()) == [folder / "below" / "link.ckpt"]
 
 
+@pytest.mark.slow
 def test_a_new_learning_rate_is_taken_and_told(train, folder):
     train("--trainer.max_steps", "10")
     result = train("--trainer.max_steps", "20", "--model.learning_rate", "0.25", "--ckpt_path", "last")
@@ -334,6 +336,7 @@ def test_a_new_learning_rate_is_taken_and_told(train, folder):
     assert [(group["lr"], group["betas"]) for group in groups] == [(0.25, (0.9, 0.9))]
 
 
+@pytest.mark.slow
 def test_another_optimizer_is_refused(call, folder):
     nano = ["train", "--config", TINY.replace("tiny", "modern_nano"), *QUICK, "--model.network.n_layer", "1"]
     assert call(*nano, "--trainer.max_steps", "2").status == 0
@@ -358,6 +361,7 @@ def cosine(step: int, steps: int) -> float:
     return 1e-3 * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_extended_has_its_schedule_laid_anew_over_all_its_steps_and_says_so(train, folder):
     run = folder / "lightning_logs" / "tiny" / "version_0"
     assert "schedule" not in train("--trainer.max_steps", "10", *COSINE).err
@@ -383,6 +387,7 @@ def test_a_resume_with_fewer_or_the_same_steps_keeps_the_schedule(train, folder)
     assert rates(run)[8] == pytest.approx(cosine(8, 20))
 
 
+@pytest.mark.slow
 def test_no_step_is_trained_at_rate_0_in_silence(train):
     flags = [*COSINE, "--model.decay_steps", "6"]
     said = "From step 6 to 8 the learning rate is 0, so nothing is learned. Raise model.decay_steps or model.min_lr."
@@ -442,6 +447,7 @@ def hangup():
     signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.slow
 def test_a_closed_terminal_leaves_no_trace(folder, undisturbed, hangup):
     hangup(signal.SIG_DFL)
     cli = fit(*SHORT, "--ckpt_path", "last", stop=HangUp(13, number=signal.SIGHUP))

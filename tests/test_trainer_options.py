@@ -105,6 +105,7 @@ def test_validations_can_be_limited_counted_in_batches_shares_and_passes_or_left
         assert [step for step, _ in curves(folder / name / RUN)["val/loss"]] == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", ["1", "2"])
 def test_overfit_batches_draws_the_same_batches_over_and_over(start, folder, n):
     start("--trainer.max_steps", "8", "--trainer.overfit_batches", n, "--model.learning_rate", "0.05")

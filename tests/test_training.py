@@ -441,6 +441,7 @@ print(given_back())
     assert after < 2**20 < 2**26 <= before  # glibc never takes a block of 64 MB from its heap unless told so
 
 
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
 def test_the_parts_serve_a_trainer_of_ones_own(folder):
     from lightning.pytorch import Trainer
 
