@@ -1,15 +1,20 @@
 """What the tests share: a working folder of their own, and commands called as a shell would call them."""
 
 import os
+import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # each of several processes takes one core; torch reads this as it starts
     os.environ["OMP_NUM_THREADS"] = "1"
 
+os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "all"  # else it would warn once a process, of whichever call is first
+
 import pytest
 import torch
+from filelock import FileLock
 
 from minigpt import commands
 
@@ -53,6 +58,30 @@ def call(capfd, monkeypatch):
         return Result(status, *capfd.readouterr())
 
     return call
+
+
+def lack(program: str) -> NoReturn:
+    """Skip a test for want of a program, or fail it where `.ci/run` runs the tests."""
+    (pytest.fail if os.environ.get("MINIGPT_NO_SKIP") else pytest.skip)(f"needs {program}")
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def made_once(tmp_path_factory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a folder that the first of the processes that run the tests fills. Not to be written to."""
+    base = tmp_path_factory.getbasetemp()
+    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{place}.lock"):
+        if not place.with_suffix(".made").exists():
+            place.mkdir()
+            make(place)
+            place.with_suffix(".made").touch()
+    return place
 
 
 def read(path: str, **options) -> str:

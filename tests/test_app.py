@@ -13,7 +13,7 @@ import urllib.request
 from types import SimpleNamespace
 
 import pytest
-from conftest import QUICK, ROOT
+from conftest import QUICK, ROOT, free_port, lack
 
 from minigpt import MiniGPTError, commands
 from minigpt.command_line import first_training
@@ -55,6 +55,7 @@ def test_no_seed_is_a_new_one_that_the_notice_names(store):
     assert written(store, seed=int(notice.removeprefix("Seed ")))[0] == text
 
 
+@pytest.mark.slow
 def test_updates_come_ten_times_a_second_at_most(store):
     started = time.monotonic()
     n = sum(1 for _ in app.write(store, None, "last", **SETTINGS | {"max_new_tokens": 20_000}))
@@ -170,12 +171,6 @@ def place(tmp_path_factory, trained_run):
     return here
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def page(place):
     """The real command in a process of its own: its address and its process."""
@@ -249,9 +244,10 @@ def test_a_proxy_that_gradio_cannot_use_does_not_keep_it_from_being_imported():
 @pytest.fixture(scope="module")
 def browser():
     if CHROMIUM is None:
-        pytest.skip("needs a Chromium, such as Debian's package of that name")
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    with playwright.sync_playwright() as driver:
+        lack("a Chromium, such as Debian's package of that name")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
@@ -289,7 +285,7 @@ def set_length(tab, value: int, label: str = "Longueur en jetons") -> None:
     tab.keyboard.press("Tab")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_french_visitor_writes_streams_stops_and_looks_inside(browser, page, place):
     tab = opened(browser, page.address)
     assert "Début du texte" in tab.content()
@@ -336,7 +332,7 @@ def test_a_french_visitor_writes_streams_stops_and_looks_inside(browser, page, p
     assert all(url.startswith(page.address) or url.startswith("data:") for url in tab.elsewhere)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_an_english_visitor_changes_the_checkpoint_errs_and_compares(browser, page, place):
     tab = opened(browser, page.address, "en-GB")
     assert "Beginning of the text" in tab.content()
@@ -366,7 +362,7 @@ def resident_mb(pid: int) -> float:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads memory from /proc")
 def test_sixteen_people_at_once_get_their_own_texts_and_leave_nothing_behind(page, place, monkeypatch):
     from gradio_client import Client
@@ -401,7 +397,7 @@ def test_sixteen_people_at_once_get_their_own_texts_and_leave_nothing_behind(pag
         person.close()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_tensorboard_shows_curves_texts_and_figures(browser, place):
     port = free_port()
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", "lightning_logs", "--port", str(port)]

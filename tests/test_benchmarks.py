@@ -39,6 +39,7 @@ def test_the_last_rung_is_the_modern_preset():
     assert {key: settings[key] for key in PRESETS["modern"] if key in settings} == PRESETS["modern"]
 
 
+@pytest.mark.slow
 def test_a_rung_is_trained_and_put_on_the_page(folder, monkeypatch):
     monkeypatch.setattr(ladder, "STEPS", ladder.STEPS[:1])
     monkeypatch.setattr(ladder, "ROOT", folder)
@@ -122,6 +123,7 @@ class GPT(OurGPT):
 """
 
 
+@pytest.mark.slow
 def test_a_table_holds_every_loop_to_the_first(folder, monkeypatch, capsys):
     # As on a GPU, where nanoGPT trains under autocast, too; a stand-in takes its place.
     (folder / "model.py").write_text(STAND_IN)
@@ -151,7 +153,7 @@ def test_a_size_or_a_device_that_is_not_there_is_named(monkeypatch, capsys, aske
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_few_kills_leave_no_trace():
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / "chaos.py"), "--kills", "6"], capture_output=True, text=True

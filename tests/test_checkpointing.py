@@ -20,6 +20,7 @@ from minigpt.training.checkpointing import WholeFileCheckpointIO
 from minigpt.training.cli import MiniGPTCLI
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_by_one_process_at_a_time(train, folder):
     train("--trainer.max_steps", "10")
     run_dir = folder / "lightning_logs" / "tiny" / "version_0"

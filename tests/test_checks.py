@@ -89,6 +89,7 @@ def assert_plain_text(model: nn.Module, length: int = 60) -> None:
 BLOCKS = [ConvBlock, ZeroConvBlock, MeanBlock, LateBlock]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("fresh", [False, True])
 def test_a_block_that_looks_back_is_generated_from_by_the_whole_window(block, fresh, monkeypatch, capfd):
@@ -212,6 +213,7 @@ def test_a_class_that_the_compiled_code_does_not_know_is_refused_by_name(block, 
     assert_plain_text(model)
 
 
+@pytest.mark.slow
 def test_a_change_that_no_name_shows_is_found_in_the_logits_of_the_compiled_code(monkeypatch, capfd):
     model = lively(block_size=BLOCK)
     forward = Block.forward

@@ -83,6 +83,7 @@ def test_a_callback_of_lightnings_can_be_added(call, folder):
     assert call("train", "--config", TINY, *flags).status == 0
 
 
+@pytest.mark.slow
 def test_lightnings_seconds_limit_a_run_and_it_can_go_on(call, folder):
     flags = ["--trainer.accelerator", "cpu", "--trainer.max_time", "00:00:00:01", "--samples.every_n_steps", "0"]
     result = call("train", "--config", TINY, "--trainer.max_steps", "1000000", *flags)
@@ -239,6 +240,7 @@ def test_an_odd_text_reads_back_equal_also_for_other_readers(text):
     assert recipes.load(recipes.dump({text: [text]})) == yaml.safe_load(recipes.dump({text: [text]})) == {text: [text]}
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=TEXT)
 @example(text="1e5")
@@ -283,6 +285,7 @@ def opened(monkeypatch):
     return names
 
 
+@pytest.mark.slow
 def test_each_config_file_is_opened_once(call, folder, opened):
     (folder / "more.yaml").write_text("trainer: {max_steps: 2}", encoding="utf-8")
     first = call("train", "--config", TINY, *QUICK, "--config", "more.yaml")
@@ -295,6 +298,7 @@ def test_each_config_file_is_opened_once(call, folder, opened):
         assert (opened.count("config.yaml"), opened.count("tiny.yaml")) == (1, len(flags) > 0)
 
 
+@pytest.mark.slow
 def test_a_recipe_may_be_a_pipe_and_its_mistakes_are_answered(call, folder):
     def through_a_pipe(text: str):
         read_end, write_end = os.pipe()  # as `<(...)` of a shell

@@ -69,6 +69,7 @@ def test_what_cannot_be_compiled_goes_on_as_it_is(call, trained_run):
     assert (compiled.status, compiled.out) == (0, plain.out)
 
 
+@pytest.mark.slow
 def test_compiled_generation_writes_the_same_text(call, train):
     train("--model.network", "GPT", "--model.network.preset", "modern", "--model.network.n_layer", "1",
           "--model.network.n_head", "2",
@@ -114,6 +115,7 @@ def test_evaluate_scores_the_validation_text_of_the_run(call, trained_run):
     assert scores == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_evaluate_prints_a_table_on_a_terminal_unless_json_is_asked_for(call, trained_run, monkeypatch):
     piped = call("evaluate", "--ckpt_path", str(trained_run), "--memorisation", "1")
     scores = json.loads(piped.out)
@@ -183,6 +185,7 @@ def test_the_command_that_goes_on_names_the_run_in_place_of_an_earlier_checkpoin
     assert again.endswith("train.py --data.path a.txt --model.network.n_embd 8 --ckpt_path run")
 
 
+@pytest.mark.slow
 def test_a_tilde_is_the_home_folder_in_every_path_and_form(call, folder, monkeypatch):
     home = folder / "home"
     (home / "cache").mkdir(parents=True)
@@ -216,6 +219,7 @@ def test_a_tilde_is_the_home_folder_in_every_path_and_form(call, folder, monkeyp
     assert list((home / "cache" / "a").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["with blanks [1]", "-dash"])
 def test_the_commands_that_are_printed_run_from_where_one_stands(call, train, folder, monkeypatch, place):
     (folder / place).mkdir()

@@ -7,13 +7,18 @@ import torch
 import yaml
 from conftest import RECIPES, ROOT
 
+COMPILED = [recipe for recipe in RECIPES if "compile: true" in recipe.read_text(encoding="utf-8")]
+CASES = [(recipe, ["--model.compile", "false"] if recipe in COMPILED else []) for recipe in RECIPES]
+CASES += [pytest.param(recipe, [], marks=pytest.mark.full) for recipe in COMPILED]
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_trains_and_its_loss_falls(call, folder, recipe):
-    flags = ["--trainer.max_steps", "8", "--trainer.accelerator", "cpu", "--samples.max_new_tokens", "5"]
-    flags += ["--data.path", "exemple"]  # no network
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("recipe", "flags"), CASES, ids=lambda value: getattr(value, "stem", ""))
+def test_a_recipe_trains_and_its_loss_falls(call, folder, recipe, flags):
+    flags = [*flags, "--trainer.max_steps", "8", "--trainer.accelerator", "cpu", "--samples.max_new_tokens", "5"]
+    flags += ["--data.path", "exemple", "--data.max_val_tokens", "1000"]  # no network
     if recipe.stem == "shakespeare":
-        flags += ["--data.batch_size", "4", "--data.max_val_tokens", "1000", "--model.network.n_layer", "1"]
+        flags += ["--data.batch_size", "4", "--model.network.n_layer", "1"]
     result = call(
         "train", "--config", str(recipe), *flags, "--progress.every_n_steps", "1", "--trainer.log_every_n_steps", "1"
     )

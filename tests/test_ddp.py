@@ -4,13 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY, read
+from conftest import ROOT, TINY, free_port, read
 from test_resume import same, state
-from test_training import curves
+from test_training import curves, fit
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +30,7 @@ EXACT = [
 ]  # fmt: skip
 
 
-def start(*flags: str, launcher: tuple[str, ...] = (sys.executable,)) -> subprocess.Popen:
+def start(*flags: str, launcher: Sequence[str] = (sys.executable,)) -> subprocess.Popen:
     command = [*launcher, str(ROOT / "scripts" / "train.py"), "--config", TINY, *flags]
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -45,9 +46,14 @@ def finish(process: subprocess.Popen, root: str = ".") -> Path:
     return max(Path(root, "lightning_logs/tiny").iterdir())
 
 
+def torchrun() -> list[str]:
+    """The command that starts two processes, which meet at a free port."""
+    return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
+
+
 def test_two_processes_see_the_same_batches_and_give_the_same_losses():
     flags = [*MODEL, "--trainer.max_steps", "200"]
-    one, two = (curves(finish(start(*flags, *more))) for more in ([], TWO))
+    one, two = curves(fit(*flags).run_dir), curves(finish(start(*flags, *TWO)))
     assert one.keys() == two.keys()
     for tag in ("train/loss", "val/loss", "val/bits_per_char", "val/accuracy"):
         assert len(one[tag]) == len(two[tag]) > 3
@@ -56,19 +62,14 @@ def test_two_processes_see_the_same_batches_and_give_the_same_losses():
             assert value == pytest.approx(other, abs=1e-5), (tag, step)
 
 
-def test_a_process_may_have_the_short_last_window_alone_to_validate(folder):
+def test_a_process_of_torchruns_may_have_the_short_last_window_alone_to_validate(folder):
     (folder / "short.txt").write_text(read("exemple")[:3600], encoding="utf-8")
     flags = [*MODEL, "--trainer.max_steps", "3", "--data.path", "short.txt"]
-    one, two = (curves(finish(start(*flags, *more))) for more in ([], TWO))
-    ((_, value),), ((_, other),) = one["val/loss"], two["val/loss"]
+    one, two = fit(*flags).run_dir, finish(start(*flags, *TWO, launcher=torchrun()))
+    ((_, value),), ((_, other),) = curves(one)["val/loss"], curves(two)["val/loss"]
     assert value == pytest.approx(other, abs=1e-5)
-
-
-def test_torchrun_starts_it_too():
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517")
-    run = finish(start(*MODEL, *TWO, "--trainer.max_steps", "10", launcher=torchrun))
-    assert state(run)["global_step"] == 10
-    assert len(list(run.parent.iterdir())) == 1
+    assert state(two)["global_step"] == 3
+    assert len(list(one.parent.iterdir())) == 2, "torchrun's processes share one run folder"
 
 
 SRUN = """#!/bin/bash
@@ -78,6 +79,7 @@ wait; wait
 """
 
 
+@pytest.mark.full
 def test_a_slurm_job_whose_time_is_up_is_queued_again_and_goes_on(folder, monkeypatch):
     bin_ = folder / "bin"
     bin_.mkdir()
@@ -87,7 +89,7 @@ def test_a_slurm_job_whose_time_is_up_is_queued_again_and_goes_on(folder, monkey
     job = {
         "SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "minigpt", "SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS": "2",
         "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODELIST": "127.0.0.1", "SLURM_NODEID": "0",
-        "MASTER_PORT": "29518", "QUEUE": str(folder / "queue"), "OMP_NUM_THREADS": "1",
+        "MASTER_PORT": str(free_port()), "QUEUE": str(folder / "queue"), "OMP_NUM_THREADS": "1",
         "PATH": f"{bin_}:{Path(sys.executable).parent}:{os.environ['PATH']}",
     }  # fmt: skip
     flags = ["--config", TINY, *MODEL, "--trainer.max_steps", "60", "--progress.every_n_steps", "10"]
@@ -102,16 +104,17 @@ def test_a_slurm_job_whose_time_is_up_is_queued_again_and_goes_on(folder, monkey
         if text.startswith("step 10/"):
             process.send_signal(signal.SIGUSR1)
             break
-    rest = process.communicate(timeout=60)[1]
+    rest = process.communicate(timeout=120)[1]
     assert (folder / "queue").read_text() == "requeue 77\n", rest
     (run,) = (folder / "lightning_logs" / "tiny").iterdir()
     assert 10 <= state(run)["global_step"] < 60
     process = submit()
-    rest = process.communicate(timeout=60)[1]
+    rest = process.communicate(timeout=120)[1]
     assert process.returncode == 0, rest
     assert state(run)["global_step"] == 60
 
 
+@pytest.mark.full
 def test_two_processes_that_are_stopped_end_with_the_same_bits():
     whole = finish(start(*EXACT))
     line = [*EXACT, "--ckpt_path", "last", "--trainer.default_root_dir", "stopped"]
@@ -121,7 +124,7 @@ def test_two_processes_that_are_stopped_end_with_the_same_bits():
             (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             os.kill(int(child), signal.SIGKILL)
             break
-    rest = process.communicate(timeout=60)[1]
+    rest = process.communicate(timeout=120)[1]
     assert process.returncode == 2, rest
     assert "Traceback" not in rest
     assert rest.count("Another process of this training is gone") == 1
@@ -131,7 +134,7 @@ def test_two_processes_that_are_stopped_end_with_the_same_bits():
             if text.startswith(f"step {step}/"):
                 os.killpg(process.pid, number) if number != signal.SIGTERM else process.send_signal(number)
                 break
-        rest = process.communicate(timeout=60)[1]
+        rest = process.communicate(timeout=120)[1]
         assert process.returncode == {signal.SIGKILL: -9}.get(number, 128 + number), rest
         if number != signal.SIGKILL:
             assert "Traceback" not in rest

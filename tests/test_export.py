@@ -32,6 +32,7 @@ def trained(call, preset: str, *flags: str):
     return minigpt.load("last")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "flags"),
     [
@@ -64,6 +65,7 @@ def test_transformers_loads_an_export_and_writes_the_same_text(call, preset, fla
     assert tokenizer.decode(theirs[0]) == lm.generate("Un matin,", room, temperature=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("preset", "tokenizer"), [("gpt2", "char"), ("modern", "word"), ("llama", "bpe")])
 def test_an_export_in_safetensors_is_read_back(call, folder, preset, tokenizer):
     lm = trained(call, preset, "--data.tokenizer", tokenizer)
@@ -82,6 +84,7 @@ def test_an_export_in_safetensors_is_read_back(call, folder, preset, tokenizer):
         minigpt.load("out")
 
 
+@pytest.mark.slow
 def test_what_hugging_face_has_no_class_for_is_said(call, folder, trained_run):
     result = call("export", "--ckpt_path", str(trained_run), "--format", "hf", "--out", "out")
     assert result.status == 2
@@ -142,6 +145,7 @@ def run(theirs, ids: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(theirs.run(["logits"], {"ids": ids.numpy()})[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -172,6 +176,7 @@ def test_onnxruntime_gives_the_logits_of_every_model(settings):
         assert (run(theirs, ids) - ours).abs().max() < 1e-4 * ours.abs().max()
 
 
+@pytest.mark.slow
 def test_onnxruntime_writes_the_same_text_over_words(call, folder):
     pytest.importorskip("onnxscript")
     lm = trained(call, "modern", "--data.tokenizer", "word")

@@ -286,6 +286,7 @@ def images(run_dir) -> dict[str, list[int]]:
     return shown
 
 
+@pytest.mark.slow
 def test_figures_come_with_validations_and_can_be_switched_off(folder, call):
     base = ["train", "--config", TINY, "--trainer.accelerator", "cpu", "--samples.every_n_steps", "0"]
     base += ["--trainer.max_steps", "25", "--validation.every_n_steps", "10"]

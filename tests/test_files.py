@@ -31,6 +31,7 @@ def wrong_modes(folder: Path, umask: int) -> list[str]:
     return wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", [0o022, 0o027, 0o002], ids=oct)
 def test_every_file_that_a_command_leaves_obeys_the_umask(call, folder, trained_run, monkeypatch, umask, mask):
     umask(mask)
@@ -135,6 +136,7 @@ def test_a_folder_that_this_user_may_not_search_is_named(call, monkeypatch, trai
     ends_with(call("generate", "--ckpt_path", str(trained_run)), f"'{trained_run}' cannot be used", "Permission")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["tiny-space.locks/study", "tiny-space.csv"])
 def test_what_a_sweep_may_not_write_is_named(call, folder, forbid, part):
     (folder / "space.yaml").write_text("model.learning_rate: [1e-3, 1e-2]\n", encoding="utf-8")

@@ -5,12 +5,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY
-from test_ddp import finish, start
+from conftest import ROOT, TINY, made_once
+from test_ddp import finish, start, torchrun
+from test_resume import fit as resume
 from test_resume import same, state
 from test_training import curves, fit
 
@@ -31,14 +32,14 @@ SHARED_OUT = ["--trainer.devices", "2", "--trainer.strategy", "fsdp2"]
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory):
     """A run of two processes that share the model out. Not to be written to."""
-    place = tmp_path_factory.mktemp("sharded")
-    process = start(*MODEL, *SHARED_OUT, "--trainer.default_root_dir", str(place))
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    assert out.count("validation loss") == 1
-    return next(place.glob("lightning_logs/tiny/*"))
+
+    def make(place: Path) -> None:
+        finish(start(*MODEL, *SHARED_OUT, "--trainer.default_root_dir", str(place)), str(place))
+
+    return next(made_once(tmp_path_factory, "sharded", make).glob("lightning_logs/tiny/*"))
 
 
+@pytest.mark.slow
 def test_it_trains_as_one_device_does(sharded, call):
     whole = fit(*MODEL).run_dir
     one, two = curves(whole), curves(sharded)
@@ -50,6 +51,17 @@ def test_it_trains_as_one_device_does(sharded, call):
             assert value == pytest.approx(other, abs=1e-5), (tag, step)
 
 
+MORE = [*MODEL, "--trainer.max_steps", "120", "--ckpt_path"]
+
+
+def ending(run: Path) -> list[float]:
+    """The losses of the steps from 101 on of a run that ended at step 120."""
+    assert (run / "checkpoints/last.ckpt").is_file()
+    assert state(run)["global_step"] == 120
+    return [value for step, value in curves(run)["train/loss"] if step > 100]
+
+
+@pytest.mark.slow
 def test_what_several_write_is_one_file_that_any_number_of_processes_continue(sharded, call, folder):
     file = runs.find_checkpoint(sharded, prefer=("last",))
     held = runs.read_checkpoint(file)
@@ -66,31 +78,37 @@ def test_what_several_write_is_one_file_that_any_number_of_processes_continue(sh
     for copy in ("version_1", "version_2"):
         shutil.copytree(sharded, logs / copy)
     shutil.copytree(fit(*MODEL, "--trainer.default_root_dir", "alone").run_dir, logs / "version_3")
-    shutil.copy(file, folder / "one.ckpt")
-    more = [*MODEL, "--trainer.max_steps", "120", "--ckpt_path"]
     of_lightning = {
         "class_path": "lightning.pytorch.strategies.ModelParallelStrategy",
         "init_args": {"data_parallel_size": 2, "tensor_parallel_size": 1},
     }
     by_two = ["--trainer.devices", "2", "--trainer.strategy", json.dumps(of_lightning)]
-    ends = [  # what two wrote by one and by two, what one wrote by two, and a file outside a run by two, compiled
-        ("version_1", start(*more, str(logs / "version_1"))),
-        ("version_2", start(*by_two, *more, str(logs / "version_2"))),
-        ("version_3", start(*SHARED_OUT, *more, str(logs / "version_3"))),
-        ("version_4", start(*SHARED_OUT, "--model.compile", "true", *more, "one.ckpt")),
+    resume(*MORE, str(logs / "version_1"))  # one process continues what two wrote
+    one = ending(logs / "version_1")
+    ends = [  # two processes continue what two wrote, and what one wrote
+        ("version_2", start(*by_two, *MORE, str(logs / "version_2"))),
+        ("version_3", start(*SHARED_OUT, *MORE, str(logs / "version_3"))),
     ]
     for version, process in ends:
         err = process.communicate(timeout=120)[1]
         assert process.returncode == 0, err
-        assert "cannot be compiled" not in err
-        assert ("compiled in" in err) == (version == "version_4")
-        assert (logs / version / "checkpoints/last.ckpt").is_file()
-        assert state(logs / version)["global_step"] == 120
-        losses = [value for step, value in curves(logs / version)["train/loss"] if step > 100]
-        one = [value for step, value in curves(logs / "version_1")["train/loss"] if step > 100]
-        assert losses == pytest.approx(one, abs=1e-5)
+        assert ending(logs / version) == pytest.approx(one, abs=1e-5)
 
 
+@pytest.mark.full
+def test_a_file_outside_a_run_is_continued_by_two_processes_with_compiled_code(sharded, folder):
+    shutil.copy(runs.find_checkpoint(sharded, prefer=("last",)), folder / "one.ckpt")
+    shutil.copytree(sharded, folder / "alone")
+    resume(*MORE, str(folder / "alone"))
+    process = start(*SHARED_OUT, "--model.compile", "true", *MORE, "one.ckpt")
+    err = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, err
+    assert "cannot be compiled" not in err
+    assert "compiled in" in err
+    assert ending(folder / "lightning_logs/tiny/version_0") == pytest.approx(ending(folder / "alone"), abs=1e-5)
+
+
+@pytest.mark.full
 def test_a_run_that_is_killed_and_stopped_ends_with_the_same_bits(sharded):
     line = [*MODEL, *SHARED_OUT, "--ckpt_path", "last"]
     for number, step in ((signal.SIGKILL, 30), (signal.SIGTERM, 70)):
@@ -99,7 +117,7 @@ def test_a_run_that_is_killed_and_stopped_ends_with_the_same_bits(sharded):
             if text.startswith(f"step {step}/"):
                 os.killpg(process.pid, number) if number == signal.SIGKILL else process.send_signal(number)
                 break
-        rest = process.communicate(timeout=60)[1]
+        rest = process.communicate(timeout=120)[1]
         assert process.returncode == {signal.SIGKILL: -9}.get(number, 128 + number), rest
     run = finish(start(*line))
     ends = [state(r) for r in (run, sharded)]
@@ -115,6 +133,7 @@ OWN = [
 ]  # fmt: skip
 
 
+@pytest.mark.full
 def test_a_network_of_ones_own_is_shared_out_sampled_and_resumed_to_the_bit(folder):
     shutil.copytree(ROOT / "examples", folder / "examples")
     whole = finish(start(*OWN, *SHARED_OUT, "--trainer.default_root_dir", "whole"), "whole")
@@ -123,7 +142,7 @@ def test_a_network_of_ones_own_is_shared_out_sampled_and_resumed_to_the_bit(fold
         if text.startswith("step 20/"):
             process.send_signal(signal.SIGTERM)
             break
-    rest = process.communicate(timeout=60)[1]
+    rest = process.communicate(timeout=120)[1]
     assert process.returncode == 128 + signal.SIGTERM, rest
     run = finish(start(*OWN, *SHARED_OUT, "--ckpt_path", "last"))
     assert same(state(run), state(whole))
@@ -186,10 +205,10 @@ if torch.distributed.get_rank() == 0:
 """
 
 
+@pytest.mark.slow
 def test_a_network_made_in_python_is_gathered_whatever_its_arguments_and_ties(folder):
     (folder / "own.py").write_text(PYTHON, encoding="utf-8")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29521"]
-    done = subprocess.run([*torchrun, "own.py"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*torchrun(), "own.py"], capture_output=True, text=True, timeout=120)
     assert done.stdout.endswith("equal\n"), done.stderr
     ends = [torch.load(f"{name}.ckpt", weights_only=True) for name in ("20", "resumed")]
     for key in ("state_dict", "optimizer_states"):
@@ -205,6 +224,7 @@ class Odd(TinyGPT):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["scalar", "lock"])
 def test_a_network_that_cannot_be_shared_out_is_answered_in_a_sentence(folder, fault):
     line = {"scalar": "self.scale = torch.nn.Parameter(torch.ones(()))", "lock": "self.lock = threading.Lock()"}[fault]
@@ -212,7 +232,7 @@ def test_a_network_that_cannot_be_shared_out_is_answered_in_a_sentence(folder, f
     process = start(
         "--model.network", "my_models.Odd", "--trainer.accelerator", "cpu", "--trainer.max_steps", "2", *SHARED_OUT
     )
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (2, "")
     assert "Odd cannot be sharded: " in err
     assert err.rstrip().endswith("Use --trainer.strategy ddp.")
@@ -245,10 +265,10 @@ if torch.distributed.get_rank() == 0:
 """
 
 
+@pytest.mark.slow
 def test_muon_sees_whole_matrices(folder):
     (folder / "muon.py").write_text(MUON)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29519"]
-    done = subprocess.run([*torchrun, "muon.py"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*torchrun(), "muon.py"], capture_output=True, text=True, timeout=120)
     assert done.stdout == "equal\n", done.stderr
 
 
@@ -278,6 +298,7 @@ def test_weight_averaging_and_sharing_out_do_not_go_together(call):
     assert "Omit one of them" in result.err
 
 
+@pytest.mark.slow
 def test_computing_activations_again_gives_the_same_bits_and_keeps_less(folder):
     def kept(cli) -> int:
         sizes = []

@@ -47,6 +47,7 @@ def test_what_is_dropped_is_the_generators_choice():
     assert (dropout(x, 1 - 1e-9) == 0).double().mean() > 0.99
 
 
+@pytest.mark.slow
 def test_compiled_code_drops_anew_each_time_and_the_same_on_the_way_back():
     def four(x):
         return [dropout(x.sin(), 0.5) for _ in range(4)]
@@ -59,6 +60,7 @@ def test_compiled_code_drops_anew_each_time_and_the_same_on_the_way_back():
         assert not any(torch.equal(out == 0, other == 0) for other in outs[:n])
 
 
+@pytest.mark.slow
 def test_compiled_blocks_computed_again_have_the_gradients_of_those_that_are_kept():
     idx = torch.arange(64).view(4, 16) % 11
 
@@ -75,6 +77,7 @@ def test_compiled_blocks_computed_again_have_the_gradients_of_those_that_are_kep
     assert all(torch.allclose(*pair, atol=1e-6) for pair in zip(gradients(False), gradients(True), strict=True))
 
 
+@pytest.mark.slow
 def test_an_embedding_compiled_on_two_threads_has_one_gradient():
     torch.set_num_threads(2)
     torch.manual_seed(0)

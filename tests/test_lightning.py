@@ -21,6 +21,17 @@ from minigpt.training.callbacks import Figures, Progress, Samples
 from minigpt.training.resume import ScheduleOnResume
 
 PLAIN = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+# What Lightning says of trainings that these tests have on purpose.
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{message}")
+    for message in (
+        "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
+        "Checkpoint directory .* exists and is not empty",
+        "Total length of `DataLoader` across ranks is zero",
+        "`training_step` returned `None`",
+        "You defined a `validation_step` but have no `val_dataloader`",
+    )
+]
 NOTHING = PLAIN | {"logger": False, "enable_checkpointing": False}
 SECONDS = 60  # after which a training that never ends is stopped
 
@@ -359,6 +370,7 @@ class Stop(Callback):
     on_validation_start = on_train_batch_start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 10, 12, 24])
 @pytest.mark.parametrize("validations", [{"val_check_interval": 10, "check_val_every_n_epoch": None}, {}])
 def test_a_plain_trainer_resumes_to_the_bit(text, folder, stop, validations):
@@ -399,6 +411,7 @@ class Plateau(LitLanguageModel):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "callback", "options", "stops"),
     [

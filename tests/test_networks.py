@@ -40,6 +40,7 @@ def run(call, folder):
     return folder / "lightning_logs" / "gru" / "version_0"
 
 
+@pytest.mark.slow
 def test_a_class_that_a_config_names_has_to_be_allowed_and_one_that_is_typed_has_not(call, folder):
     refused = call("train", "--config", RECIPE, *SMALL)
     assert refused.status == 2
@@ -52,6 +53,7 @@ def test_a_class_that_a_config_names_has_to_be_allowed_and_one_that_is_typed_has
     assert "rnn" in typed.err
 
 
+@pytest.mark.slow
 def test_it_is_evaluated_generated_from_and_exported(call, run, folder):
     scores = json.loads(call("evaluate", *ALLOW).out)
     lm = minigpt.load(run, allow_code="examples.gru")
@@ -75,11 +77,13 @@ def test_it_is_evaluated_generated_from_and_exported(call, run, folder):
     assert "no class for this GRU" in refused.err
 
 
+@pytest.mark.slow
 def test_the_commands_that_are_printed_allow_its_code(call, folder):
     result = call("train", "--config", RECIPE, *SMALL, *ALLOW)
     assert result.out.rstrip().endswith("--ckpt_path lightning_logs/gru/version_0 --allow_code examples.gru")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_resumed_ends_with_the_same_bits(call, folder, run):
     part = ["--trainer.default_root_dir", "part", "--model.lr_schedule", "constant"]
     whole = ["--trainer.default_root_dir", "whole", "--model.lr_schedule", "constant"]
@@ -101,6 +105,7 @@ def test_a_run_that_is_resumed_ends_with_the_same_bits(call, folder, run):
     assert "model.network.hidden is 8 here and 16 in" in other.err
 
 
+@pytest.mark.slow
 def test_loading_says_how_to_allow_its_class_or_takes_an_instance(run):
     with pytest.raises(MiniGPTError, match=r"--allow_code examples\.gru .*allow_code='examples\.gru'.*network="):
         minigpt.load(run)
@@ -113,6 +118,7 @@ def test_loading_says_how_to_allow_its_class_or_takes_an_instance(run):
         minigpt.load(run, network=type(lm.model)(80, 8))
 
 
+@pytest.mark.slow
 def test_the_checkpoint_keeps_class_and_arguments_in_plain_values(run):
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     expected = {"class_path": "examples.gru.GRU", "init_args": {"vocab_size": 80, "hidden": 16, "layers": 1}}
@@ -121,6 +127,7 @@ def test_the_checkpoint_keeps_class_and_arguments_in_plain_values(run):
     assert describe(network) == expected
 
 
+@pytest.mark.slow
 def test_it_is_looked_at_in_the_page(run):
     app = pytest.importorskip("minigpt.app", reason="needs gradio: pip install 'minigpt-lightning[app]'")
     store = app.ModelStore(str(run), allow_code=["examples.gru"])
@@ -246,6 +253,7 @@ def test_settings_that_it_does_not_have_and_classes_that_are_not_there_are_named
         LitLanguageModel(MyGRU)
 
 
+@pytest.mark.filterwarnings("ignore:\\s*Hit failing import")
 def test_order_of_class_and_arguments_does_not_matter(call):
     flags = ["--model.network.n_layer", "1", "--model.network", "GPT", "--trainer.max_steps", "1", *QUICK]
     result = call("train", *flags, "--config", TINY)

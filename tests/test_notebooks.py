@@ -58,7 +58,7 @@ def program(cell: nbformat.NotebookNode) -> str:
     return ast.dump(Blank().visit(ast.parse(source)))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @BOTH
 def test_it_runs_in_a_fresh_kernel_and_gives_what_is_committed(path, folder, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

@@ -63,22 +63,6 @@ def test_an_unknown_name_is_an_attribute_error():
         minigpt.TinyGTP  # noqa: B018
 
 
-@pytest.mark.slow
-def test_importing_the_package_imports_nothing_heavy():
-    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import minigpt; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "False\n"
-
-
-@pytest.mark.slow
-def test_sampling_needs_neither_lightning_nor_torchmetrics(trained_run):
-    program = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import minigpt\n"
-        f"minigpt.load({str(trained_run)!r}).generate('un matin,')\n"
-        "print({'lightning', 'torchmetrics', 'jsonargparse', 'tensorboard'} & set(sys.modules))"
-    )
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "set()\n"
-
-
 ABSENT = """
 import sys
 
@@ -92,6 +76,7 @@ import minigpt
 """
 
 
+@pytest.mark.slow
 def test_without_lightning_a_sentence_says_what_to_install():
     sentence = "minigpt needs lightning, which is not installed in this Python: pip install lightning."
     python = [sys.executable, "-c", f"{ABSENT}try:\n    minigpt.train\nexcept minigpt.MiniGPTError as e:\n    print(e)"]

@@ -110,6 +110,7 @@ def test_a_cache_that_was_cut_off_is_written_anew(folder):
         assert file.read_bytes() == good
 
 
+@pytest.mark.slow
 def test_a_kill_half_way_leaves_nothing_half_made(folder):
     program = textwrap.dedent("""
         import os, signal
@@ -129,6 +130,7 @@ def test_a_kill_half_way_leaves_nothing_half_made(folder):
     assert not any(".partial" in name for name in kept(folder))
 
 
+@pytest.mark.slow
 def test_a_full_disk_says_what_is_needed_and_keeps_nothing(folder):
     program = textwrap.dedent("""
         import resource

@@ -92,13 +92,14 @@ def test_a_process_that_lightning_started_as_minigpt_train_keeps_its_rank(progra
 
 
 @pytest.mark.slow
-def test_help_and_mistakes_import_no_torch_and_generate_no_lightning(trained_run):
+def test_the_package_help_and_mistakes_import_no_torch_and_sampling_no_lightning(trained_run):
     script = (
         "import sys\nfrom minigpt.commands import main\n"
         "for args in ([], ['--version'], ['trian']):\n"
         "    sys.argv[1:] = args\n    main()\n"
-        "print('torch' in sys.modules)\n"
+        "import minigpt\nprint('torch' in sys.modules)\n"
         f"sys.argv[1:] = ['generate', '--ckpt_path', {str(trained_run)!r}]\nassert main() == 0\n"
+        f"minigpt.load({str(trained_run)!r}).generate('un matin,')\n"
         "print({'torch', 'lightning', 'torchmetrics', 'jsonargparse', 'tensorboard'} & set(sys.modules))\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -162,6 +163,7 @@ def test_a_name_that_is_nowhere_gets_both_places_and_the_nearest_name(program, f
     assert (spaces.status, spaces.err) == (2, f"There is no space 'nanno' in {places}. Did you mean 'nano'?\n")
 
 
+@pytest.mark.slow
 def test_a_run_of_a_named_recipe_is_that_of_its_file_and_goes_on(program, folder):
     named, file = (program("train", "--config", config, "--print_config").out for config in ("tiny", TINY))
     assert named == file
@@ -174,6 +176,7 @@ def test_a_run_of_a_named_recipe_is_that_of_its_file_and_goes_on(program, folder
     assert "after 4 steps, the last 2 " in again.out
 
 
+@pytest.mark.slow
 def test_a_sweep_takes_names_for_the_recipe_and_the_space(program, folder):
     result = program("sweep", "-c", "tiny", "--space", "tiny", "--trials", "1", *QUICK, "--trainer.max_steps", "2")
     assert result.status == 0, result.err
@@ -267,7 +270,7 @@ def build(source: Path, what: str, place: Path) -> Path:
     return place / done.stdout.splitlines()[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_an_installed_copy_has_every_file_and_runs_the_first_command_anywhere(source, folder):
     wheel = build(source, "build_wheel", folder)
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("minigpt/")}

@@ -1,11 +1,13 @@
-"""Every command and every line of Python in the README, in the guide and in the pages of `PAGES` runs, in a copy of the
-project, as a reader would type it; the guide's trainings are shortened.
+"""Every command and every line of Python in the README, in the guide and in the pages of `PAGES` runs in a copy of the
+project.
+
+The trainings are shortened, and the commands run in the process of the test. A test marked `full` runs the pages as a
+reader would: at full length, with a process for each command.
 """
 
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +16,7 @@ from inspect import signature
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, free_port
 from lightning.pytorch import Trainer
 
 from minigpt import GPT, LitLanguageModel, TextDataModule, TinyGPT
@@ -79,32 +81,71 @@ def runnable(command: str) -> str | None:
     return None if "pytest" in command else command
 
 
+def servers(command: str) -> bool:
+    return command.startswith("tensorboard") or "minigpt app" in command
+
+
+def shortened(words: list[str], flags: list[str], steps: int) -> list[str]:
+    """Append flags to a training, with a number of steps, and let a sweep try twice."""
+    if words[0] not in ("train", "sweep"):
+        return words
+    return [*words, "--trainer.max_steps", str(steps), *flags, *(["--trials", "2"] if words[0] == "sweep" else [])]
+
+
+def run_python(program: str, capfd) -> str:
+    """Run a program in this process, and return what it printed."""
+    capfd.readouterr()
+    exec(compile(program, "README.md", "exec"), {"__name__": "__main__"})
+    return capfd.readouterr().out
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES)
-def test_every_command_of_a_page_runs_in_order(clone, page):
-    if page != "README.md" and not (clone / "lightning_logs" / "tiny").exists():
-        pytest.skip("the README's commands make the runs that this page is about; run the whole file")
-    run = [command for command in map(runnable, commands(page)) if command]
-    assert any("minigpt" in command for command in run)
+def test_every_command_and_program_of_the_pages_runs_in_order(call, folder, monkeypatch, capfd):
+    copy_into(folder)
+    monkeypatch.syspath_prepend(folder)  # as for a process that is started here
+    number = 0
+    for page in PAGES:
+        run = [command for command in map(runnable, commands(page)) if command]
+        assert any("minigpt" in command for command in run)
+        for command in run:
+            if servers(command):
+                continue
+            program, *words = shlex.split(command)
+            assert program == "minigpt", command
+            number += 1
+            done = call(*shortened(words, QUICK_SAMPLES, 4 + number))  # a resume has more steps to do than its run
+            assert done.status == 0, f"{command}\n{done.err}"
+            assert done.out.strip(), command
+        for program in blocks(page, "python"):
+            program = re.sub(r"max_steps=\d+", "max_steps=8", program)
+            assert re.search("^un matin,", run_python(program, capfd), flags=re.M)  # after Lightning's tables
+
+
+@pytest.mark.full
+def test_the_pages_work_as_they_are_typed(clone):
+    run = [command for page in PAGES for command in map(runnable, commands(page)) if command]
+    assert sum(map(servers, run)) == 2
     for command in run:
-        if command.startswith("tensorboard"):
-            serve_and_stop(command, clone, "data/runs", "tiny/version_0")
-            continue
-        if "minigpt app" in command:
-            serve_and_stop(command, clone, "config", "tiny/version_0")
+        if servers(command):
+            path = "data/runs" if command.startswith("tensorboard") else "config"
+            serve_and_stop(command, clone, path, "tiny/version_0")
             continue
         done = subprocess.run(
             command, shell=True, cwd=clone, env=environment(clone), capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert done.stdout.strip(), command
+    programs = [program for page in PAGES for program in blocks(page, "python")]
+    assert len(programs) == 2
+    for program in programs:
+        done = subprocess.run([sys.executable, "-c", program], cwd=clone, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert re.search("^un matin,", done.stdout, flags=re.M)
 
 
 def serve_and_stop(command: str, clone: Path, path: str, shown: str) -> None:
     """Start a server, and wait until what it answers at a path shows a run."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     words = [*shlex.split(command), "--port", str(port)]
     server = subprocess.Popen(words, cwd=clone, env=environment(clone), stderr=subprocess.DEVNULL)
     try:
@@ -120,19 +161,6 @@ def serve_and_stop(command: str, clone: Path, path: str, shown: str) -> None:
     finally:
         server.terminate()
         server.wait()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [0, 1])
-def test_the_python_of_a_page_runs(clone, number):
-    if not (clone / "lightning_logs" / "tiny").exists():
-        pytest.skip("the README's commands make the run that it loads; run the whole file")
-    programs = [program for page in PAGES for program in blocks(page, "python")]
-    assert len(programs) == 2
-    for program in programs[number : number + 1]:
-        done = subprocess.run([sys.executable, "-c", program], cwd=clone, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert re.search("^un matin,", done.stdout, flags=re.M)  # Lightning prints its tables before it
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -153,23 +181,20 @@ def test_a_readme_fits_a_few_screens():
 
 
 @pytest.mark.slow
-def test_every_command_of_the_guide_runs_in_order(call, folder):
-    """In this process, so that the imports are paid for once, and in a copy of its own, since the runs that a chapter
-    names are those of a reader who has given the README's first command and no other.
-    """
+def test_every_command_of_the_guide_runs_in_order(call, folder, capfd):
+    """In a copy of its own: a chapter names the runs of a reader who gave only the first of the README's commands."""
     copy_into(folder)
     run = [runnable(commands("README.md")[0]), *commands("docs/guide.md")]
     for command in run:
-        program, name, *words = shlex.split(command)
+        program, *words = shlex.split(command)
         assert program == "minigpt", command
-        done = call(name, *words, *(SHORT if name == "train" else []))
+        done = call(*shortened(words, SHORT, 4))
         assert done.status == 0, f"{command}\n{done.err}"
         assert done.out.strip(), command
         assert "--figures" not in words or f"{words[words.index('--figures') + 1]}/next_token.png" in done.err
     (program,) = blocks("docs/guide.md", "python")
-    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["1", "2", "4", "8", "16", "32", "64"]
+    printed = run_python(program, capfd)
+    assert [line.split()[0] for line in printed.splitlines()] == ["1", "2", "4", "8", "16", "32", "64"]
 
 
 def test_both_guides_give_the_same_commands_texts_and_pictures():
@@ -194,8 +219,8 @@ def test_both_guides_give_the_same_figures_in_the_same_chapters():
 
 READMES = ("README.md", "README.fr.md")
 GUIDES = ("docs/guide.fr.md", "docs/guide.md")
-SHORT = ["--trainer.max_steps", "4", "--model.warmup_steps", "0", "--model.network.n_embd", "16"]  # later flags win
-SHORT += ["--data.max_val_tokens", "500", "--samples.max_new_tokens", "20"]
+QUICK_SAMPLES = ["--data.max_val_tokens", "500", "--samples.max_new_tokens", "20"]
+SHORT = [*QUICK_SAMPLES, "--model.warmup_steps", "0", "--model.network.n_embd", "16"]  # later flags win
 
 
 @pytest.mark.parametrize("file", [*PAGES, *map(french_of, PAGES), *GUIDES])
@@ -211,10 +236,12 @@ def test_the_readmes_lead_to_the_guides():
         assert f"]({guide})" in where_next
 
 
-def test_ci_runs_the_readmes_test_command():
-    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    assert "README.md" in ci
-    assert any("pytest" in command for command in commands("README.md"))
+def test_ci_runs_the_readmes_test_command_and_the_full_tests():
+    (command,) = (command for command in commands("README.md") if "pytest" in command)
+    with open(ROOT / "README.md", encoding="utf-8") as readme:  # `grep -m 1 pytest` takes the first line that has it
+        assert next(line for line in readme if "pytest" in line).strip() == command
+    assert command.endswith(" -m 'not full'")
+    assert " -m full" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
 def test_every_setting_that_a_page_names_exists():

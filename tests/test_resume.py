@@ -104,6 +104,7 @@ def undisturbed(tmp_path_factory):
     return get
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stops",
     [
@@ -137,6 +138,7 @@ def test_interruptions_leave_no_trace(folder, undisturbed, stops, extra):
     assert same(best[0]["state_dict"], best[1]["state_dict"])
 
 
+@pytest.mark.full
 def test_a_compiled_run_leaves_no_trace_of_an_interruption(folder, undisturbed):
     torch.set_num_threads(2)  # one alone could not add in another order
     flags = [
@@ -155,6 +157,7 @@ def test_a_compiled_run_leaves_no_trace_of_an_interruption(folder, undisturbed):
     assert not same(state(cli.run_dir), state(undisturbed(*SHORT, *MODERN)))
 
 
+@pytest.mark.slow
 def test_the_articles_run_stopped_at_250_ends_as_one_that_never_stopped(call, folder):
     tiny = ["train", "--config", TINY, *QUICK]
     assert call(*tiny).status == 0
@@ -168,6 +171,7 @@ def test_the_articles_run_stopped_at_250_ends_as_one_that_never_stopped(call, fo
     assert train[0] == train[1]
 
 
+@pytest.mark.slow
 def test_a_resume_from_the_best_checkpoint_is_a_new_run_and_exact(folder, undisturbed):
     whole = undisturbed(*SHORT)
     shutil.copytree(whole, folder / "lightning_logs" / "tiny" / "version_0")
@@ -182,6 +186,7 @@ def test_a_resume_from_the_best_checkpoint_is_a_new_run_and_exact(folder, undist
     assert (cli.run_dir / "checkpoints" / "best.ckpt").exists()
 
 
+@pytest.mark.slow
 def test_a_run_folder_alone_resumes_and_samples_elsewhere(call, folder):
     (folder / "texte.txt").write_text("le chat dort. " * 400, encoding="utf-8")
     args = [*SHORT, "--data.path", "texte.txt"]
@@ -218,6 +223,7 @@ def test_a_run_goes_on_with_what_its_text_was_made_of(call, folder, monkeypatch,
     assert call("evaluate", "--ckpt_path", run).status == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ma recette [v2]", "a*", "$HOME"])
 def test_a_recipe_and_a_folder_with_a_name_like_a_pattern_resume(call, folder, name):
     (folder / f"{name}.yaml").write_text(Path(TINY).read_text(encoding="utf-8"), encoding="utf-8")
@@ -231,6 +237,7 @@ def test_a_recipe_and_a_folder_with_a_name_like_a_pattern_resume(call, folder, n
     assert call("evaluate", "--ckpt_path", str(run), "--figures", "f [1]").status == 0
 
 
+@pytest.mark.slow
 def test_another_tokenizer_than_the_checkpoints_is_refused(call, folder):
     args = ["train", "--config", TINY, *QUICK, "--data.tokenizer", "bpe", "--data.max_vocab_size", "300"]
     assert call(*args, "--trainer.max_steps", "2").status == 0
@@ -247,6 +254,7 @@ def test_another_tokenizer_than_the_checkpoints_is_refused(call, folder):
     assert "token 259 is" in result.err
 
 
+@pytest.mark.slow
 def test_what_keeps_the_bits_from_being_the_same_is_said(train, monkeypatch):
     assert "last bits" not in train("--trainer.max_steps", "4").err
     assert "last bits" not in train("--trainer.max_steps", "5", "--ckpt_path", "last").err
@@ -257,6 +265,7 @@ def test_what_keeps_the_bits_from_being_the_same_is_said(train, monkeypatch):
     assert "threads 99 instead of" in result.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [47, 48, 49])
 def test_a_stop_at_the_end_of_a_pass_over_the_text_leaves_no_trace(folder, undisturbed, step):
     (folder / "short.txt").write_text("un matin, il fit beau; le soir, il plut. " * 7, encoding="utf-8")
@@ -301,6 +310,7 @@ def test_one_line_serves_first_start_and_restart(train, folder):
     assert state(folder / "lightning_logs" / "tiny" / "version_0")["global_step"] == 20
 
 
+@pytest.mark.slow
 def test_a_run_resumes_from_another_folder_and_through_a_link(call, folder, monkeypatch):
     (folder / "texte.txt").write_text("le chat dort. " * 400, encoding="utf-8")
     fit(*SHORT, "--data.path", "texte.txt", stop=Interrupt(33))
@@ -313,6 +323,7 @@ def test_a_run_resumes_from_another_folder_and_through_a_link(call, folder, monk
     assert list((folder / "below").iterdir()) == [folder / "below" / "link.ckpt"]
 
 
+@pytest.mark.slow
 def test_a_new_learning_rate_is_taken_and_told(train, folder):
     train("--trainer.max_steps", "10")
     result = train("--trainer.max_steps", "20", "--model.learning_rate", "0.25", "--ckpt_path", "last")
@@ -322,6 +333,7 @@ def test_a_new_learning_rate_is_taken_and_told(train, folder):
     assert [(group["lr"], group["betas"]) for group in groups] == [(0.25, (0.9, 0.9))]
 
 
+@pytest.mark.slow
 def test_another_optimizer_is_refused(call, folder):
     nano = ["train", "--config", TINY.replace("tiny", "modern_nano"), *QUICK, "--model.network.n_layer", "1"]
     assert call(*nano, "--trainer.max_steps", "2").status == 0
@@ -346,6 +358,7 @@ def cosine(step: int, steps: int) -> float:
     return 1e-3 * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_extended_has_its_schedule_laid_anew_over_all_its_steps_and_says_so(train, folder):
     run = folder / "lightning_logs" / "tiny" / "version_0"
     assert "schedule" not in train("--trainer.max_steps", "10", *COSINE).err
@@ -371,6 +384,7 @@ def test_a_resume_with_fewer_or_the_same_steps_keeps_the_schedule(train, folder)
     assert rates(run)[8] == pytest.approx(cosine(8, 20))
 
 
+@pytest.mark.slow
 def test_no_step_is_trained_at_rate_0_in_silence(train):
     flags = [*COSINE, "--model.decay_steps", "6"]
     said = "From step 6 to 8 the learning rate is 0, so nothing is learned. Raise model.decay_steps or model.min_lr."
@@ -430,6 +444,7 @@ def hangup():
     signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.slow
 def test_a_closed_terminal_leaves_no_trace(folder, undisturbed, hangup):
     hangup(signal.SIG_DFL)
     cli = fit(*SHORT, "--ckpt_path", "last", stop=HangUp(13, number=signal.SIGHUP))

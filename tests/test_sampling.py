@@ -126,6 +126,7 @@ def controls(draw):
     return logits.masked_fill(cut, -math.inf), generated, settings
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(controls())
 def test_every_combination_is_hugging_faces(drawn):

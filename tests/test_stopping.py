@@ -64,6 +64,7 @@ def test_a_run_that_stopped_goes_on_when_more_is_asked_for(train, folder, more, 
     assert ("Stopped early" in result.err) == (step not in (5, 12))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["last", "best"])
 def test_a_repeated_validation_does_not_count(train, folder, name):
     """A resume validates the step that it starts from again, which is no better than it was."""
@@ -90,6 +91,7 @@ def test_a_new_patience_holds_in_a_run_that_was_interrupted(folder):
     assert stopped_at(folder) == 6
 
 
+@pytest.mark.slow
 def test_what_was_asked_of_lightning_is_shown_and_nothing_else_is(train):
     plain = train("--trainer.max_steps", "4")
     heard = ["Profiler Report", "Total params", "Time limit reached"]

@@ -27,6 +27,7 @@ def total(rows) -> int:
     return sum(row.copies * (row.n or 0) for row in rows)
 
 
+@pytest.mark.slow
 def test_the_parts_have_all_parameters_each_once():
     for preset, mlp, position, tie_weights, n_kv_head, (bias, n_layer) in product(*GRID):
         model = built(

@@ -51,6 +51,7 @@ def test_a_recipe_that_can_be_read_once_is_refused(call, folder):
     assert not STUDY.exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_finds_keeps_and_goes_on(call, folder):
     result = call("sweep", *FLAGS, "--trials", "2")
     assert result.status == 0, result.err
@@ -85,6 +86,7 @@ def test_a_sweep_finds_keeps_and_goes_on(call, folder):
     assert sorted(folder.glob("lightning_logs/tiny/*")) == before
 
 
+@pytest.mark.slow
 def test_every_config_file_counts_and_flags_win_over_them_wherever_they_stand(call, folder):
     """In a folder and with names that a shell and a pattern would read as something else."""
     (folder / "ma recette [v2].yaml").write_bytes(Path(TINY).read_bytes())
@@ -101,6 +103,7 @@ def test_every_config_file_counts_and_flags_win_over_them_wherever_they_stand(ca
         assert call(Path(words[1]).stem, *words[2:]).status == 0
 
 
+@pytest.mark.slow
 def test_a_choice_that_looks_like_a_number_stays_a_text(call, folder):
     (folder / "1e5").write_text("un matin, il fit beau. " * 90)
     (folder / "space.yaml").write_text("data.path: ['1e5']")
@@ -117,6 +120,7 @@ def test_a_space_that_gives_a_setting_twice_is_refused(call, folder):
     assert "'space.yaml' gives 'model.network.n_embd' twice, on lines 1 and 3" in result.err
 
 
+@pytest.mark.slow
 def test_a_study_keeps_to_its_space_its_settings_and_its_text(call, folder):
     (folder / "text.txt").write_text("un matin, il fit beau. " * 90)
     flags = [*FLAGS, "--data.path", "text.txt", "--trials", "1"]
@@ -200,6 +204,7 @@ def test_a_storage_that_is_no_study_is_left_as_it_is(call, folder, storage):
     assert (folder / "text.journal").read_text() == (folder / "text.db").read_text() == "un matin\n"
 
 
+@pytest.mark.slow
 def test_settings_that_only_fit_together_are_searched_together(folder):
     """n_embd 66 is wrong with the recipe's 4 heads, which no trial has; 64 is wrong with 6, which one may have."""
     flags = ["--config", TINY.replace("tiny", "gpt_nano"), *QUICK]
@@ -213,6 +218,7 @@ def test_settings_that_only_fit_together_are_searched_together(folder):
         sweep.Sweep(flags, "space.yaml", None, None, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", sorted((ROOT / "configs" / "sweeps").iterdir()), ids=lambda file: file.stem)
 def test_a_space_of_ours_fits_the_recipe_that_it_names(file):
     words = file.read_text(encoding="utf-8").split("minigpt sweep ")[1].split("\n")[0].split()
@@ -221,6 +227,7 @@ def test_a_space_of_ours_fits_the_recipe_that_it_names(file):
     assert sweep.read_space(str(file), sweep.DryRun(args), args)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_worse_than_the_others_is_pruned_and_can_go_on(call):
     assert call("sweep", *FLAGS, "--trials", "1").status == 0
     (real,) = study().trials
@@ -242,6 +249,7 @@ def test_a_run_that_is_worse_than_the_others_is_pruned_and_can_go_on(call):
     assert call("train", "--ckpt_path", run, "--validation.every_n_steps", "5").status == 0
 
 
+@pytest.mark.slow
 def test_a_trial_that_breaks_is_kept_and_the_sweep_goes_on(call, folder):
     (folder / "space.yaml").write_text("model.learning_rate: [1.0e+30]")
     result = call("sweep", *FLAGS, "--trials", "2", "--trainer.log_every_n_steps", "1")
@@ -250,6 +258,7 @@ def test_a_trial_that_breaks_is_kept_and_the_sweep_goes_on(call, folder):
     assert "is NaN or infinite" in study().trials[0].user_attrs["why"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="no folder in which nobody can make a file")
 def test_what_the_file_system_refuses_is_no_result(call, folder):
     runs = folder / "lightning_logs" / "tiny"
@@ -265,6 +274,7 @@ def test_what_the_file_system_refuses_is_no_result(call, folder):
     assert [row["state"] for row in table()] == ["complete"] * 2
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_no_result_either(call, monkeypatch):
     def full(*args, **kwargs):
         try:
@@ -282,6 +292,7 @@ def test_a_full_disk_is_no_result_either(call, monkeypatch):
     assert [row["state"] for row in table()] == ["complete"] * 2
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_trial_that_goes_on_where_it_stopped(call, monkeypatch):
     assert call("sweep", *FLAGS, "--trials", "2", "--study", "undisturbed").status == 0
     report = sweep.Pruning.on_validation_end
@@ -345,6 +356,7 @@ def test_what_a_sweep_needs_is_named_where_it_is_not_installed(call, monkeypatch
     assert "pip install 'minigpt-lightning[sweep]'" in result.err
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_where_files_can_be_neither_flushed_nor_locked(call, monkeypatch):
     def not_supported(*_):
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))

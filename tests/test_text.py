@@ -30,7 +30,7 @@ def article(model, tokenizer, prompt, max_new_tokens, temperature=1.0, top_k=Non
 
 
 @pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p"), itertools.product([0.5, 0.8, 1.0, 1.7], [None, 1, 5, 30], [None, 0.3, 0.9])
+    ("temperature", "top_k", "top_p"), list(itertools.product([0.5, 0.8, 1.0, 1.7], [None, 1, 5, 30], [None, 0.3, 0.9]))
 )
 def test_the_same_text_as_the_articles_function(distinct_model, temperature, top_k, top_p):
     for seed in range(3):

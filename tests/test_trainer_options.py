@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import QUICK, ROOT, TINY
+from conftest import QUICK, ROOT, TINY, read
 from lightning.pytorch import Trainer
 from test_resume import same
 from test_training import curves
@@ -49,6 +49,7 @@ def test_a_callback_may_leave_with_a_text_as_python_does(start, monkeypatch):
     start(status="enough")
 
 
+@pytest.mark.slow
 def test_loggers_write_beside_tensorboard_or_none_does(start, folder):
     start("--trainer.max_steps", "4", "--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "csv")
     (rows,) = folder.glob("csv/*/version_0/metrics.csv")
@@ -61,15 +62,18 @@ def test_loggers_write_beside_tensorboard_or_none_does(start, folder):
     assert start("--trainer.max_steps", "6", "--trainer.logger", "false", "--ckpt_path", str(silent)).status == 0
 
 
+@pytest.mark.slow
 def test_passes_are_counted_in_steps(start, folder):
-    flags = ["--data.batch_size", "4000", "--trainer.max_steps", "-1"]
+    (folder / "short.txt").write_text(read("exemple")[:2000], encoding="utf-8")
+    flags = ["--data.path", "short.txt", "--data.batch_size", "50", "--trainer.max_steps", "-1"]
     start(*flags, "--trainer.max_epochs", "1", "--trainer.accumulate_grad_batches", "5")
-    assert state(folder)["global_step"] == 6  # 34 batches of 4,000 of 137,011 windows, 30 in whole steps
+    assert state(folder)["global_step"] == 6  # 34 batches of 50 of some 1,730 windows, 30 in whole steps
     start(*flags, "--trainer.max_epochs", "3", "--trainer.limit_train_batches", "4", "--data.block_size", "32")
     last = folder / "lightning_logs" / "tiny" / "version_1" / "checkpoints" / "last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == 12
 
 
+@pytest.mark.slow
 def test_limited_passes_go_on_through_the_order_and_are_resumed_to_the_bit(start, folder):
     limited = ["--trainer.limit_train_batches", "7", "--trainer.max_steps", "20"]
     start(*limited, "--trainer.default_root_dir", "limited")
@@ -84,6 +88,7 @@ def test_limited_passes_go_on_through_the_order_and_are_resumed_to_the_bit(start
         assert all(torch.equal(weight, other[name]) for name, weight in weights[0].items())
 
 
+@pytest.mark.slow
 def test_validations_can_be_limited_counted_in_batches_shares_and_passes_or_left_out(start, folder):
     start("--trainer.max_steps", "6", "--trainer.limit_val_batches", "1", "--trainer.val_check_interval", "2")
     assert steps_of(folder, "val/loss") == [2, 4, 6]
@@ -100,6 +105,7 @@ def test_validations_can_be_limited_counted_in_batches_shares_and_passes_or_left
         assert [step for step, _ in curves(folder / name / RUN)["val/loss"]] == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", ["1", "2"])
 def test_overfit_batches_draws_the_same_batches_over_and_over(start, folder, n):
     start("--trainer.max_steps", "8", "--trainer.overfit_batches", n, "--model.learning_rate", "0.05")
@@ -170,6 +176,7 @@ def test_lightnings_callbacks_do_their_work(start, folder, name):
         assert list((folder / RUN).rglob("epoch=0-step=4.ckpt"))
 
 
+@pytest.mark.slow
 def test_an_accumulation_of_each_pass_gives_the_steps_of_its_passes_and_is_resumed_to_the_bit(start, folder):
     flags = ["--trainer.callbacks+=GradientAccumulationScheduler", "--trainer.callbacks.scheduling={1: 2}"]
     flags += ["--trainer.max_epochs=2", "--trainer.max_steps=-1", "--trainer.limit_train_batches=5"]
@@ -182,6 +189,7 @@ def test_an_accumulation_of_each_pass_gives_the_steps_of_its_passes_and_is_resum
         assert same(one[key], other[key])
 
 
+@pytest.mark.slow
 def test_a_rate_that_falls_on_a_plateau_goes_on_after_a_resume(start, folder):
     flags = ["--optimizer=Adam", "--lr_scheduler=ReduceLROnPlateau", "--lr_scheduler.monitor=val/loss"]
     flags += ["--trainer.limit_train_batches=5", "--validation.every_n_steps=4", "--checkpoint.every_n_steps=1"]
@@ -196,6 +204,7 @@ def test_the_least_number_of_steps_keeps_no_run_from_its_last_validation_and_che
     assert steps_of(folder, "val/loss") == [3]
 
 
+@pytest.mark.slow
 def test_another_optimizer_replaces_the_models_and_its_unused_settings_are_named(start, folder):
     sgd = ["--optimizer", "SGD", "--optimizer.lr", "0.5"]
     result = start(*sgd, "--trainer.max_steps", "4", "--model.beta2", "0.9", "--model.warmup_steps", "2")
@@ -212,6 +221,7 @@ def test_another_optimizer_replaces_the_models_and_its_unused_settings_are_named
     assert last["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.005)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_any_recipe_can_be_tried_for_thirty_steps(call, recipe):
     """The steps that the schedule is laid over, without the time that thirty steps would take."""

@@ -167,6 +167,7 @@ def test_the_curves_are_in_optimizer_steps_and_validation_is_whole(folder):
     assert abs(series["val/loss"][-1][1] - loss) < 1e-5
 
 
+@pytest.mark.slow
 def test_accumulated_batches_are_one_step_and_one_loss(folder):
     accumulated = fit(
         "--trainer.max_steps", "12", "--trainer.accumulate_grad_batches", "2", "--data.batch_size", "4",
@@ -197,6 +198,7 @@ def test_samples_show_the_same_prompt_improve(folder):
             assert "\n    ---\n    \n    é" in text
 
 
+@pytest.mark.slow
 def test_samples_do_not_disturb_training(folder):
     with_samples = fit("--trainer.max_steps", "30", "--samples.every_n_steps", "7")
     without = fit("--trainer.max_steps", "30")
@@ -281,6 +283,7 @@ def test_the_speed_leaves_out_validations_and_samples(train, monkeypatch):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["TinyGPT", "GPT"])
 def test_a_validation_shows_what_the_model_writes_and_the_training_stays_the_same(train, folder, name):
     flags = ["--trainer.max_steps", "8", "--validation.every_n_steps", "4", "--model.network", name]
@@ -301,6 +304,7 @@ def test_a_validation_shows_what_the_model_writes_and_the_training_stays_the_sam
     assert all(torch.equal(first["state_dict"][key], weight) for key, weight in second["state_dict"].items())
 
 
+@pytest.mark.slow
 def test_the_sample_under_a_validation_is_that_of_tensorboard(train):
     """Whether it was drawn for the one or for the other; the model learns nothing, so all steps write the same."""
     flags = ["--trainer.max_steps", "4", "--validation.every_n_steps", "2", "--model.learning_rate", "0"]
@@ -311,6 +315,7 @@ def test_the_sample_under_a_validation_is_that_of_tensorboard(train):
     assert train(*flags, "--samples.every_n_steps", "4", "--samples.prompts", "[]").status == 0
 
 
+@pytest.mark.slow
 def test_a_training_begins_with_the_parts_of_its_model(train):
     result = train("--trainer.max_steps", "1", "--data.tokenizer", "word", "--data.max_vocab_size", "500")
     assert "  embedding     a vector of 64 numbers for each of 500 tokens  32,000\n" in result.err
@@ -336,6 +341,7 @@ def test_mixed_precision_validates_in_float32(folder):
     assert abs(cli.trainer.callback_metrics["val/loss"].item() - loss) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_gradients_are_clipped_in_mixed_precision(folder, precision, optimizer):
@@ -362,6 +368,7 @@ def test_gradients_are_clipped_in_mixed_precision(folder, precision, optimizer):
     assert (mixed - exact).norm() < 0.3 * (exact - before).norm()
 
 
+@pytest.mark.slow
 def test_a_compiled_step_learns_the_same(folder, capsys):
     flags = ["--trainer.max_steps", "5", "--trainer.log_every_n_steps", "1"]
     plain = fit(*flags).model.network.state_dict()
@@ -388,6 +395,7 @@ def test_where_nothing_can_be_compiled_training_goes_on_without(folder, capsys, 
     assert all(torch.equal(weights[name], plain[name]) for name in plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [lambda loss: loss * float("nan"), lambda loss: loss * 1.5])
 @pytest.mark.parametrize("dropout", ["0", "0.3"])
 def test_a_compiled_step_with_other_gradients_is_not_used(folder, capsys, monkeypatch, wrong, dropout):
@@ -413,6 +421,7 @@ def test_a_compiled_step_with_other_gradients_is_not_used(folder, capsys, monkey
     assert all(torch.equal(weights[name], plain[name]) for name in plain)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallinfo2"),
     reason="only newer glibc tells what it holds",
@@ -440,6 +449,7 @@ print(given_back())
     assert after < 2**20 < 2**26 <= before  # glibc never takes a block of 64 MB from its heap unless told so
 
 
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
 def test_the_parts_serve_a_trainer_of_ones_own(folder):
     from lightning.pytorch import Trainer
 
@@ -453,6 +463,7 @@ def test_the_parts_serve_a_trainer_of_ones_own(folder):
     trainer.fit(minigpt.LitLanguageModel(minigpt.TinyGPT(data.vocab_size, 64, 32)), data.train_dataloader())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokenizer", ["char", "word", "bpe"])
 @pytest.mark.parametrize("in_memory_mb", ["16", "0"])
 def test_bits_per_character_compare_whatever_the_tokens(folder, tokenizer, in_memory_mb):
@@ -472,6 +483,7 @@ def test_bits_per_character_compare_whatever_the_tokens(folder, tokenizer, in_me
     assert data.baselines["bigram"] < data.baselines["uniform"]
 
 
+@pytest.mark.slow
 def test_a_text_too_short_for_the_recipe_is_trained_with_less(train, folder):
     (folder / "poem.txt").write_text("un matin, il fit beau.\nle soir, il plut.", encoding="utf-8")
     result = train("--data.path", "poem.txt", "--trainer.max_steps", "3")
@@ -483,6 +495,7 @@ def test_a_text_too_short_for_the_recipe_is_trained_with_less(train, folder):
     assert again.status == 0, again.err
 
 
+@pytest.mark.slow
 def test_a_model_far_too_large_for_its_text_is_told_what_would_suit(call, folder):
     (folder / "poem.txt").write_text("un matin, il fit beau.\nle soir, il plut.\n" * 50, encoding="utf-8")
     nano = [TINY.replace("tiny", "gpt_nano"), *QUICK, "--trainer.max_steps", "2", "--model.warmup_steps", "0"]

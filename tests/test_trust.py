@@ -96,6 +96,7 @@ def test_no_way_round_the_list(call, stranger, text, flags):
     assert not (stranger / "lightning_logs").exists()
 
 
+@pytest.mark.slow
 def test_what_is_on_the_list_or_allowed_or_typed_runs(call, stranger):
     (stranger / "mine.yaml").write_text(f"trainer:\n  callbacks: [{EMA}, {{class_path: stranger.Callback}}]\n")
     base = ["train", "--config", TINY, *QUICK, "--trainer.max_steps", "2"]
@@ -211,6 +212,7 @@ def damaged(whole: bytes, damage: tuple) -> bytes:
     return whole[:first] + whole[second:] + whole[first:second]
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(damage=DAMAGE)
 def test_a_damaged_checkpoint_is_an_error_of_ours_or_loads_right(files, damage):

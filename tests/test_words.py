@@ -59,6 +59,7 @@ def test_numbers_are_written_as_the_language_does():
     assert message("run_folder", "a.b,c", language="fr") == "dossier a.b,c", "texts stay as they are"
 
 
+@pytest.mark.slow
 def test_what_a_training_says_in_a_french_locale_is_french(call, folder, monkeypatch):
     """Its notes too: of the encoding of a text, of a schedule, and of settings that a resume changes."""
     monkeypatch.setenv("LC_ALL", "fr_FR.UTF-8")

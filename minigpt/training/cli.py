@@ -21,13 +21,12 @@ from lightning.pytorch.callbacks import ProgressBar, WeightAveraging
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, ReduceLROnPlateau
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
-from torch import nn
 
 from minigpt import processes, runs
 from minigpt.command_line import CommandLine, command, example_recipe
 from minigpt.errors import MiniGPTError, check_number, note, writing
 from minigpt.generation.contract import check_network
-from minigpt.models import instantiate, summary
+from minigpt.models import summary
 from minigpt.training import recipes, trust
 from minigpt.training.callbacks import Figures, Progress, Samples
 from minigpt.training.checkpointing import Checkpoints, WholeFileCheckpointIO, check_writable
@@ -160,7 +159,6 @@ class MiniGPTCLI(LightningCLI):
             parser.link_arguments("seed_everything", seed)
         for size in ("vocab_size", "block_size"):  # if the network has such an argument
             parser.link_arguments(f"data.{size}", f"model.network.init_args.{size}", apply_on="instantiate")
-        parser.add_instantiator(instantiate, nn.Module, subclasses=True)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Check names, then parse; a resume without --config uses the config of the run."""
@@ -378,7 +376,7 @@ class MiniGPTCLI(LightningCLI):
         recipe.pop("config")
         recipe.pop("ckpt_path")
         recipe.pop("allow_code")
-        return self.parser.dump(recipe, skip_none=False, skip_link_targets=True)
+        return self.parser.dump(recipe, skip_unset=False, skip_link_targets=True)
 
     def _find_checkpoint(self, root: Path) -> Path | None:
         if self.config.ckpt_path != "last":

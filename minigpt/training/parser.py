@@ -12,6 +12,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
+from torch import nn
 
 from minigpt.command_line import (
     CommandLine,
@@ -22,7 +23,7 @@ from minigpt.command_line import (
     unexpected_argument,
 )
 from minigpt.errors import MiniGPTError, did_you_mean
-from minigpt.models import NETWORKS, import_network
+from minigpt.models import NETWORKS, import_network, instantiate
 from minigpt.training import recipes, trust
 
 _PLAIN_TYPES = {
@@ -107,6 +108,11 @@ class TrainParser(LightningArgumentParser):
     def parse_path(self, path: str, *args: Any, **kwargs: Any) -> Namespace:
         """Parse a config file from its stored content; jsonargparse calls this for each `--config`."""
         return self.parse_string(self.recipe(str(path)), *args, **kwargs)
+
+    def instantiate_classes(self, cfg: Namespace, **kwargs: Any) -> Namespace:
+        """Make the objects of the settings: Lightning's name for `instantiate`. A network remembers its arguments."""
+        made: Namespace = self.instantiate(cfg, instantiators=[(instantiate, nn.Module, True)], **kwargs)
+        return made
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Turn an error of jsonargparse into a sentence.
