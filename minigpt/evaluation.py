@@ -148,7 +148,11 @@ class LoaderMetrics(nn.Module):
         return self.loaders[0]
 
     def reset(self) -> None:
-        """Reset the metrics of the first loader, and drop those of the others."""
+        """Reset the metrics of the first loader, and drop those of the others.
+
+        Lightning validates in inference mode, and a tensor that was made there cannot be changed outside it, so this
+        has to be called in the mode of the batches to come.
+        """
         del self.loaders[1:]
         self.first.reset()
 

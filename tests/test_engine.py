@@ -5,7 +5,7 @@ import torch
 
 from minigpt import GPT, MiniGPTError, TinyGPT
 from minigpt.generation.engine import generate_ids
-from minigpt.generation.sampling import filter_logits, sample
+from minigpt.generation.sampling import draw, filter_logits
 from minigpt.models.kv_cache import KVCache
 from minigpt.models.presets import PRESETS
 
@@ -31,7 +31,7 @@ def plainly(model, prompt: list[int], max_new_tokens: int, generator=None, **con
     ids = list(prompt)
     for _ in range(max_new_tokens):
         logits = model(torch.tensor([ids[-model.block_size :]]))[:, -1]
-        ids.append(sample(filter_logits(logits, generated=torch.tensor([ids]), **controls), generator).item())
+        ids.append(draw(filter_logits(logits, generated=torch.tensor([ids]), **controls).softmax(-1), generator).item())
     return ids[len(prompt) :]
 
 

@@ -163,7 +163,7 @@ def test_tokens_are_on_both_axes_of_every_outer_map_and_each_map_has_a_caption()
     assert {"Token that looks", "Token looked at", "Attention weight", "100%"} <= set(said)
     alone = texts(figures.draw_attention(torch.rand(1, 4, 6, 6), tokens, language="fr"))
     assert [alone.count(token) for token in tokens] == [2 + 2] * 6, "four heads of a layer are in two rows"
-    assert {"Tête 4", "Token qui regarde", "100 %"} <= set(alone)
+    assert {"Tête 4", "Jeton qui regarde", "100 %"} <= set(alone)
     picture = figures.draw_attention(torch.full((12, 9, 24, 24), math.nan), ["x"] * 24)
     assert sum(text.startswith(("Layer", "Couche")) for text in texts(picture)) == 64
     assert max(picture.pixels) < 4000
@@ -327,8 +327,8 @@ def test_a_model_of_nan_has_all_its_figures():
 def test_the_loss_by_position_has_axes_with_units_a_title_and_a_language():
     by_position = torch.tensor([2.5, 2.0, 1.8, 1.7, 1.6])
     axes = figures.draw_loss(by_position, language="fr").axes[0]
-    assert axes.get_xlabel() == "Position dans le contexte (tokens)"
-    assert axes.get_ylabel() == "Perte (nats par token)"
+    assert axes.get_xlabel() == "Position dans le contexte (jetons)"
+    assert axes.get_ylabel() == "Perte (nats par jeton)"
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "3–4", "5"]
     assert axes.lines[0].get_ydata() == pytest.approx([2.5, 2.0, 1.75, 1.6])
     assert np.ptp(axes.get_ylim()) >= 1

@@ -280,7 +280,7 @@ def test_muon_sees_whole_matrices(folder):
         (
             '{"class_path": "lightning.pytorch.strategies.ModelParallelStrategy", '
             '"init_args": {"data_parallel_size": 1, "tensor_parallel_size": 2}}',
-            "1 (data) by 2 (tensor), and minigpt needs 2 by 1. Set --trainer.strategy fsdp2",
+            "1 (data) by 2 (tensor), and minigpt needs 2 by 1. Use --trainer.strategy fsdp2",
         ),
     ],
 )

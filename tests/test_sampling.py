@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt import MiniGPTError
-from minigpt.generation.sampling import draw, filter_logits, sample
+from minigpt.generation.sampling import draw, filter_logits
 
 
 def kept(logits: torch.Tensor) -> list[list[int]]:
@@ -101,7 +101,7 @@ def test_draws_follow_the_probabilities():
     probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
     n = 20_000
     generator = torch.Generator().manual_seed(11)
-    draws = sample(probabilities.log().expand(n, 4), generator).flatten()
+    draws = draw(probabilities.expand(n, 4), generator).flatten()
     expected = probabilities * n
     chi2 = ((torch.bincount(draws, minlength=4) - expected) ** 2 / expected).sum()
     assert chi2 < 16.27  # 3 degrees of freedom, p = 0.001

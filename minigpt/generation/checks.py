@@ -58,7 +58,7 @@ def usable_paths(model: nn.Module, length: int) -> set[str]:
     """Return the faster paths that give the logits of this model's plain forward.
 
     - `context`: the model has a `context_size`, and windows of that many ids give the logits of longer windows.
-    - `cache`: the model has `new_cache(batch_size)`; see `GPT.new_cache`.
+    - `cache`: the model has `new_cache(batch_size)`; see `minigpt.models.HasCache`.
     - `compiled`: the model has a compiled step for its current weights; see `cpu.decoding.compile_decoding`.
 
     A model is checked once, and again when its weights, modules or hooks have changed.

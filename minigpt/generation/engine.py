@@ -1,14 +1,14 @@
 """The loop of generation, from ids to ids: compute the logits of the next id, filter them, draw an id, append it.
 
 `text.py` encodes and decodes text. As in the article, the model reads a window, the last `block_size` ids of each row,
-for each new id. `checks.usable_paths` names the faster ways that give the same logits for the model at hand:
+for each new id. There are faster ways, here called paths. `checks.usable_paths` returns the names of those that give
+the model's own logits:
 
-- `cache`: a cache stores the keys and values of ids that were read, so that each id is computed once, up to block_size
-  ids. In a longer text the window moves by one with each id, which changes the positions of all its ids, so the whole
-  window is computed for each new id.
-- `compiled`: compiled code computes one id per row with the cache; see `cpu/decoding.py`.
-- `context`: the prediction depends on the last `context_size` ids only, so shorter windows do. For a bigram model,
-  where this is 1, a table of the probabilities after each id is computed once (`table.py`).
+- `cache`: the model stores the keys and values of the ids that it has read, so that it computes each id only once. This
+  ends after block_size ids: then the window moves, so that its ids have other positions, and other keys and values.
+- `compiled`: compiled code computes one id per row with the cache (`cpu/decoding.py`).
+- `context`: the prediction depends on the last `context_size` ids only, so windows of that length are enough. For a
+  bigram model, where this is 1, a table of the probabilities after each id is computed once (`table.py`).
 """
 
 from collections.abc import Generator, Sequence
@@ -37,12 +37,12 @@ def generate_ids(
 ) -> Generator[torch.Tensor, None, None]:
     """Continue each of `prompts`, yielding the `(B,)` new ids of every step as they are drawn.
 
-    The model is in eval mode while ids are drawn. Its previous mode is restored however the loop is left.
+    The model is in eval mode while ids are drawn. Then its previous mode is restored, also after an error or a `break`.
 
     Args:
         model: A network: any module whose `forward` takes `(B, T)` ids and returns `(B, T, V)` logits that do not
             depend on later ids. It sees the last `block_size` ids if it has that attribute, else all of them. With a
-            `context_size` or a method `new_cache` (see `GPT.new_cache`) generation is faster.
+            `context_size` or a method `new_cache` (see `minigpt.models.HasCache`) generation is faster.
         prompts: `B` rows of at least one id each; their lengths may differ.
         max_new_tokens: The number of ids to draw for each row.
         temperature: See `filter_logits`, as for the parameters that follow.
@@ -64,7 +64,7 @@ def sample_ids(
     params: SamplingParams,
     generators: Sequence[torch.Generator] | None = None,
 ) -> Generator[torch.Tensor, None, None]:
-    """Continue each of `prompts` as `generate_ids` does, with the sampling parameters as one object."""
+    """Do the work of `generate_ids`, for callers that have the sampling parameters as one object."""
     was_training = model.training
     model.eval()
     try:
@@ -78,7 +78,7 @@ def sample_ids(
         next_logits = NextLogits(model, buffer, paths, window_size(model, paths, length))
         for _ in range(max_new_tokens):
             logits = next_logits()  # (B, V)
-            # A repetition penalty needs all ids so far. Shorter rows are padded with ids of their own.
+            # Only a repetition penalty needs all ids. The padding of short rows repeats one of their own ids.
             logits = params.filter(logits, buffer.all() if params.repetition_penalty is not None else None)
             new = draw(logits.softmax(dim=-1), generators)[:, 0]  # (B,)
             buffer.append(new)
@@ -93,18 +93,17 @@ class NextLogits:
     def __init__(self, model: nn.Module, buffer: TokenBuffer, paths: set[str], size: int):
         self.model, self.buffer, self.size = model, buffer, size  # size: the length of the window
         self.cache = model.new_cache(len(buffer.lengths)) if "cache" in paths and has_cache(model) else None
-        compiled = compiled_step(model) if "compiled" in paths else None
-        self.step = compiled or model  # computes one id per row with the cache
+        self.step = compiled_step(model) if "compiled" in paths else None
 
     def __call__(self) -> torch.Tensor:
         if self.cache is None:
             return self.from_windows()
-        if self.cache.columns == 0:  # the cache is empty
+        if self.cache.columns == 0:  # nothing has been read yet
             return self.from_prompts(self.cache)
-        # A row is full if it has more ids than a window. The cache serves the other rows, if there are any.
-        full = [row for row, length in enumerate(self.buffer.lengths) if length > self.size]
-        all_full = len(full) == len(self.buffer.lengths)
-        return self.from_windows() if all_full else self.from_latest(full, self.cache)
+        if self.buffer.longest <= self.size:
+            return self.from_latest(self.cache)
+        self.cache = None  # a row has become longer than the window
+        return self.from_windows()
 
     def from_windows(self) -> torch.Tensor:
         """Compute the windows of all rows without the cache, as the article does."""
@@ -118,14 +117,7 @@ class NextLogits:
         cache.length = last + 1  # the cache forgets the padding
         return logits
 
-    def from_latest(self, full: list[int], cache: Cache) -> torch.Tensor:
-        """Compute the latest id of each row with the cache, but the whole window of the rows that are `full`."""
-        if full:
-            # The step computes all rows at once, but the cache has no room for another id of a full row. Its last id
-            # gives way here; the logits that this leads to are wrong, and are replaced below.
-            cache.length = cache.length.clamp(max=self.size - 1)
-        logits = self.step(self.buffer.latest[:, None], cache)[:, -1]
-        if full:
-            windows, _ = self.buffer.windows(self.size)
-            logits[full] = self.model(windows[full])[:, -1].to(logits.dtype)  # compiled code returns float32
-        return logits
+    def from_latest(self, cache: Cache) -> torch.Tensor:
+        """Compute the latest id of each row alone: the cache has the others."""
+        read = self.step or self.model
+        return read(self.buffer.latest[:, None], cache)[:, -1]

@@ -120,19 +120,6 @@ def keep_likely(logits: torch.Tensor, min_p: float) -> torch.Tensor:
     return logits.masked_fill(probabilities < least, -math.inf)
 
 
-def sample(logits: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-    """Draw one id per row: `(B, V)` logits to `(B, 1)` ids.
-
-    Args:
-        logits: The logits, which `filter_logits` may have filtered.
-        generator: The random generator; None for torch's global one, which `torch.manual_seed` seeds.
-
-    Raises:
-        MiniGPTError: The logits are NaN: the model's training diverged.
-    """
-    return draw(logits.softmax(dim=-1), generator)
-
-
 def draw(
     probabilities: torch.Tensor, generator: torch.Generator | Sequence[torch.Generator] | None = None
 ) -> torch.Tensor:
@@ -149,13 +136,12 @@ def draw(
     """
     if probabilities.isnan().any():
         raise MiniGPTError("The model produced NaN: its training diverged. Train it again, at a lower learning rate.")
-    # The method of `torch.multinomial`, whose checks take longer than the draw. Each id gets a random waiting time, and
-    # the first id to arrive is drawn. If the times are exponential with rates p, an id is first with probability p. An
-    # exponential time of rate 1, divided by p, has the rate p; and waiting / p is least where p / waiting is greatest.
-    waiting = torch.empty_like(probabilities)
+    # What `torch.multinomial(probabilities, 1)` does, without its checks, which take longer: divide each probability by
+    # a random number with the exponential distribution. The greatest quotient is that of an id with its probability.
+    noise = torch.empty_like(probabilities)
     if generator is None or isinstance(generator, torch.Generator):
-        waiting.exponential_(generator=generator)
+        noise.exponential_(generator=generator)
     else:
-        for row, row_generator in zip(waiting.unbind(), generator, strict=True):
+        for row, row_generator in zip(noise.unbind(), generator, strict=True):
             row.exponential_(generator=row_generator)
-    return (probabilities / waiting).argmax(dim=-1, keepdim=True)
+    return (probabilities / noise).argmax(dim=-1, keepdim=True)

@@ -5,7 +5,7 @@ later ids. Everything else is optional:
 
 - `block_size`: the longest window that the network takes; without it, generation passes all ids so far.
 - `context_size`: the number of last ids that the prediction depends on, if smaller.
-- `new_cache(batch_size)`: makes a cache with which generation computes each id once; see `GPT.new_cache`.
+- `new_cache(batch_size)`: makes a cache with which generation computes each id once; see `HasCache`.
 - `activation_checkpointing`: set to True to recompute activations in the backward pass; see `LitLanguageModel`.
 - `config`: the arguments that build GPT or TinyGPT again, in plain values.
 """
@@ -36,14 +36,20 @@ class HasContext(Protocol):
 
 
 class Cache(Protocol):
-    """The attributes of a cache that generation uses; see `GPT.new_cache`."""
+    """The attributes of a cache that generation uses; see `HasCache`."""
 
     columns: int
     length: torch.Tensor
 
 
 class HasCache(Protocol):
-    """A network with a cache, so that generation computes each id once."""
+    """A network with a cache, so that generation computes each id once.
+
+    `new_cache(batch_size)` makes an empty cache. `forward(idx, cache)` returns the logits of `(B, n)` ids that continue
+    the rows of the cache, and adds these ids to it. `cache.columns` is the largest number of ids that a row has had, 0
+    at first. `cache.length`, `(B,)`, is the number of ids in each row. It may be lowered: the row then forgets its last
+    ids. Rows of unequal length are thus read at once: padded on the right, and then their lengths are set.
+    """
 
     def new_cache(self, batch_size: int) -> Cache: ...
 

@@ -123,8 +123,8 @@ class GPT(nn.Module):
         n_layer: The number of blocks.
         n_head: The number of attention heads; divides n_embd.
         n_embd: `C`, the width.
-        preset: Sets the switches below that are None. `gpt2` takes the first choice of each, `llama` rope, rmsnorm and
-            swiglu without biases, `modern` rope, rmsnorm and relu2 with qk_norm, softcap and zero_init; see presets.py.
+        preset: Sets the switches below that are None (see presets.py). `gpt2`: learned, layernorm, gelu, bias and
+            tie_weights. `llama`: rope, rmsnorm and swiglu. `modern`: rope, rmsnorm, relu2, qk_norm, softcap, zero_init.
         position: `learned` adds a vector per position; `rope` rotates queries and keys by an angle that grows with the
             position, so that their match depends on the distance between them (Su et al., "RoFormer", 2021).
         norm: `layernorm`, or `rmsnorm`, which does not subtract the mean (Zhang and Sennrich, 2019).
@@ -139,8 +139,8 @@ class GPT(nn.Module):
         softcap: Limit logits to ± this value by a tanh (Gemma 2, 2024); 0 for no limit.
         zero_init: Initialise the output layer, and the last layers of attention and MLP, with zeros, so that a block
             passes the stream on unchanged until it has learned something (Jordan et al., "modded-nanogpt", 2024).
-        ngrams: Rows of two more embeddings, 0 for none. Each token also gets a vector for the pair of tokens that it
-            ends and one for the triple; a hash picks the rows (Pagnoni et al., "Byte Latent Transformer", 2024).
+        ngrams: The number of rows in each of two more embeddings, one for pairs and one for triples of tokens, whose
+            rows a hash chooses (Pagnoni et al., "Byte Latent Transformer", 2024); 0 for none.
 
     Raises:
         MiniGPTError: A size does not divide another, or a switch has an unknown value.
@@ -167,7 +167,7 @@ class GPT(nn.Module):
             "n_kv_head": n_kv_head, "n_embd": n_embd,
         }  # fmt: skip
         check_sizes(sizes, dropout, settings)
-        self.config = sizes | {"dropout": dropout} | settings  # a checkpoint stores these to build the model again
+        self.config = sizes | {"dropout": dropout} | settings  # all arguments, for checkpoints
         self.block_size, self.softcap = block_size, settings["softcap"]
         self.n_layer, self.n_head, self.n_kv_head, self.n_embd = n_layer, n_head, n_kv_head, n_embd
 
@@ -187,11 +187,12 @@ class GPT(nn.Module):
     def _initialise(self) -> None:
         """Draw weights as GPT-2 does, with standard deviation 0.02, or less where layers add to the residual stream."""
         for name, parameter in self.named_parameters():
-            to_residual = name.endswith(("attn.proj.weight", "mlp.down.weight"))  # two in each block
+            to_stream = name.endswith(("attn.proj.weight", "mlp.down.weight"))
             if parameter.dim() > 1:
-                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.n_layer) if to_residual else 0.02)
-            zero_init = self.settings["zero_init"] and (to_residual or name == "lm_head.weight")
-            if zero_init or "ngrams." in name or name.endswith("bias"):  # n-grams add nothing until they are trained
+                # Each block adds to the stream twice, and the variances of 2 n_layer additions add up.
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.n_layer) if to_stream else 0.02)
+            zero_init = self.settings["zero_init"] and (to_stream or name == "lm_head.weight")
+            if zero_init or "ngrams." in name or name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
     def forward(self, idx: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
@@ -221,16 +222,13 @@ class GPT(nn.Module):
     def new_cache(self, batch_size: int) -> KVCache:
         """Return an empty cache for `forward(idx, cache)`, with which generation computes each id once.
 
-        Any network may have such a method. Its `forward(idx, cache)` returns the logits of `(B, n)` ids that continue
-        the rows of the cache, and adds them to it. `cache.columns` is the most ids that a row has had, 0 at first.
-        `cache.length`, the `(B,)` numbers of ids in the rows, may be lowered: a row then forgets its last ids. That is
-        how rows of unequal length are read at once: padded on the right, and then their lengths are set.
+        Any network may have such a method; `minigpt.models.HasCache` says what its cache has to do.
         """
         return KVCache(self, batch_size)
 
 
 def mlp_width(n_embd: int, kind: str) -> int:
-    """Return the hidden units of an MLP: 4 C; or 8/3 C for SwiGLU, so that three matrices have the weights of two."""
+    """Return the hidden units of an MLP: 4 C, or 8/3 C for SwiGLU, which has three matrices in place of two."""
     return math.ceil(n_embd / 3) * 8 if kind == "swiglu" else 4 * n_embd  # a multiple of 8
 
 

@@ -315,7 +315,7 @@ class MiniGPTCLI(LightningCLI):
                 began = self.parser.recipe(str(self.run_dir / "config.yaml")).settings
                 note_changes(began, recipes.load(self._recipe()))
         # Raise on mistakes in the schedule and the network before a folder is created.
-        self.model.schedule(max(kept, self.trainer.max_steps))
+        self.model.build_schedule(max(kept, self.trainer.max_steps))
         check_network(self.model.network, self.datamodule.vocab_size, self.datamodule.block_size)
         if not self.trainer.is_global_zero:
             self.run_dir = self.run_dir or root  # the first process creates the folder, and Lightning broadcasts it

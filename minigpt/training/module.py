@@ -24,8 +24,8 @@ class LitLanguageModel(LightningModule):
 
     Args:
         network: Any module whose `forward` takes `(B, T)` ids and returns `(B, T, V)` logits; see `minigpt.models`.
-        optimizer: `adamw`; or `muon`, which updates the matrices in a transformer's blocks with Muon, an optimizer that
-            gives all directions of an update the same size, and everything else with AdamW.
+        optimizer: `adamw`; or `muon`, which updates the matrices in a transformer's blocks with Muon (see `optim.py`)
+            and everything else with AdamW.
         learning_rate: AdamW's step size.
         muon_learning_rate: Muon's step size.
         weight_decay: The weight decay of matrices and embeddings.
@@ -34,21 +34,20 @@ class LitLanguageModel(LightningModule):
         lr_schedule: `constant`, `cosine`, or `wsd` (warm-up, stable, then a linear decay).
         warmup_steps: Steps in which the learning rates rise from zero; shortened if the training is shorter.
         min_lr: The learning rate at the end of cosine and wsd; Muon's falls by the same factor.
-        decay_steps: The step at which cosine and wsd reach min_lr; null (None in Python) for the last step of the
-            training.
+        decay_steps: The step at which cosine and wsd reach min_lr; None (null in a recipe) for the training's last.
         cooldown: The share of all steps over which wsd decays.
         activation_checkpointing: Store only the activations between blocks and recompute the others in the backward
             pass: less memory for a third more computation, with the same results. The network needs an attribute of
             this name, as GPT has.
         compile: Compile the training step, which takes up to a minute; training continues without if that fails.
-        seed: The seed of dropout, which a callback sets again at each step (`resume.Reseeding`); on the command line it
-            is seed_everything.
+        seed: The seed of dropout: at each step a callback seeds the random numbers with it and the step's number, so
+            that a resumed training draws the same ones. The command line passes its seed_everything.
 
     Raises:
         MiniGPTError: A setting is out of range.
     """
 
-    hparams: Any  # the arguments of __init__ by name, without the network
+    hparams: Any  # the arguments of __init__, by name
 
     def __init__(
         self,
@@ -69,7 +68,7 @@ class LitLanguageModel(LightningModule):
         seed: int = 1337,
     ):
         super().__init__()
-        self.save_hyperparameters(ignore=["network"])
+        self.save_hyperparameters(ignore=["network"])  # fills self.hparams
         for key in ("learning_rate", "muon_learning_rate", "weight_decay", "min_lr"):
             check_number(f"model.{key}", self.hparams[key], at_least=0)
         check_number("model.beta2", beta2, at_least=0, below=1)
@@ -79,12 +78,12 @@ class LitLanguageModel(LightningModule):
             recompute_activations(network)
         self.network = network
         self.metrics = LoaderMetrics()  # of a validation or test: loss, bits per character, perplexity, accuracy
-        # Both are in checkpoints: the network's class and arguments, and the class that replaces `optimizer`, if any.
+        # Stored in checkpoints: the network's class and arguments, and the class that `--optimizer` names, if any.
         self.architecture = describe(network)
         self.optimizer_class: str | None = None
-        # Built once here, so that a wrong setting raises an error now rather than when training starts.
-        self.optimizer()
-        self.schedule(steps=10)
+        # Built here only so that a wrong setting raises an error now rather than when training starts.
+        self.build_optimizer()
+        self.build_schedule(steps=10)
 
     def forward(self, idx: Tensor) -> Tensor:
         """Return the `(B, T, V)` logits of `(B, T)` ids."""
@@ -102,16 +101,46 @@ class LitLanguageModel(LightningModule):
         """
         return self.loss(*batch)
 
-    def on_validation_epoch_start(self) -> None:
-        """Reset the metrics.
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer and a LambdaLR, which multiplies its rates by the schedule's factor after each step."""
+        optimizer = self.build_optimizer()
+        schedule = self.build_schedule(resume.schedule_steps(self.trainer))  # as many steps as the Trainer will do
+        if schedule.constant:
+            return optimizer  # a scheduler takes some 40 microseconds a step
+        scheduler = LambdaLR(optimizer, schedule.factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-        Lightning validates in inference mode, and a tensor that is made there cannot be changed outside it: metrics are
-        therefore reset at the start of a pass, not at the end of the one before.
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        """Return the optimizer of the settings, with the network's parameters in groups.
+
+        Raises:
+            MiniGPTError: The optimizer is unknown, or the network has no parameters for it.
         """
+        settings = self.hparams
+        groups = parameter_groups(
+            self.network, settings.optimizer, settings.learning_rate, settings.muon_learning_rate,
+            settings.weight_decay, settings.decay_vectors,
+        )  # fmt: skip
+        return OPTIMIZERS[settings.optimizer](groups, betas=(0.9, settings.beta2))
+
+    def build_schedule(self, steps: int) -> Schedule:
+        """Return the schedule of the learning rates, which ends after `decay_steps` or, without them, after `steps`.
+
+        Raises:
+            MiniGPTError: The schedule is unknown, or does not fit the steps.
+        """
+        settings = self.hparams
+        last_factor = min(1.0, settings.min_lr / settings.learning_rate) if settings.learning_rate else 0.0
+        return Schedule(
+            settings.lr_schedule, settings.warmup_steps, steps, last_factor, settings.cooldown, settings.decay_steps
+        )
+
+    def on_validation_epoch_start(self) -> None:
+        """Start from empty metrics."""
         self.metrics.reset()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add a batch of windows to the metrics."""
+        """Add a batch of windows to the metrics of its loader: a Trainer may be given several, each with a number."""
         x, y = batch
         self.metrics.update(dataloader_idx, self.predict_step(x, batch_idx), y)
 
@@ -129,49 +158,18 @@ class LitLanguageModel(LightningModule):
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Return the `(B, T, V)` logits of `(B, T)` ids, which may come with their targets."""
         x = batch if isinstance(batch, Tensor) else batch[0]
-        # Mixed precision is for training. Without it, scores do not depend on the precision that training has.
+        # Switch the mixed precision of training off, so that scores do not depend on it.
         with torch.autocast(self.device.type, enabled=False):
             return self.network(x)
 
-    def optimizer(self) -> torch.optim.Optimizer:
-        """Return the optimizer of the settings, with the network's parameters in groups.
-
-        Raises:
-            MiniGPTError: The optimizer is unknown, or the network has no parameters for it.
-        """
-        settings = self.hparams
-        groups = parameter_groups(
-            self.network, settings.optimizer, settings.learning_rate, settings.muon_learning_rate,
-            settings.weight_decay, settings.decay_vectors,
-        )  # fmt: skip
-        return OPTIMIZERS[settings.optimizer](groups, betas=(0.9, settings.beta2))
-
-    def schedule(self, steps: int) -> Schedule:
-        """Return the schedule of the learning rates, which ends after `decay_steps` or, without them, after `steps`.
-
-        Raises:
-            MiniGPTError: The schedule is unknown, or does not fit the steps.
-        """
-        settings = self.hparams
-        last_factor = min(1.0, settings.min_lr / settings.learning_rate) if settings.learning_rate else 0.0
-        return Schedule(
-            settings.lr_schedule, settings.warmup_steps, steps, last_factor, settings.cooldown, settings.decay_steps
-        )
-
-    def configure_optimizers(self) -> Any:
-        """Return the optimizer and a LambdaLR, which multiplies its rates by the schedule's factor after each step."""
-        optimizer = self.optimizer()
-        schedule = self.schedule(resume.schedule_steps(self.trainer))
-        if schedule.constant:
-            return optimizer  # a scheduler takes some 40 microseconds a step
-        scheduler = LambdaLR(optimizer, schedule.factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+    # The rest serves everything around the lesson: speed, resuming, logs, and networks and data of other kinds.
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return the callbacks that each training needs, whichever `Trainer` runs it.
+        """Return the callbacks that Lightning adds to every training of this module.
 
-        They make the network faster or compile it, log training metrics, and see to it that a training that was
-        interrupted and resumed ends with the same weights, bit by bit, as one that was not.
+        They speed the network up or compile it; make a resumed training end with exactly the weights of one that was
+        never interrupted; and log the metrics of training steps, the speed, and the scores of simple models to compare
+        with. Validation alone (`trainer.validate`) needs none of them.
         """
         if self.trainer.state.fn != "fit":
             return []
@@ -186,10 +184,10 @@ class LitLanguageModel(LightningModule):
         """
         if data := text_data(self.trainer):  # None if the loaders are not a TextDataModule's
             check_network(self.network, data.vocab_size, data.block_size)
-            set_block_size(self.network, data.block_size)
+            set_block_size(self.network, data.block_size)  # for generation, if the network has none
             self.metrics.first.lengths = data.tokenizer.lengths  # characters in each token, for bits per character
 
     @property
     def block_size(self) -> int:
-        """The longest window that the network takes; an AttributeError if the network has no `block_size`."""
+        """The longest window that the network takes, so that this module can be evaluated as its network can."""
         return self.network.block_size  # type: ignore[return-value]  # a number, not a tensor

@@ -73,9 +73,9 @@ class ScheduleOnResume(Callback):
         if not (_from_settings(trainer.optimizers) and all(map(_follows_schedule, schedulers))):
             return  # the optimizer or scheduler is the user's or lr_find's
         kept, last, step = self.kept, total_steps(trainer), trainer.global_step
-        schedule = module.schedule(schedule_steps(trainer))
+        schedule = module.build_schedule(schedule_steps(trainer))
         self.steps = schedule.steps
-        given = module.optimizer().param_groups
+        given = module.build_optimizer().param_groups
         for group, new in zip(trainer.optimizers[0].param_groups, given, strict=True):
             group.update(lr=new["lr"], weight_decay=new["weight_decay"])
             if "betas" in group:  # the groups of MuonAdamW have no betas before their first step
@@ -100,7 +100,7 @@ class ScheduleOnResume(Callback):
 
 
 def _from_settings(optimizers: list[torch.optim.Optimizer]) -> bool:
-    """Return whether `LitLanguageModel.optimizer` has built the optimizer of a training."""
+    """Return whether `LitLanguageModel.build_optimizer` has built the optimizer of a training."""
     return len(optimizers) == 1 and type(optimizers[0]) in OPTIMIZERS.values()
 
 

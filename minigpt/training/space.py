@@ -34,7 +34,7 @@ class DryRun(MiniGPTCLI):
             raise MiniGPTError("A sweep compares runs, but fast_dev_run does not leave one. Omit it.")
         if self.trainer.world_size > 1:
             raise MiniGPTError("A trial trains in one process. Leave --trainer.devices at 1, and start several sweeps.")
-        self.model.schedule(self.trainer.max_steps)
+        self.model.build_schedule(self.trainer.max_steps)
 
 
 def read_space(path: str, recipe: MiniGPTCLI, args: list[str]) -> dict[str, Distribution]:

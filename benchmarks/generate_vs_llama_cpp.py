@@ -1,7 +1,7 @@
 """How many tokens a second come out beside llama.cpp, in one run, from the same weights.
 
     pip install xllamacpp gguf
-    python benchmarks/llama_cpp.py [--rounds 5] [--shape 10.65M] [--out llama_cpp.json]
+    python benchmarks/generate_vs_llama_cpp.py [--rounds 5] [--shape 10.65M] [--out llama_cpp.json]
 
 An untrained model with Llama's switches is exported as GGUF in float32, bf16 and 8 bits, and continues one character up
 to its block, with temperature 0.8, top-k 30, top-p 0.9, min-p 0.02 and a repetition penalty of 1.1: here with the
