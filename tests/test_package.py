@@ -106,3 +106,37 @@ def test_looking_inside_without_a_figure_imports_no_matplotlib(trained_run):
         "print('matplotlib' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "False\n"
+
+
+# The private names of libraries that minigpt depends on, each for want of a public one; see CONTRIBUTING.md.
+PRIVATE = {
+    "torch": {
+        "_backward_hooks", "_backward_pre_hooks", "_forward_hooks", "_forward_pre_hooks", "_has_any_global_hook",
+        "_inductor", "_step_supports_amp_scaling", "_version", "_weight_int8pack_mm", "_get_file_writer",
+    },
+    "lightning": {
+        "_accelerator_connector", "_can_stop_early", "_data_parallel_size", "_original_handlers",
+        "_process_group_backend", "_restarting", "_signal_connector", "_start_method", "_tensor_parallel_size",
+        "_timeout",
+    },
+    "argparse and jsonargparse": {"_actions", "_loaders_dumpers", "_option_string_actions"},
+    "optuna": {"_file_path", "_trial_id"},
+}  # fmt: skip
+
+
+def test_no_further_private_name_of_a_library_is_used():
+    used, own = set(), set()
+    for file in (ROOT / "minigpt").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                own.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                own.add(node.id)
+            elif isinstance(node, ast.Attribute):
+                (own if isinstance(node.ctx, ast.Store) else used).add(node.attr)
+            elif isinstance(node, ast.ImportFrom):
+                used |= {*(node.module or "").split("."), *(alias.name for alias in node.names)}
+    private = {name for name in used if name.startswith("_") and not name.startswith("__")}
+    known = set().union(*PRIVATE.values())
+    assert private - own - known == set()
+    assert known - private - own == set(), "no longer used"

@@ -346,7 +346,7 @@ class MiniGPTCLI(LightningCLI):
             return []
         others = self._loggers if isinstance(self._loggers, list) else [self._loggers]
         save_dir, name, version = run_dir.parent.parent, run_dir.parent.name, run_dir.name
-        own = _Logger(save_dir, name, version, default_hp_metric=False, purge_step=self.start_step)
+        own = _Logger(save_dir, name, version, self.start_step)
         return [own, *(logger for logger in others if isinstance(logger, Logger))]
 
     def fit(self) -> None:
@@ -414,14 +414,13 @@ def _check_strategy(trainer: Trainer) -> None:
 class _Logger(TensorBoardLogger):
     """TensorBoard's logger, without expanding a `$` in the name of a folder."""
 
+    def __init__(self, save_dir: Path, name: str, version: str | int, purge_step: int):
+        super().__init__(save_dir, name, version, default_hp_metric=False, purge_step=purge_step)
+        self.purge_step = purge_step  # the step from which a resume hides earlier records
+
     @property
     def log_dir(self) -> str:
         return os.path.join(self.root_dir, str(self.version))
-
-    @property
-    def purge_step(self) -> int:
-        """The step from which a resume hides earlier records."""
-        return self._kwargs["purge_step"]
 
 
 def _not_installed(error: Exception) -> MiniGPTError:

@@ -122,16 +122,16 @@ class MuonAdamW(torch.optim.Optimizer):
             if parameter.grad is not None:
                 by_shape.setdefault(parameter.shape, []).append((parameter, parameter.grad))
         for (rows, columns), pairs in by_shape.items():
-            parameters, gradients = [parameter for parameter, _ in pairs], [gradient for _, gradient in pairs]
-            buffers = [self._buffer(parameter) for parameter in parameters]
-            torch._foreach_lerp_(buffers, gradients, 1 - self.momentum)
-            updates = [full_tensor(update) for update in torch._foreach_lerp(gradients, buffers, self.momentum)]
-            dtype = self.ns_dtype or matmul_dtype(gradients[0].device)
-            orthogonal = orthogonalise(torch.stack(updates), dtype).to(gradients[0].dtype)
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            updates = []
+            for parameter, gradient in pairs:
+                buffer = self._buffer(parameter).lerp_(gradient, 1 - self.momentum)
+                updates.append(full_tensor(gradient.lerp(buffer, self.momentum)))
+            dtype = self.ns_dtype or matmul_dtype(updates[0].device)
+            orthogonal = orthogonalise(torch.stack(updates), dtype).to(updates[0].dtype)
             scale = group["lr"] * max(1, rows / columns) ** 0.5
-            shares = [_share(update, parameter) for update, parameter in zip(orthogonal, parameters, strict=True)]
-            torch._foreach_add_(parameters, shares, alpha=-scale)
+            for (parameter, _), update in zip(pairs, orthogonal, strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(_share(update, parameter), alpha=-scale)
 
     def _buffer(self, parameter: torch.Tensor) -> torch.Tensor:
         state = self.state[parameter]
