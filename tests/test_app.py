@@ -288,7 +288,7 @@ def set_length(tab, value: int, label: str = "Longueur en jetons") -> None:
 @pytest.mark.full
 def test_a_french_visitor_writes_streams_stops_and_looks_inside(browser, page, place):
     tab = opened(browser, page.address)
-    assert "Début du texte" in tab.content()
+    assert "Amorce" in tab.content()
     tab.get_by_text("dans la forêt").click()
     until(lambda: tab.locator("#prompt textarea").input_value() == "dans la forêt")
     set_length(tab, 2000)
@@ -319,7 +319,7 @@ def test_a_french_visitor_writes_streams_stops_and_looks_inside(browser, page, p
     context = once[10:20].replace(" ", "␣").replace("\n", "↵")
     until(lambda: f"{context} »" in tab.locator("#bars caption").inner_text())
     assert tab.locator("#bars tr").count() == app.BARS + 1
-    assert "après les réglages" in tab.locator("#bars").inner_text()
+    assert "après filtrage" in tab.locator("#bars").inner_text()
     assert tab.locator("#inside img").count() == 1
     before = tab.locator("#inside img").get_attribute("src")
     tokens.nth(40).focus()
@@ -335,7 +335,7 @@ def test_a_french_visitor_writes_streams_stops_and_looks_inside(browser, page, p
 @pytest.mark.full
 def test_an_english_visitor_changes_the_checkpoint_errs_and_compares(browser, page, place):
     tab = opened(browser, page.address, "en-GB")
-    assert "Beginning of the text" in tab.content()
+    assert "Refresh the list" in tab.content()
     set_length(tab, 50, "Length in tokens")
     tab.locator("#prompt textarea").fill("un ☃ matin")
     tab.click("#go")

@@ -61,7 +61,7 @@ def ending(run: Path) -> list[float]:
     return [value for step, value in curves(run)["train/loss"] if step > 100]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_what_several_write_is_one_file_that_any_number_of_processes_continue(sharded, call, folder):
     file = runs.find_checkpoint(sharded, prefer=("last",))
     held = runs.read_checkpoint(file)
@@ -205,7 +205,7 @@ if torch.distributed.get_rank() == 0:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_network_made_in_python_is_gathered_whatever_its_arguments_and_ties(folder):
     (folder / "own.py").write_text(PYTHON, encoding="utf-8")
     done = subprocess.run([*torchrun(), "own.py"], capture_output=True, text=True, timeout=120)
@@ -224,7 +224,7 @@ class Odd(TinyGPT):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("fault", ["scalar", "lock"])
 def test_a_network_that_cannot_be_shared_out_is_answered_in_a_sentence(folder, fault):
     line = {"scalar": "self.scale = torch.nn.Parameter(torch.ones(()))", "lock": "self.lock = threading.Lock()"}[fault]

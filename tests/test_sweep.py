@@ -320,7 +320,7 @@ def test_ctrl_c_leaves_a_trial_that_goes_on_where_it_stopped(call, monkeypatch):
         assert one.value == other.value
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_two_processes_share_a_study_and_take_up_what_a_killed_one_left(folder):
     command = [sys.executable, str(ROOT / "scripts" / "sweep.py"), *FLAGS, "--storage", "shared.db", "--trials", "3"]
     command += ["--trainer.max_steps", "600", "--validation.every_n_steps", "300"]
