@@ -128,18 +128,18 @@ def serve(loop: str, sizes: dict, batch: int, device: str, threads: int, clone: 
 
 
 def measure(
-    sizes: dict, batch: int, steps: int, device: str, rounds: int, clone: str
+    loops: list[str], sizes: dict, batch: int, steps: int, device: str, rounds: int, clone: str
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Return the tokens per second of each loop in each round, and the seconds of its first step."""
     spawn, workers, first = multiprocessing.get_context("spawn"), {}, {}
-    for loop in LOOPS[device]:
+    for loop in loops:
         workers[loop], end = spawn.Pipe()
         arguments = (loop, sizes, batch, device, torch.get_num_threads(), clone, end)
         spawn.Process(target=serve, args=arguments, daemon=True).start()
         end.close()  # so that a worker that dies is an EOFError here
         workers[loop].send(1)
         first[loop] = workers[loop].recv()
-    speeds: dict[str, list[float]] = {loop: [] for loop in LOOPS[device]}
+    speeds: dict[str, list[float]] = {loop: [] for loop in loops}
     for n in range(rounds + 1):
         for loop, worker in workers.items():
             worker.send(steps)
@@ -157,6 +157,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="how often each loop is timed")
     parser.add_argument("--device", choices=SIZES, default="cpu", help="where to train")
     parser.add_argument("--sizes", nargs="+", help="which tables to make; all of the device's if not given")
+    parser.add_argument("--loops", nargs="+", help="which loops to time; all of the device's if not given")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     asked = parser.parse_args()
     device, known = asked.device, SIZES[asked.device]
@@ -164,6 +165,9 @@ def main() -> None:
         parser.error("--device cuda: torch sees no GPU here. Leave it out to train on the CPU.")
     if missing := [name for name in asked.sizes or () if name not in known]:
         parser.error(f"--sizes '{missing[0]}' is none of --device {device}. It takes {'; '.join(known)}.")
+    if missing := [name for name in asked.loops or () if name not in LOOPS[device]]:
+        parser.error(f"--loops '{missing[0]}' is none of --device {device}. It takes {'; '.join(LOOPS[device])}.")
+    loops = [name for name in LOOPS[device] if name in (asked.loops or LOOPS[device])]
     from minigpt import GPT
 
     most, results = peak(device), {}
@@ -172,12 +176,12 @@ def main() -> None:
     for name in asked.sizes or known:
         sizes, batch, steps = known[name]
         parameters = sum(p.numel() for p in GPT(VOCAB, preset="gpt2", bias=False, **sizes).parameters())
-        speeds, first = measure(sizes, batch, steps, device, asked.rounds, str(asked.nanogpt.resolve()))
+        speeds, first = measure(loops, sizes, batch, steps, device, asked.rounds, str(asked.nanogpt.resolve()))
         results[name] = {"tokens_per_s": speeds, "first_step_s": first}
         print(f"\n{name:28}{'tokens/s (min to max)':>28}{'of the first':>22}{'of peak':>9}{'first step, s':>15}")
         for loop, values in speeds.items():
             spread = f"{statistics.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})"
-            ratios = list(map(truediv, values, speeds[LOOPS[device][0]]))
+            ratios = list(map(truediv, values, speeds[loops[0]]))
             ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
             share = statistics.median(values) * 6 * parameters / most
             print(f"{loop:28}{spread:>28}{ratio:>22}{share:>9.2f}{first[loop]:>15.1f}", flush=True)

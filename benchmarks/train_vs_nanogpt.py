@@ -73,10 +73,11 @@ def nanogpt(clone: Path, folder: Path, seed: int, lengths: torch.Tensor) -> dict
     return {"training": statistics.mean(plain) * STEPS, "whole": whole, "loss": loss}
 
 
-def minigpt(corpus: Path, folder: Path, seed: int, config: Path) -> dict[str, float]:
+def minigpt(corpus: Path, folder: Path, seed: int, config: Path, precision: str | None) -> dict[str, float]:
     """Run scripts/train.py, and return its seconds and its final loss on the whole split."""
     flags = ["--config", str(config), "--data.path", str(corpus), "--seed_everything", str(seed)]
     flags += ["--trainer.default_root_dir", str(folder), "--trainer.accelerator", "cpu"]
+    flags += ["--trainer.precision", precision] if precision else []
     began = time.perf_counter()
     subprocess.run([sys.executable, str(ROOT / "scripts" / "train.py"), *flags], capture_output=True, check=True)
     whole = time.perf_counter() - began
@@ -108,6 +109,7 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, required=True, help="tinyshakespeare, as a text file")
     recipe = ROOT / "configs" / "speedrun_cpu.yaml"
     parser.add_argument("--config", type=Path, default=recipe, help="the recipe to race")
+    parser.add_argument("--precision", help="of minigpt's training; the recipe's, bf16-mixed, if not given")
     parser.add_argument("--rounds", type=int, default=5, help="how often each is run")
     parser.add_argument("--nanogpt_rounds", type=int, default=3, help="how often nanoGPT, which takes long, is run")
     parser.add_argument("--json", type=Path, help="where to write the figures")
@@ -118,7 +120,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             if n < asked.nanogpt_rounds:
                 runs["nanoGPT"].append(nanogpt(asked.nanogpt.resolve(), Path(folder), 1337 + n, lengths))
-            runs["minigpt"].append(minigpt(asked.corpus.resolve(), Path(folder), 1337 + n, asked.config.resolve()))
+            ours = minigpt(asked.corpus.resolve(), Path(folder), 1337 + n, asked.config.resolve(), asked.precision)
+            runs["minigpt"].append(ours)
         print({name: found[-1] for name, found in runs.items()}, file=sys.stderr, flush=True)
     print(f"{'':10}{'training s':>24}{'whole process s':>24}{'validation loss':>28}")
     for name, found in runs.items():
