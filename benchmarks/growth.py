@@ -49,7 +49,7 @@ def step(width: int, context: int, steps: int) -> dict[str, float]:
     keep_memory()
     before = held()
     lit = LitLanguageModel(GPT(VOCAB, context, 4, max(1, width // 64), width, "modern"), weight_decay=0.1)
-    optimizer, seconds = lit.optimizer(), []
+    optimizer, seconds = lit.build_optimizer(), []
     for _ in range(steps + 2):
         began = time.perf_counter()
         x = torch.randint(VOCAB, (TOKENS // context, context))

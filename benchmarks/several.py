@@ -86,7 +86,7 @@ def steps(rank: int, world: int, port: int, results: SimpleQueue, way: str, widt
         model = DistributedDataParallel(model)
     elif strategy == "fsdp":
         share_out(model, init_device_mesh("cpu", (world,)))
-    optimizer = lit.optimizer()
+    optimizer = lit.build_optimizer()
 
     def step() -> None:
         x = torch.randint(VOCAB, (tokens // CONTEXT, CONTEXT))

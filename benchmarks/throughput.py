@@ -89,7 +89,7 @@ def minigpt_loop(sizes: dict, device: str, compiled: bool) -> Loop:
     keep_memory()
     network = GPT(VOCAB, preset="gpt2", bias=False, **sizes)
     lit = LitLanguageModel(network, learning_rate=1e-3, weight_decay=0.1, beta2=0.99).to(device)
-    return torch.compile(lit.loss) if compiled else lit.loss, network, lit.optimizer()
+    return torch.compile(lit.loss) if compiled else lit.loss, network, lit.build_optimizer()
 
 
 def step_of(loop: str, sizes: dict, batch: int, device: str) -> Callable[[], torch.Tensor]:

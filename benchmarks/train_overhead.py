@@ -127,7 +127,7 @@ def project(recipe: str, steps: int, *flags: str) -> Clock:
 def bare(recipe: str, steps: int) -> Clock:
     """Train with the modules, batches, optimizer and clipping of a recipe in a loop of a few lines."""
     cli, clock = prepare(recipe, steps)
-    optimizer = cli.model.optimizer()
+    optimizer = cli.model.build_optimizer()
     batches = iter(clock)
     for _ in range(steps):
         cli.model.loss(*next(batches)).backward()

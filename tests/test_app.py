@@ -234,7 +234,7 @@ def test_without_ipv6_another_host_is_asked_for(call, monkeypatch):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_proxy_that_gradio_cannot_use_does_not_keep_it_from_being_imported():
     command = [sys.executable, str(ROOT / "scripts" / "app.py"), "--port", "70000"]
     done = subprocess.run(command, env=os.environ | {"all_proxy": "nonsense://"}, capture_output=True, text=True)

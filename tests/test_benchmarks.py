@@ -123,7 +123,7 @@ class GPT(OurGPT):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_table_holds_every_loop_to_the_first(folder, monkeypatch, capsys):
     # As on a GPU, where nanoGPT trains under autocast, too; a stand-in takes its place.
     (folder / "model.py").write_text(STAND_IN)

@@ -83,7 +83,7 @@ def test_a_callback_of_lightnings_can_be_added(call, folder):
     assert call("train", "--config", TINY, *flags).status == 0
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_lightnings_seconds_limit_a_run_and_it_can_go_on(call, folder):
     flags = ["--trainer.accelerator", "cpu", "--trainer.max_time", "00:00:00:01", "--samples.every_n_steps", "0"]
     result = call("train", "--config", TINY, "--trainer.max_steps", "1000000", *flags)

@@ -8,8 +8,10 @@ import yaml
 from conftest import RECIPES, ROOT
 
 COMPILED = [recipe for recipe in RECIPES if "compile: true" in recipe.read_text(encoding="utf-8")]
-CASES = [(recipe, ["--model.compile", "false"] if recipe in COMPILED else []) for recipe in RECIPES]
-CASES += [pytest.param(recipe, [], marks=pytest.mark.full) for recipe in COMPILED]
+LONG = [recipe for recipe in RECIPES if recipe.stem in ("shakespeare", "speedrun_cpu")]
+CASES = [(recipe, []) for recipe in RECIPES if recipe not in {*COMPILED, *LONG}]
+CASES += [pytest.param(recipe, [], marks=pytest.mark.full) for recipe in {*COMPILED, *LONG}]
+CASES += [pytest.param(recipe, ["--model.compile", "false"], marks=pytest.mark.full) for recipe in COMPILED]
 
 
 @pytest.mark.slow

@@ -66,7 +66,10 @@ def test_transformers_loads_an_export_and_writes_the_same_text(call, preset, fla
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("preset", "tokenizer"), [("gpt2", "char"), ("modern", "word"), ("llama", "bpe")])
+@pytest.mark.parametrize(
+    ("preset", "tokenizer"),
+    [("gpt2", "char"), ("modern", "word"), pytest.param("llama", "bpe", marks=pytest.mark.full)],
+)
 def test_an_export_in_safetensors_is_read_back(call, folder, preset, tokenizer):
     lm = trained(call, preset, "--data.tokenizer", tokenizer)
     assert call("export", "--format", "safetensors", "--out", "out").status == 0
@@ -176,7 +179,7 @@ def test_onnxruntime_gives_the_logits_of_every_model(settings):
         assert (run(theirs, ids) - ours).abs().max() < 1e-4 * ours.abs().max()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_onnxruntime_writes_the_same_text_over_words(call, folder):
     pytest.importorskip("onnxscript")
     lm = trained(call, "modern", "--data.tokenizer", "word")

@@ -32,7 +32,7 @@ def wrong_modes(folder: Path, umask: int) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mask", [0o027, 0o002], ids=oct)
+@pytest.mark.parametrize("mask", [0o027, pytest.param(0o002, marks=pytest.mark.full)], ids=oct)
 def test_every_file_that_a_command_leaves_obeys_the_umask(call, folder, trained_run, monkeypatch, umask, mask):
     umask(mask)
     (folder / "space.yaml").write_text("model.learning_rate: [1e-3, 1e-2]\n", encoding="utf-8")

@@ -265,7 +265,7 @@ if torch.distributed.get_rank() == 0:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_muon_sees_whole_matrices(folder):
     (folder / "muon.py").write_text(MUON)
     done = subprocess.run([*torchrun(), "muon.py"], capture_output=True, text=True, timeout=120)
@@ -298,7 +298,7 @@ def test_weight_averaging_and_sharing_out_do_not_go_together(call):
     assert "Omit one of them" in result.err
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_computing_activations_again_gives_the_same_bits_and_keeps_less(folder):
     def kept(cli) -> int:
         sizes = []

@@ -509,7 +509,7 @@ def test_a_command_that_is_no_training_always_speaks(place, call, launched):
     assert RUN in call("generate", "--max_new_tokens", "0").err
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_rank_that_is_no_number_does_not_keep_libraries_from_being_imported(place):
     command = [sys.executable, str(ROOT / "scripts" / "evaluate.py")]
     done = subprocess.run(command, env=os.environ | {"LOCAL_RANK": "", "RANK": "x"}, capture_output=True, text=True)

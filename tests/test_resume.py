@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -104,26 +105,30 @@ def undisturbed(tmp_path_factory):
     return get
 
 
+STOPS = [
+    [(1,)],
+    [(13,)],
+    [(20,)],  # a checkpoint, a validation and a logged step at once
+    [(30, "train", signal.SIGTERM)],  # a checkpoint and a sample
+    [(20, "validation")],
+    [(60,)],
+    [(60, "validation")],  # the last one: training is done, its validation is not
+    [(step,) for step in (3, 4, 15, 20, 21, 33, 40, 47, 55, 59)],
+]
+KINDS = {"": [], "accum": ["--trainer.accumulate_grad_batches", "3"], "modern": MODERN, "mapped": MAPPED}
+
+
+def interruptions() -> Iterator:
+    """Every kind of stop for the article's run, and many stops of one run for the others; the rest is `full`."""
+    for name, extra in KINDS.items():
+        for stops in STOPS:
+            steps = "-".join(str(stop[0]) + "v" * ("validation" in stop) for stop in stops)
+            marks = [pytest.mark.full] if name and len(stops) == 1 else []
+            yield pytest.param(stops, extra, marks=marks, id=f"{name}-{steps}")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "stops",
-    [
-        [(1,)],
-        [(13,)],
-        [(20,)],  # a checkpoint, a validation and a logged step at once
-        [(30, "train", signal.SIGTERM)],  # a checkpoint and a sample
-        [(20, "validation")],
-        [(60,)],
-        [(60, "validation")],  # the last one: training is done, its validation is not
-        [(step,) for step in (3, 4, 15, 20, 21, 33, 40, 47, 55, 59)],
-    ],
-    ids=lambda stops: "-".join(str(stop[0]) + "v" * ("validation" in stop) for stop in stops),
-)
-@pytest.mark.parametrize(
-    "extra",
-    [[], ["--trainer.accumulate_grad_batches", "3"], MODERN, MAPPED],
-    ids=["", "accum", "modern", "mapped"],
-)
+@pytest.mark.parametrize(("stops", "extra"), interruptions())
 def test_interruptions_leave_no_trace(folder, undisturbed, stops, extra):
     for stop in stops:
         cli = fit(*SHORT, *extra, "--ckpt_path", "last", stop=Interrupt(*stop))
@@ -488,7 +493,14 @@ def test_a_training_whose_terminal_is_closed_saves_its_step(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.full),
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGKILL, -9, marks=pytest.mark.full),
+    ],
+)
 def test_a_process_that_is_stopped_goes_on(folder, undisturbed, number, status):
     command = [sys.executable, str(ROOT / "scripts" / "train.py"), "--config", TINY, *SHORT]
     command += ["--trainer.max_steps", "4000", "--progress.every_n_steps", "10", "--ckpt_path", "last"]
@@ -511,7 +523,7 @@ def test_a_process_that_is_stopped_goes_on(folder, undisturbed, number, status):
     assert same(state(run_dir), state(fit(*SHORT, *target).run_dir))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_slurms_requeue_signal_ends_the_step_and_queues_the_job_again(folder, undisturbed):
     scontrol = folder / "bin" / "scontrol"
     scontrol.parent.mkdir()

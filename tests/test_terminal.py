@@ -157,7 +157,9 @@ def test_where_there_is_no_terminal_there_is_no_bar(capfd, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, *(pytest.param(n, marks=pytest.mark.full) for n in (signal.SIGTERM, signal.SIGKILL))]
+)
 def test_training_on_a_terminal_shows_a_bar_and_leaves_it_clean(terminal, number):
     wide = terminal(110)
     command = [sys.executable, str(ROOT / "scripts" / "train.py"), "--config", TINY, *QUICK]

@@ -412,7 +412,7 @@ def test_a_compiled_step_with_other_gradients_is_not_used(folder, capsys, monkey
     assert all(torch.equal(weights[name], plain[name]) for name in plain)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.skipif(
     sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallinfo2"),
     reason="only newer glibc tells what it holds",
