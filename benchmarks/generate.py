@@ -26,14 +26,14 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from minigpt import GPT, TinyGPT
+from minigpt import GPT, CharTokenizer, LanguageModel, TinyGPT
 from minigpt.cpu.decoding import compile_decoding
-from minigpt.generation.engine import generate_ids
 from minigpt.runs import for_inference
 
 V = 65
 SAMPLING = {"temperature": 0.8, "top_k": 30, "top_p": 0.9}
 SHAPES = {"0.80 M": (64, 4, 4, 128), "10.65 M": (256, 6, 6, 384)}  # block_size, n_layer, n_head, n_embd
+TOKENIZER = CharTokenizer.from_text("".join(chr(33 + i) for i in range(V)))
 Contender = Callable[[int], None]  # continues a batch of this size
 
 
@@ -57,8 +57,7 @@ def article(model: TinyGPT, n: int) -> None:
 
 
 def ours(model, batch_size: int, n: int) -> None:
-    for ids in generate_ids(model, [[0]] * batch_size, n, **SAMPLING):
-        ids.tolist()  # as text.py does, to write them
+    list(LanguageModel(model, TOKENIZER).stream_batch([[0]] * batch_size, n, **SAMPLING))
 
 
 def nanogpt(folder: Path, shape: tuple[int, ...]) -> Contender:

@@ -22,12 +22,13 @@ from torch import nn
 import minigpt
 from minigpt.command_line import command, first_training
 from minigpt.cpu.int8 import quantize_checked
+from minigpt.cpu.layers import order_weights
 from minigpt.data import tokenizers
 from minigpt.data.corpus import NAMES, Corpus
 from minigpt.data.prepare import TokenizedCorpus, tokenize
 from minigpt.errors import MiniGPTError, check_choice, needs, writing
 from minigpt.generation.text import LanguageModel
-from minigpt.models import NETWORKS, build_network
+from minigpt.models import NETWORKS, build_network, device_of
 
 ROOT = "lightning_logs"
 EXPORTED = "minigpt.json"  # beside model.safetensors, in a folder that `minigpt export` wrote
@@ -207,6 +208,8 @@ def for_inference(model: nn.Module, device: str | torch.device = "cpu", precisio
     model.to(device, PRECISIONS[precision]).eval()
     if precision == "int8":
         quantize_checked(model)
+    elif precision == "32" and device_of(model).type == "cpu":
+        order_weights(model)
 
 
 def _check_sizes(description: dict, weights: dict[str, torch.Tensor], vocab_size: int) -> None:

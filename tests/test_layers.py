@@ -209,6 +209,23 @@ def test_modules_that_may_compute_something_else_are_left_alone():
     assert [type(module) for module in model] == kinds
 
 
+@pytest.mark.parametrize("preset", ["gpt2", "llama"])
+def test_ordered_weights_are_the_same_values_under_the_same_names(preset):
+    torch.manual_seed(0)
+    model = GPT(30, 16, 1, 2, 32, preset=preset, bias=False).eval()
+    plain = copy.deepcopy(model)
+    layers.order_weights(model)
+    assert not model.blocks[0].mlp.up.weight.is_contiguous()
+    assert model.blocks[0].mlp.down.weight.is_contiguous()
+    assert model.embed.weight.is_contiguous(), "an embedding reads rows, also where it is the output layer"
+    for (name, weight), (other, expected) in zip(model.state_dict().items(), plain.state_dict().items(), strict=True):
+        assert name == other
+        assert torch.equal(weight, expected)
+    idx = torch.randint(30, (2, 16))
+    with torch.no_grad():
+        assert torch.allclose(model(idx), plain(idx), atol=1e-5)
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("stage", ["fit", "validate"])
 def test_a_training_on_a_cpu_optimizes_its_network(device, stage):

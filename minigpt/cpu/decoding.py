@@ -171,7 +171,7 @@ class CompiledDecoder:
         return _Norm(self._floats(norm.weight), self._floats(getattr(norm, "bias", None)))
 
     def _linear(self, layer: nn.Linear | Int8Linear) -> _Linear:
-        weight = layer.weight.detach()
+        weight = layer.weight.detach().contiguous()
         outputs, inputs = weight.shape
         together = 4 // weight.element_size()  # the number of inputs whose weights are adjacent in memory
         packed = nn.functional.pad(weight, (0, -inputs % together, 0, -outputs % self.columns))

@@ -116,7 +116,8 @@ def state_of(model: nn.Module) -> tuple:
 
 def _sum_of_bits(tensor: torch.Tensor) -> torch.Tensor:
     """Add up a tensor's memory as 64-bit integers, which gives the same sum with any number of threads."""
-    data = tensor.contiguous().flatten().view(torch.uint8)
+    by_columns = tensor.dim() == 2 and tensor.mT.is_contiguous()  # see `cpu.layers.order_weights`
+    data = (tensor.mT if by_columns else tensor.contiguous()).flatten().view(torch.uint8)
     whole = data.numel() // 8 * 8
     words = data[:whole] if data.storage_offset() % 8 == 0 else data[:whole].clone()
     return words.view(torch.int64).sum() + data[whole:].sum()

@@ -1,6 +1,7 @@
 """Generation of text: a model together with its tokenizer."""
 
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,11 @@ from minigpt.errors import MiniGPTError, check_number
 from minigpt.generation.engine import sample_ids
 from minigpt.generation.sampling import SamplingParams
 from minigpt.models import device_of
+from minigpt.models.gpt import GPT
+from minigpt.models.stock import hooked
 from minigpt.seeds import derive_seed
+
+IdSteps = Generator[torch.Tensor, None, None]  # the (B,) new ids of each step
 
 
 class LanguageModel:
@@ -110,10 +115,10 @@ class LanguageModel:
         encoded = (self.encode_prompt(each, unknown) if isinstance(each, str) else each for each in prompts)
         ids = [prompt or [self._opening_id()] for prompt in encoded]
         generators = seed if seed is None else [self._generator(seed, first + n) for n in range(len(prompts))]
-        drawn = sample_ids(self.model, ids, max_new_tokens, params, generators)
+        drawn = in_inference_mode(self.model, sample_ids(self.model, ids, max_new_tokens, params, generators))
         return self._pieces(drawn, [StopFilter(stop, StreamDecoder(self.tokenizer.tokens)) for _ in prompts])
 
-    def _pieces(self, drawn: Generator[torch.Tensor, None, None], texts: list["StopFilter"]) -> Iterator[list[str]]:
+    def _pieces(self, drawn: IdSteps, texts: list["StopFilter"]) -> Iterator[list[str]]:
         for ids in drawn:
             yield [text.add(i) for text, i in zip(texts, ids.tolist(), strict=True)]
             if all(text.ended for text in texts):
@@ -148,6 +153,23 @@ class LanguageModel:
         ids = [self.encode_prompt(prompt, unknown) for prompt in prompts]
         steps = self.stream_batch(ids, max_new_tokens, **sampling)
         return ["".join(pieces) for pieces in zip(map(self.tokenizer.decode, ids), *steps, strict=True)]
+
+
+def in_inference_mode(model: nn.Module, steps: IdSteps) -> IdSteps:
+    """Draw ids in `torch.inference_mode`, which is a tenth faster than `no_grad`, from a GPT without changes.
+
+    Tensors of inference mode can never be used in training, and a hook or another network may keep some of them.
+    """
+    if type(model) is not GPT or hooked(model):
+        yield from steps
+        return
+    with closing(steps):
+        while True:
+            with torch.inference_mode():
+                ids = next(steps, None)
+            if ids is None:
+                return
+            yield ids
 
 
 class StopFilter:
