@@ -117,10 +117,8 @@ def measure(shape: tuple[int, ...], precision: str, folder: Path, rounds: int) -
 
 def table(results: list[dict]) -> str:
     """Medians, their spread, and ratios, as a Markdown table."""
-    lines = [
-        "| precision | | threads | tokens/s (min to max) | of llama.cpp | of the limit |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = ["| precision | | threads | tokens/s (min to max) | minigpt's ratio to it | of the limit |"]
+    lines.append("|---|---|---|---|---|---|")
     for result in results:
         speeds = result["tokens_per_second"]
         for name, runs in speeds.items():
