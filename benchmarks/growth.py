@@ -44,11 +44,13 @@ def step(width: int, context: int, steps: int) -> dict[str, float]:
     import torch
 
     from minigpt import GPT, LitLanguageModel
+    from minigpt.cpu.layers import optimize
     from minigpt.processes import keep_memory
 
     keep_memory()
     before = held()
     lit = LitLanguageModel(GPT(VOCAB, context, 4, max(1, width // 64), width, "modern"), weight_decay=0.1)
+    optimize(lit.network)  # as a training does
     optimizer, seconds = lit.build_optimizer(), []
     for _ in range(steps + 2):
         began = time.perf_counter()

@@ -71,8 +71,9 @@ def steps(rank: int, world: int, port: int, results: SimpleQueue, way: str, widt
     from torch.nn.parallel import DistributedDataParallel
 
     from minigpt import GPT, LitLanguageModel
+    from minigpt.cpu.layers import optimize
     from minigpt.processes import keep_memory
-    from minigpt.training.distributed import share_out
+    from minigpt.training.distributed import shard_network
 
     strategy, checkpointing = WAYS[way]
     if strategy != "fsdp":  # as in a training
@@ -80,12 +81,13 @@ def steps(rank: int, world: int, port: int, results: SimpleQueue, way: str, widt
     join(rank, world, port)
     before = held()
     model = GPT(VOCAB, CONTEXT, 4, max(1, width // 64), width, "modern")
+    optimize(model)  # as a training does
     lit = LitLanguageModel(model, activation_checkpointing=checkpointing)
     parameters = sum(p.numel() for p in model.parameters())
     if strategy == "ddp":
         model = DistributedDataParallel(model)
     elif strategy == "fsdp":
-        share_out(model, init_device_mesh("cpu", (world,)))
+        shard_network(model, init_device_mesh("cpu", (world,)))
     optimizer = lit.build_optimizer()
 
     def step() -> None:

@@ -84,10 +84,15 @@ def nanogpt_loop(sizes: dict, device: str, compiled: bool) -> Loop:
 def minigpt_loop(sizes: dict, device: str, compiled: bool) -> Loop:
     """Return the loss of `(x, y)`, the model and the optimizer of scripts/train.py."""
     from minigpt import GPT, LitLanguageModel
+    from minigpt.cpu.layers import optimize, order_gradients
     from minigpt.processes import keep_memory
 
     keep_memory()
     network = GPT(VOCAB, preset="gpt2", bias=False, **sizes)
+    if device == "cpu":  # as the callbacks of `training/compiling.py` do
+        optimize(network)
+    if compiled:
+        order_gradients(network)
     lit = LitLanguageModel(network, learning_rate=1e-3, weight_decay=0.1, beta2=0.99).to(device)
     return torch.compile(lit.loss) if compiled else lit.loss, network, lit.build_optimizer()
 

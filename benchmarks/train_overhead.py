@@ -34,6 +34,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from minigpt import CharDataset, TextDataModule, TinyGPT
+from minigpt.cpu.layers import optimize
 from minigpt.training.callbacks import Figures
 from minigpt.training.cli import MiniGPTCLI
 
@@ -127,6 +128,7 @@ def project(recipe: str, steps: int, *flags: str) -> Clock:
 def bare(recipe: str, steps: int) -> Clock:
     """Train with the modules, batches, optimizer and clipping of a recipe in a loop of a few lines."""
     cli, clock = prepare(recipe, steps)
+    optimize(cli.model.network)  # as a training does
     optimizer = cli.model.build_optimizer()
     batches = iter(clock)
     for _ in range(steps):
