@@ -1,5 +1,7 @@
 """The ladder's rungs are comparable, and its page holds what was run. (Speed is measured, never tested.)"""
 
+import ast
+import importlib
 import json
 import math
 import subprocess
@@ -81,6 +83,15 @@ def test_sharing_out_saves_memory_and_costs_network():
     assert plans["one"]["memory"] > plans["fsdp"]["memory"] + 13 * model.parameters
     assert plans["one"]["sent"] == 0
     assert plans["fsdp"]["sent"] == 1.5 * plans["ddp"]["sent"] > 0
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda file: file.stem)
+def test_every_name_that_a_benchmark_imports_is_there(file):
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "minigpt":
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                assert hasattr(module, alias.name) or importlib.import_module(f"{node.module}.{alias.name}")
 
 
 def test_what_is_timed_is_a_step_that_learns(monkeypatch):
