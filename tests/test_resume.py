@@ -128,7 +128,7 @@ def interruptions() -> Iterator:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stops", "extra"), interruptions())
+@pytest.mark.parametrize(("stops", "extra"), list(interruptions()))
 def test_interruptions_leave_no_trace(folder, undisturbed, stops, extra):
     for stop in stops:
         cli = fit(*SHORT, *extra, "--ckpt_path", "last", stop=Interrupt(*stop))
