@@ -84,6 +84,14 @@ def made_once(tmp_path_factory, name: str, make: Callable[[Path], object]) -> Pa
     return place
 
 
+def generate_ids(model, prompts, max_new_tokens: int, generators=None, **sampling):
+    """The engine's loop, with the sampling parameters by name."""
+    from minigpt.generation import engine
+    from minigpt.generation.sampling import SamplingParams
+
+    return engine.generate_ids(model, prompts, max_new_tokens, SamplingParams(**sampling), generators)
+
+
 def read(path: str, **options) -> str:
     """A corpus as one text."""
     from minigpt.data.corpus import Corpus

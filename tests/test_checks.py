@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from conftest import generate_ids
 from test_engine import disturbed, lively, plainly, rows
 from torch import nn
 from torch.nn import functional as F
@@ -16,7 +17,6 @@ from minigpt.export.gguf import files as gguf_files
 from minigpt.export.hugging_face import to_hugging_face
 from minigpt.generation import checks
 from minigpt.generation.checks import compiled_step, state_of, usable_paths
-from minigpt.generation.engine import generate_ids
 from minigpt.generation.text import LanguageModel
 from minigpt.inspection.introspection import attention, is_bigram
 from minigpt.models import gpt, summary

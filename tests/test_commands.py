@@ -173,7 +173,7 @@ def test_ctrl_c_ends_the_line_and_exits_130(call, trained_run, monkeypatch):
         raise KeyboardInterrupt
         yield
 
-    monkeypatch.setattr(text, "sample_ids", interrupted)
+    monkeypatch.setattr(text, "generate_ids", interrupted)
     result = call("generate", "--ckpt_path", str(trained_run))
     assert result.status == 130
     assert result.out == "un matin,"

@@ -4,6 +4,7 @@ import platform
 
 import pytest
 import torch
+from conftest import generate_ids
 from test_engine import disturbed, lively, plainly, rows
 
 from minigpt import GPT, MiniGPTError, TinyGPT
@@ -12,7 +13,6 @@ from minigpt.cpu.decoding import compile_decoding
 from minigpt.cpu.int8 import Int8Linear, quantize
 from minigpt.generation import checks
 from minigpt.generation.checks import CompiledStep, compiled_step, usable_paths
-from minigpt.generation.engine import generate_ids
 from minigpt.models.kv_cache import KVCache
 from minigpt.runs import for_inference
 

@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
+from conftest import generate_ids
 
 from minigpt import GPT, MiniGPTError, TinyGPT
-from minigpt.generation.engine import generate_ids
 from minigpt.generation.sampling import draw, filter_logits
 from minigpt.models.kv_cache import KVCache
 from minigpt.models.presets import PRESETS

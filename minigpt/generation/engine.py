@@ -24,15 +24,12 @@ from minigpt.generation.table import sample_from_table, transition_table
 from minigpt.models import Cache, device_of, has_cache
 
 
+@torch.no_grad()
 def generate_ids(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    repetition_penalty: float | None = None,
+    params: SamplingParams,
     generators: Sequence[torch.Generator] | None = None,
 ) -> Generator[torch.Tensor, None, None]:
     """Continue each of `prompts`, yielding the `(B,)` new ids of every step as they are drawn.
@@ -45,26 +42,9 @@ def generate_ids(
             `context_size` or a method `new_cache` (see `minigpt.models.HasCache`) generation is faster.
         prompts: `B` rows of at least one id each; their lengths may differ.
         max_new_tokens: The number of ids to draw for each row.
-        temperature: See `filter_logits`, as for the parameters that follow.
-        top_k: The number of candidates kept.
-        top_p: The probability mass kept.
-        min_p: The least probability kept, as a share of the greatest.
-        repetition_penalty: How much less likely the ids so far become.
+        params: Temperature, top-k, top-p, min-p and repetition penalty.
         generators: Random generators, one for each row; None for torch's global generator.
     """
-    params = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty)
-    return sample_ids(model, prompts, max_new_tokens, params, generators)
-
-
-@torch.no_grad()
-def sample_ids(
-    model: nn.Module,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    params: SamplingParams,
-    generators: Sequence[torch.Generator] | None = None,
-) -> Generator[torch.Tensor, None, None]:
-    """Do the work of `generate_ids`, for callers that have the sampling parameters as one object."""
     was_training = model.training
     model.eval()
     try:

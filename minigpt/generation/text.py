@@ -10,7 +10,7 @@ from torch import nn
 
 from minigpt.data.tokenizers import StreamDecoder, Tokenizer
 from minigpt.errors import MiniGPTError, check_number
-from minigpt.generation.engine import sample_ids
+from minigpt.generation.engine import generate_ids
 from minigpt.generation.sampling import SamplingParams
 from minigpt.models import device_of
 from minigpt.models.gpt import GPT
@@ -115,7 +115,7 @@ class LanguageModel:
         encoded = (self.encode_prompt(each, unknown) if isinstance(each, str) else each for each in prompts)
         ids = [prompt or [self._opening_id()] for prompt in encoded]
         generators = seed if seed is None else [self._generator(seed, first + n) for n in range(len(prompts))]
-        drawn = in_inference_mode(self.model, sample_ids(self.model, ids, max_new_tokens, params, generators))
+        drawn = in_inference_mode(self.model, generate_ids(self.model, ids, max_new_tokens, params, generators))
         return self._pieces(drawn, [StopFilter(stop, StreamDecoder(self.tokenizer.tokens)) for _ in prompts])
 
     def _pieces(self, drawn: IdSteps, texts: list["StopFilter"]) -> Iterator[list[str]]:
