@@ -1,4 +1,4 @@
-"""How many tokens a second come out beside llama.cpp, in one run, from the same weights.
+"""Generation speed compared with llama.cpp, in one run, from the same weights.
 
     pip install xllamacpp gguf
     python benchmarks/generate_vs_llama_cpp.py [--rounds 5] [--shape 10.65M] [--out llama_cpp.json]

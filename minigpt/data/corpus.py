@@ -17,7 +17,7 @@ EMBEDDED = "exemple"
 
 
 class Download(NamedTuple):
-    """Where a named corpus is downloaded from, and the hash of the complete file."""
+    """The address from which a named corpus is downloaded, and the hash of the complete file."""
 
     url: str
     sha256: str

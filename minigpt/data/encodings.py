@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from typing import NamedTuple
 
-# The encodings that charset-normalizer chooses from: those that browsers know, and those of DOS and old Macs.
+# The candidates for charset-normalizer: the encodings of the web, of DOS and of old Macs.
 LEGACY = [
     "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp1258", "iso8859_2", "iso8859_5",
     "iso8859_7", "koi8_r", "koi8_u", "mac_roman", "mac_cyrillic", "cp437", "cp850", "cp866", "cp874", "cp932", "cp949",

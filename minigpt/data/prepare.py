@@ -42,7 +42,7 @@ class TokenizedCorpus(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """What the first pass over a text finds."""
+    """The result of the first pass over a text."""
 
     n_characters: int
     alphabet: list[str]

@@ -1,4 +1,4 @@
-"""What a model expects, what surprises it and where its attention goes, as tensors."""
+"""A model's predictions, the surprise of each token, and attention weights, as tensors."""
 
 import math
 from collections.abc import Sequence
