@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # commands import what they need when they run, since it take
 
 PROMPT = "un matin,"
 SAMPLING = {"temperature": 0.8, "top_k": 30, "top_p": 0.9}  # as in the article's example
+FULL_DISK = (errno.ENOSPC, errno.EFBIG, *([errno.EDQUOT] if hasattr(errno, "EDQUOT") else []))
 LARGEST_BATCH = 16  # the number of samples that are drawn at once
 
 
@@ -83,6 +84,7 @@ def run(command: Callable[[list[str]], int], args: list[str] | None = None) -> i
     if ignored and command is train:
         note(message("ignored", ", ".join(ignored)))
     processes.known = None if command is train else 0
+    on_thread_exception, threading.excepthook = threading.excepthook, _on_thread_exception
     try:
         with required():
             return command(sys.argv[1:] if args is None else args)
@@ -96,6 +98,9 @@ def run(command: Callable[[list[str]], int], args: list[str] | None = None) -> i
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
+        if error.errno in FULL_DISK:
+            print(f"A file could not be written: {error.strerror}. Free some space and try again.", file=sys.stderr)
+            return 2
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS) or error.filename is None:
             raise
         print(
@@ -103,6 +108,19 @@ def run(command: Callable[[list[str]], int], args: list[str] | None = None) -> i
             file=sys.stderr,
         )
         return 2
+    finally:
+        threading.excepthook = on_thread_exception
+
+
+def _on_thread_exception(failure: threading.ExceptHookArgs) -> None:
+    """Report a full disk in a sentence, in the thread that writes TensorBoard's events, and other errors as usual.
+
+    A training ends at the next record that it writes, which raises the error again.
+    """
+    if isinstance(failure.exc_value, OSError) and failure.exc_value.errno in FULL_DISK:
+        note(f"The records for TensorBoard are not complete: {failure.exc_value.strerror}.")
+    else:
+        threading.__excepthook__(failure)
 
 
 def announce(*packages: str) -> None:

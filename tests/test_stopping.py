@@ -1,11 +1,16 @@
 """Early stopping: it is told, it lasts, and more steps are trained when they are asked for."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import QUICK, TINY
 from test_resume import Interrupt, fit
 
+import minigpt
 from minigpt.training import recipes
 
 RUN = "lightning_logs/tiny/version_0"
@@ -121,3 +126,23 @@ def test_a_timer_is_written_down_and_read_back(train, call, folder):
     assert kept["trainer"]["callbacks"][0]["init_args"]["interval"] == "step"
     assert call("train", *LAST, "--trainer.max_steps", "4").status == 0
     assert stopped_at(folder) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="only Unix limits the size of files")
+def test_a_disk_that_is_full_for_curves_or_pictures_is_answered_in_a_sentence(folder):
+    limited = (
+        "import resource, sys; from minigpt import commands; from minigpt.training import cli; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
+        "raise SystemExit(commands.run(commands.train, sys.argv[1:]))"
+    )
+    flags = ["--trainer.max_steps", "120", "--figures.every_n_steps", "20", "--validation.every_n_steps", "20"]
+    done = subprocess.run(
+        [sys.executable, "-c", limited, "--config", TINY, *QUICK, *flags], capture_output=True, text=True
+    )
+    assert done.returncode == 2, done.stderr
+    assert "The records for TensorBoard are not complete: File too large." in done.stderr
+    assert "A file could not be written: File too large. Free some space" in done.stderr
+    assert "Traceback" not in done.stderr
+    (run,) = folder.glob("lightning_logs/tiny/*")
+    assert minigpt.load(run).generate("un matin,", 5, seed=0).startswith("un matin,")
