@@ -9,8 +9,9 @@ from conftest import RECIPES, ROOT
 
 COMPILED = [recipe for recipe in RECIPES if "compile: true" in recipe.read_text(encoding="utf-8")]
 LONG = [recipe for recipe in RECIPES if recipe.stem in ("shakespeare", "speedrun_cpu")]
-CASES = [(recipe, []) for recipe in RECIPES if recipe not in {*COMPILED, *LONG}]
-CASES += [pytest.param(recipe, [], marks=pytest.mark.full) for recipe in {*COMPILED, *LONG}]
+FULL = sorted({*COMPILED, *LONG})  # in one order: each process of pytest-xdist must collect the same list
+CASES = [(recipe, []) for recipe in RECIPES if recipe not in FULL]
+CASES += [pytest.param(recipe, [], marks=pytest.mark.full) for recipe in FULL]
 CASES += [pytest.param(recipe, ["--model.compile", "false"], marks=pytest.mark.full) for recipe in COMPILED]
 
 
