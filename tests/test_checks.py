@@ -21,7 +21,7 @@ from minigpt.generation.text import LanguageModel
 from minigpt.inspection.introspection import attention, is_bigram
 from minigpt.models import gpt, summary
 from minigpt.models.gpt import Block
-from minigpt.models.presets import CHOICES, PRESETS
+from minigpt.models.settings import CHOICES, PRESETS
 from minigpt.runs import for_inference
 
 BLOCK = 48

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from minigpt import GPT, MiniGPTError
-from minigpt.models.presets import PRESETS
+from minigpt.models.settings import PRESETS
 
 SHAPES = [(1, 1, 16, 8), (2, 4, 32, 16), (3, 6, 96, 33)]  # n_layer, n_head, n_embd, block_size
 

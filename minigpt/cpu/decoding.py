@@ -16,7 +16,7 @@ from minigpt.errors import MiniGPTError
 from minigpt.generation.checks import ROUNDED, cache_differs, exact_copy, in_float32, random_ids, use_compiled_step
 from minigpt.models.gpt import GPT, Block
 from minigpt.models.kv_cache import KVCache
-from minigpt.models.presets import NORM_EPS
+from minigpt.models.settings import NORM_EPS
 from minigpt.models.stock import unknown_part
 
 # Allow reordered sums, fused products and vectorised loops, which torch.compile's own flags forbid.

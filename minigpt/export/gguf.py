@@ -11,7 +11,7 @@ from minigpt.errors import MiniGPTError, needs
 from minigpt.export.hugging_face import llama
 from minigpt.generation.text import LanguageModel
 from minigpt.models.gpt import GPT
-from minigpt.models.presets import PRESETS
+from minigpt.models.settings import PRESETS
 from minigpt.models.stock import unknown_part
 
 # Llama's switches, except those that change only how a model is trained or stored.

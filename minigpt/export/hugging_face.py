@@ -9,7 +9,7 @@ from minigpt.errors import MiniGPTError
 from minigpt.export.safetensors import as_json, as_safetensors
 from minigpt.generation.text import LanguageModel
 from minigpt.models.gpt import GPT, mlp_width
-from minigpt.models.presets import NORM_EPS, PRESETS
+from minigpt.models.settings import NORM_EPS, PRESETS
 from minigpt.models.rope import ROPE_BASE
 from minigpt.models.stock import unknown_part
 

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from minigpt.errors import MiniGPTError
 from minigpt.models.kv_cache import KVCache
 from minigpt.models.ngrams import NGrams
-from minigpt.models.presets import NORM_EPS, check_sizes, resolve
+from minigpt.models.settings import NORM_EPS, check_sizes, resolve
 from minigpt.models.rope import Rope, rotate
 
 
@@ -123,7 +123,7 @@ class GPT(nn.Module):
         n_layer: The number of blocks.
         n_head: The number of attention heads; divides n_embd.
         n_embd: `C`, the width.
-        preset: Sets the switches below that are None (see presets.py). `gpt2`: learned, layernorm, gelu, bias and
+        preset: Sets the switches below that are None (see settings.py). `gpt2`: learned, layernorm, gelu, bias and
             tie_weights. `llama`: rope, rmsnorm and swiglu. `modern`: rope, rmsnorm, relu2, qk_norm, softcap, zero_init.
         position: `learned` adds a vector per position; `rope` rotates queries and keys by an angle that grows with the
             position, so that their match depends on the distance between them (Su et al., "RoFormer", 2021).

@@ -8,7 +8,7 @@ from torch.nn.modules import module as torch_module
 
 from minigpt.models.gpt import ACTIVATIONS, GPT, MLP, Attention, Block, SquaredReLU
 from minigpt.models.ngrams import NGrams
-from minigpt.models.presets import NORM_EPS, STOCK_VALUES
+from minigpt.models.settings import NORM_EPS, STOCK_VALUES
 from minigpt.models.rope import Rope
 
 # The children, parameters and buffers of each class. `minigpt.cpu` adds its replacements.
