@@ -1,5 +1,6 @@
-"""The switches of GPT: their presets, their choices, and the checks of its arguments."""
+"""The settings of GPT: their presets, their choices, and the checks of their values."""
 
+from dataclasses import dataclass, fields
 from typing import Any
 
 from minigpt.errors import MiniGPTError, check_choice, check_number
@@ -31,34 +32,72 @@ STOCK_VALUES: dict[str, tuple | None] = {
 NORM_EPS = {"layernorm": 1e-5, "rmsnorm": 1e-6}
 
 
-def resolve(preset: str, **switches: Any) -> dict[str, Any]:
-    """Return the switches of a preset, overridden by the given ones that are not None.
+@dataclass(frozen=True)
+class Settings:
+    """The values of all settings of a GPT; `GPT` says what they mean."""
 
-    Raises:
-        MiniGPTError: The preset is unknown, or a switch has an unknown value.
-    """
-    check_choice("preset", preset, PRESETS)
-    settings = PRESETS[preset] | {name: value for name, value in switches.items() if value is not None}
-    for name, known in CHOICES.items():
-        check_choice(name, settings[name], known)
-    check_number("softcap", settings["softcap"], at_least=0, hint="where 0 means no cap")
-    check_number("ngrams", settings["ngrams"], at_least=0, whole=True, hint="where 0 means no table")
-    return settings
+    vocab_size: int
+    block_size: int
+    n_layer: int
+    n_head: int
+    n_kv_head: int
+    head_size: int
+    n_embd: int
+    mlp_width: int
+    position: str
+    norm: str
+    mlp: str
+    qk_norm: bool
+    bias: bool
+    dropout: float
+    tie_weights: bool
+    softcap: float
+    zero_init: bool
+    ngrams: int
+    norm_eps: float
+    rope_base: float
+
+    @classmethod
+    def resolve(cls, preset: str, **given: Any) -> "Settings":
+        """Return the given settings; those that are None come from the preset or follow from the others.
+
+        Raises:
+            MiniGPTError: A setting has an unknown value, or two do not fit together.
+        """
+        check_choice("preset", preset, PRESETS)
+        values = PRESETS[preset] | {name: value for name, value in given.items() if value is not None}
+        for name, known in CHOICES.items():
+            check_choice(name, values[name], known)
+        check_number("softcap", values["softcap"], at_least=0, hint="where 0 means no cap")
+        check_number("ngrams", values["ngrams"], at_least=0, whole=True, hint="where 0 means no table")
+        check_number("dropout", values["dropout"], at_least=0, below=1)
+        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
+            check_number(name, values[name], at_least=1, whole=True)
+        n_embd, n_head = values["n_embd"], values["n_head"]
+        if n_embd % n_head and "head_size" not in values:
+            raise MiniGPTError(f"n_embd is {n_embd}, which is not divisible by n_head {n_head}. Change one of them.")
+        followed = {
+            "n_kv_head": n_head, "head_size": n_embd // n_head, "mlp_width": _mlp_width(n_embd, values["mlp"]),
+            "norm_eps": NORM_EPS[values["norm"]],
+        }  # fmt: skip
+        settings = cls(**followed | values)
+        for name in ("n_kv_head", "head_size", "mlp_width"):
+            check_number(name, getattr(settings, name), at_least=1, whole=True)
+        for name in ("norm_eps", "rope_base"):
+            check_number(name, getattr(settings, name), above=0)
+        if n_head % settings.n_kv_head:
+            raise MiniGPTError(
+                f"n_head is {n_head}, which is not divisible by n_kv_head {settings.n_kv_head}. Change one of them."
+            )
+        if settings.position == "rope" and settings.head_size % 2:
+            raise MiniGPTError(f"position rope needs an even head size, but it is {settings.head_size}.")
+        return settings
+
+    def switches(self) -> dict[str, Any]:
+        """Return the settings that a preset determines."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name in PRESETS["gpt2"]}
 
 
-def check_sizes(sizes: dict[str, int], dropout: float, settings: dict[str, Any]) -> None:
-    """Check that sizes are positive whole numbers and divide each other as heads require.
-
-    Raises:
-        MiniGPTError: A size is wrong.
-    """
-    for name, size in sizes.items():
-        check_number(name, size, at_least=1, whole=True)
-    check_number("dropout", dropout, at_least=0, below=1)
-    n_embd, n_head, n_kv_head = sizes["n_embd"], sizes["n_head"], sizes["n_kv_head"]
-    if n_embd % n_head:
-        raise MiniGPTError(f"n_embd is {n_embd}, which is not divisible by n_head {n_head}. Change one of them.")
-    if n_head % n_kv_head:
-        raise MiniGPTError(f"n_head is {n_head}, which is not divisible by n_kv_head {n_kv_head}. Change one of them.")
-    if settings["position"] == "rope" and (n_embd // n_head) % 2:
-        raise MiniGPTError(f"position rope needs an even head size, but n_embd / n_head is {n_embd // n_head}.")
+def _mlp_width(n_embd: int, mlp: str) -> int:
+    """Return the usual number of hidden units: 4 C, or 8/3 C for SwiGLU, which has three matrices instead of two."""
+    return -(-n_embd // 3) * 8 if mlp == "swiglu" else 4 * n_embd  # for SwiGLU a multiple of 8
