@@ -11,6 +11,7 @@ import re
 import zipfile
 from collections.abc import Collection
 from contextlib import suppress
+from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,6 +102,22 @@ def find_checkpoint(ckpt_path: str | Path = "last", prefer: tuple[str, ...] = ("
         if _is_checkpoint(file):
             return file
     raise MiniGPTError(f"The folder '{run}' holds no checkpoint (checkpoints/{prefer[-1]}.ckpt). Pass a different run.")
+
+
+def checksum(file: Path) -> str:
+    """Return the SHA-256 of the weights of a checkpoint as found by `find_checkpoint`, in hexadecimal.
+
+    Args:
+        file: A checkpoint file, whose bytes are hashed; or the .json file of a folder with weights in safetensors, of
+            which all .safetensors files are hashed, in the order of their names.
+    """
+    weights = sorted(file.parent.glob("*.safetensors")) if file.suffix == ".json" else [file]
+    digest = sha256()
+    for each in weights:
+        with each.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _is_checkpoint(path: Path) -> bool:
