@@ -264,7 +264,8 @@ def evaluate(args: list[str]) -> int:
     except MiniGPTError as error:
         if asked.path is None or asked.memorisation:
             raise
-        note(message("no_baselines", error))
+        if metadata["path"] is not None:  # a pretrained model comes without its text
+            note(message("no_baselines", error))
         own = None
     if own and asked.path is None:
         val = own.val

@@ -140,12 +140,7 @@ def _download(name: str) -> Path:
         MiniGPTError: The hub has no such model, or cannot be reached and the model is not in the cache.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     try:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
@@ -158,10 +153,10 @@ def _download(name: str) -> Path:
             f"'{name}' is not a run, a file or a folder here, nor a model of the Hugging Face hub. Pass --init_from a "
             "run folder, a file, 'last', or a name such as HuggingFaceTB/SmolLM2-135M."
         ) from error
-    except (LocalEntryNotFoundError, OSError) as error:  # the errors of the network derive from OSError
+    except Exception as error:  # the network can fail in many ways, for which the library's versions differ
         raise MiniGPTError(
             f"'{name}' is not a run, a file or a folder here, and the Hugging Face hub cannot be reached for a model "
-            "of that name. Pass --init_from a folder, or try again with a network."
+            f"of that name ({type(error).__name__}). Pass --init_from a folder, or try again with a network."
         ) from error
 
 

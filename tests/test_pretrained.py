@@ -392,6 +392,19 @@ def test_the_memory_that_is_available_is_known_on_linux():
     assert available is None or 1 << 20 < available < 1 << 50
 
 
+def test_the_limit_of_a_control_group_counts(folder, monkeypatch):
+    from minigpt import processes
+
+    names = ("memory.max", "memory.current", "inactive_file")
+    for name, content in zip(names[:2], ("1000000", "600000"), strict=True):
+        (folder / name).write_text(f"{content}\n")
+    (folder / "memory.stat").write_text("anon 1\ninactive_file 50000\nactive_file 7\n")
+    monkeypatch.setattr(processes, "_control_groups", lambda: [(folder, names), (folder / "absent", names)])
+    assert processes.available_memory() == 450_000
+    (folder / "memory.max").write_text("max\n")
+    assert processes.available_memory() != 450_000
+
+
 def test_commands_take_a_folder(call, folders):
     flags = ["--ckpt_path", str(folders / "llama")]
     done = call("generate", *flags, "--prompt", "Le chat", "--max_new_tokens", "5", "--temperature", "0")
