@@ -11,6 +11,7 @@ import re
 import zipfile
 from collections.abc import Collection
 from contextlib import suppress
+from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,6 +102,22 @@ def find_checkpoint(ckpt_path: str | Path = "last", prefer: tuple[str, ...] = ("
         if _is_checkpoint(file):
             return file
     raise MiniGPTError(f"The folder '{run}' holds no checkpoint (checkpoints/{prefer[-1]}.ckpt). Pass a different run.")
+
+
+def checksum(file: Path) -> str:
+    """Return the SHA-256 of the weights of a checkpoint as found by `find_checkpoint`, in hexadecimal.
+
+    Args:
+        file: A checkpoint file, whose bytes are hashed; or the .json file of a folder with weights in safetensors, of
+            which all .safetensors files are hashed, in the order of their names.
+    """
+    weights = sorted(file.parent.glob("*.safetensors")) if file.suffix == ".json" else [file]
+    digest = sha256()
+    for each in weights:
+        with each.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -322,13 +339,15 @@ def tokens_of(file: Path, metadata: dict, cache_dir: str | None = None) -> Token
         MiniGPTError: The corpus is missing or has changed, or gives a different tokenizer.
     """
     corpus = Corpus(corpus_of(file, metadata), **{key: metadata[key] for key in ("encoding", "lower", "strip", "nfc")})
-    settings = {key: metadata[key] for key in ("max_vocab_size", "byte_fallback", "val_fraction")}
-    tokens = tokenize(corpus, metadata["tokenizer"]["kind"], **settings, cache_dir=cache_dir)
+    settings = {key: metadata[key] for key in ("max_vocab_size", "byte_fallback", "val_fraction", "unknown")}
+    tokenizer = tokenizers.from_dict(metadata["tokenizer"])
+    kind = tokenizer if metadata["tokenizer_given"] else tokenizer.kind
+    tokens = tokenize(corpus, kind, **settings, cache_dir=cache_dir)
     if tokens.sha256 != metadata["sha256"]:
         raise MiniGPTError(
             f"The corpus '{metadata['path']}' has changed since this model was trained, so its validation text is "
             "lost. Restore the old file, or score a different text with --data.path."
         )
-    if difference := tokenizers.difference(tokens.tokenizer, tokenizers.from_dict(metadata["tokenizer"])):
+    if difference := tokenizers.difference(tokens.tokenizer, tokenizer):
         raise MiniGPTError(f"The corpus gives a different tokenizer than the checkpoint's: {difference}.")
     return tokens

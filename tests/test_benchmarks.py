@@ -35,7 +35,7 @@ def test_every_rung_has_the_same_parameters_within_five_percent():
 
 
 def test_the_last_rung_is_the_modern_preset():
-    from minigpt.models.presets import PRESETS
+    from minigpt.models.settings import PRESETS
 
     settings = list(ladder.rungs().values())[-1]
     assert {key: settings[key] for key in PRESETS["modern"] if key in settings} == PRESETS["modern"]

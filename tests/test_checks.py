@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from minigpt.generation.text import LanguageModel
 from minigpt.inspection.introspection import attention, is_bigram
 from minigpt.models import gpt, summary
 from minigpt.models.gpt import Block
-from minigpt.models.presets import CHOICES, PRESETS
+from minigpt.models.settings import CHOICES, PRESETS
 from minigpt.runs import for_inference
 
 BLOCK = 48
@@ -232,7 +233,7 @@ def test_a_change_that_no_name_shows_is_found_in_the_logits_of_the_compiled_code
 CHANGES = {
     "the norm's eps": lambda model: setattr(model.norm, "eps", 1e-2),
     "a module more": lambda model: model.blocks[1].add_module("gate", nn.Linear(32, 32)),
-    "a wider MLP": lambda model: setattr(model.blocks[1], "mlp", gpt.MLP(64, 0.0, model.settings)),
+    "a wider MLP": lambda model: setattr(model.blocks[1], "mlp", gpt.MLP(replace(model.settings, mlp_width=512))),
     "an adapter": lambda model: setattr(model.blocks[0].attn, "proj", Adapter(32, 32)),
     "another activation": lambda model: setattr(model.blocks[1].mlp, "activation", nn.SiLU()),
     "another GELU": lambda model: setattr(model.blocks[1].mlp, "activation", nn.GELU()),

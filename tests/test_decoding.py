@@ -25,6 +25,7 @@ MODELS = {
     "grouped": {"preset": "llama", "n_kv_head": 2, "n_embd": 128},  # from here on some have several threads
     "one head of keys": {"preset": "modern", "n_kv_head": 1, "mlp": "gelu", "norm": "layernorm", "bias": True},
     "with n-grams": {"preset": "modern", "ngrams": 50},
+    "other heads": {"preset": "llama", "head_size": 24, "mlp_width": 50, "norm_eps": 1e-3, "rope_base": 1e5},
     "odd sizes": {"preset": "gpt2", "n_embd": 183, "n_head": 3, "qk_norm": True},  # heads of 61, blocks half empty
     "heads of several vectors": {"preset": "modern", "n_embd": 376, "mlp": "swiglu"},  # of 94: 64 and 16 and 14
     "a larger vocabulary": {"preset": "modern", "vocab_size": 77},

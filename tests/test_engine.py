@@ -7,7 +7,7 @@ from conftest import generate_ids
 from minigpt import GPT, MiniGPTError, TinyGPT
 from minigpt.generation.sampling import draw, filter_logits
 from minigpt.models.kv_cache import KVCache
-from minigpt.models.presets import PRESETS
+from minigpt.models.settings import PRESETS
 
 SHAPES = {"plain": {}, "grouped": {"n_kv_head": 2}}
 

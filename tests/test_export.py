@@ -167,7 +167,7 @@ def test_onnxruntime_gives_the_logits_of_every_model(settings):
         files = files_of("onnx", {}, lm)
     assert sorted(files) == ["model.onnx", "tokenizer.json"]
     assert str(ROOT).encode() not in files["model.onnx"]
-    gelu = lm.model.settings["mlp"] == "gelu" if settings else False
+    gelu = lm.model.settings.mlp == "gelu" if settings else False
     assert (b"Gelu" in files["model.onnx"]) == gelu  # the operation that runtimes have a kernel for
     theirs = session(files["model.onnx"])
     assert [(x.name, x.type, x.shape) for x in theirs.get_inputs()] == [("ids", "tensor(int64)", ["batch", "length"])]

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from minigpt import GPT, MiniGPTError
-from minigpt.models.presets import PRESETS
+from minigpt.models.settings import PRESETS
 
 SHAPES = [(1, 1, 16, 8), (2, 4, 32, 16), (3, 6, 96, 33)]  # n_layer, n_head, n_embd, block_size
 
@@ -91,9 +91,9 @@ def test_ngrams_start_as_no_change_and_learn():
 
 def test_an_explicit_switch_wins_over_the_preset():
     model = GPT(10, 8, preset="llama", mlp="gelu", bias=True)
-    assert model.settings["mlp"] == "gelu"
+    assert model.settings.mlp == "gelu"
     assert model.blocks[0].mlp.up.bias is not None
-    assert model.settings["position"] == "rope"
+    assert model.settings.position == "rope"
 
 
 def test_the_switches_do_what_they_say():
@@ -155,6 +155,43 @@ def test_gpt2_gives_hugging_faces_logits(seed, n_layer, n_head, n_embd, block_si
     assert (ours(idx) - theirs(idx).logits).abs().max() < 1e-5
 
 
+# Sizes and constants that pretrained models set otherwise than a preset does.
+UNUSUAL = {
+    "grouped": {"n_kv_head": 2}, "tied": {"tie_weights": True}, "biases": {"bias": True},
+    "constants": {"rope_base": 100_000.0, "norm_eps": 1e-3}, "sizes": {"head_size": 6, "mlp_width": 50},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", UNUSUAL.values(), ids=UNUSUAL)
+def test_an_unusual_llama_gives_hugging_faces_logits(settings):
+    transformers = pytest.importorskip("transformers")
+    from minigpt.export.hugging_face import to_hugging_face
+
+    ours = randomise(GPT(50, 40, 2, 4, 32, "llama", **settings), 0)
+    usual = GPT(50, 40, 2, 4, 32, "llama", bias=settings.get("bias"))
+    config, weights = to_hugging_face(ours)
+    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config)).eval()
+    theirs.load_state_dict(weights)
+    idx = torch.randint(0, 50, (3, 40), generator=torch.Generator().manual_seed(0))
+    assert (ours(idx) - theirs(idx).logits).abs().max() < 1e-5
+    if settings.keys() <= {"rope_base", "norm_eps"}:  # they change the logits of the same weights
+        usual.load_state_dict(ours.state_dict())
+        assert (ours(idx) - usual(idx)).abs().max() > 1e-3
+    assert GPT(**ours.config).settings == ours.settings
+
+
+def test_an_unusual_gpt2_gives_hugging_faces_logits():
+    transformers = pytest.importorskip("transformers")
+    from minigpt.export.hugging_face import to_hugging_face
+
+    ours = randomise(GPT(50, 16, 2, 4, 32, "gpt2", mlp_width=48, norm_eps=1e-3, tie_weights=False), 0)
+    config, weights = to_hugging_face(ours)
+    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**config)).eval()
+    theirs.load_state_dict(weights)
+    idx = torch.randint(0, 50, (3, 16), generator=torch.Generator().manual_seed(0))
+    assert (ours(idx) - theirs(idx).logits).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("n_kv_head", [None, 1])
 @pytest.mark.parametrize(("n_layer", "n_head", "n_embd", "block_size"), SHAPES)
@@ -184,6 +221,11 @@ def test_llama_gives_hugging_faces_logits(seed, n_kv_head, n_layer, n_head, n_em
         ({"dropout": 1.0}, "dropout is"),
         ({"softcap": -1.0}, "softcap is"),
         ({"ngrams": -1}, "ngrams is -1"),
+        ({"head_size": 0}, "head_size is 0"),
+        ({"head_size": 3, "preset": "llama"}, "even head size, but it is 3"),
+        ({"mlp_width": 1.5}, "mlp_width is 1.5"),
+        ({"norm_eps": 0}, "norm_eps is 0"),
+        ({"rope_base": -1.0}, "rope_base is -1.0"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(settings, words):

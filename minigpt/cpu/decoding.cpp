@@ -42,7 +42,7 @@ struct Layer {
     Linear qkv, proj, gate, up, down;
 };
 struct Model {
-    int64_t n_layer, n_head, n_kv_head, n_embd, vocab_size, block_size, ngrams, threads;
+    int64_t n_layer, n_head, n_kv_head, head_size, n_embd, vocab_size, block_size, ngrams, threads;
     int64_t rmsnorm, activation, qk_norm;
     float norm_eps, softcap;
     const float *embed, *pair, *triple, *position, *cos, *sin;  // null for parts that the model does not have
@@ -283,9 +283,10 @@ static int decode(
         if (ids[row] < 0 || ids[row] >= model.vocab_size) return 1;
         if (positions[row] < 0 || positions[row] >= model.block_size) return 1;
     }
-    const int64_t n_embd = model.n_embd, size = n_embd / model.n_head, groups = model.n_head / model.n_kv_head;
-    const int64_t n_qkv = (model.n_head + 2 * model.n_kv_head) * size, n_hidden = model.layers[0].up.outputs;
-    std::vector<float> x(rows * n_embd), qkv(rows * n_qkv), y(rows * n_embd), hidden(rows * n_hidden), gate;
+    const int64_t n_embd = model.n_embd, size = model.head_size, groups = model.n_head / model.n_kv_head;
+    const int64_t n_heads = model.n_head * size, n_qkv = n_heads + 2 * model.n_kv_head * size;
+    const int64_t n_hidden = model.layers[0].up.outputs;
+    std::vector<float> x(rows * n_embd), qkv(rows * n_qkv), y(rows * n_heads), hidden(rows * n_hidden), gate;
     if (model.layers[0].gate.weight) gate.resize(rows * n_hidden);
     auto to_x = [&](int64_t row, int64_t column, Floats value) {
         float* sums = &x[row * n_embd + column];
@@ -334,7 +335,7 @@ static int decode(
                     prepare(model, query + g * size, size, positions[row]);
                     attend(
                         query + g * size, kept_keys, kept_values, positions[row] + 1, size, weights.data(),
-                        &y[row * n_embd + (head * groups + g) * size]
+                        &y[row * n_heads + (head * groups + g) * size]
                     );
                 }
             }

@@ -16,7 +16,6 @@ from minigpt.errors import MiniGPTError
 from minigpt.generation.checks import ROUNDED, cache_differs, exact_copy, in_float32, random_ids, use_compiled_step
 from minigpt.models.gpt import GPT, Block
 from minigpt.models.kv_cache import KVCache
-from minigpt.models.presets import NORM_EPS
 from minigpt.models.stock import unknown_part
 
 # Allow reordered sums, fused products and vectorised loops, which torch.compile's own flags forbid.
@@ -95,8 +94,9 @@ class _Layer(ctypes.Structure):
 
 class _Model(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("n_layer", "n_head", "n_kv_head", "n_embd", "vocab_size", "block_size")),
-        *((name, ctypes.c_int64) for name in ("ngrams", "threads", "rmsnorm", "activation", "qk_norm")),
+        *((name, ctypes.c_int64) for name in ("n_layer", "n_head", "n_kv_head", "head_size", "n_embd")),
+        *((name, ctypes.c_int64) for name in ("vocab_size", "block_size", "ngrams", "threads")),
+        *((name, ctypes.c_int64) for name in ("rmsnorm", "activation", "qk_norm")),
         *((name, ctypes.c_float) for name in ("norm_eps", "softcap")),
         *((name, ctypes.c_void_p) for name in ("embed", "pair", "triple", "position", "cos", "sin")),
         ("layers", ctypes.POINTER(_Layer)),
@@ -128,7 +128,7 @@ class CompiledDecoder:
         self.columns = library.columns()  # the number of outputs whose weights are adjacent in memory
         self.vocab_size = model.lm_head.out_features
         self._kept: list[torch.Tensor] = []  # tensors that the structures point to
-        self._layers = (_Layer * model.n_layer)(*(self._layer(block) for block in model.blocks))
+        self._layers = (_Layer * len(model.blocks))(*(self._layer(block) for block in model.blocks))
         settings = model.settings
         numbers = sum(tensor.numel() for tensor in chain(model.parameters(), model.buffers()))
         threads = 1 if numbers < ONE_THREAD_BELOW else torch.get_num_threads()
@@ -137,9 +137,9 @@ class CompiledDecoder:
         tables |= {} if model.ngrams is None else dict(zip(("pair", "triple"), model.ngrams.parameters(), strict=True))
         tables |= {} if model.position is None else {"position": model.position.weight}
         self._model = _Model(
-            model.n_layer, model.n_head, model.n_kv_head, model.n_embd, self.vocab_size, model.block_size,
-            settings["ngrams"], threads, settings["norm"] == "rmsnorm", ACTIVATIONS[settings["mlp"]],
-            settings["qk_norm"], NORM_EPS[settings["norm"]], settings["softcap"],
+            settings.n_layer, settings.n_head, settings.n_kv_head, settings.head_size, settings.n_embd,
+            self.vocab_size, model.block_size, settings.ngrams, threads, settings.norm == "rmsnorm",
+            ACTIVATIONS[settings.mlp], settings.qk_norm, settings.norm_eps, settings.softcap,
             **{name: self._floats(table) for name, table in tables.items()},
             layers=self._layers, norm=self._norm(model.norm), head=self._linear(model.lm_head),
         )  # fmt: skip

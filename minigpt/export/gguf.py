@@ -11,7 +11,7 @@ from minigpt.errors import MiniGPTError, needs
 from minigpt.export.hugging_face import llama
 from minigpt.generation.text import LanguageModel
 from minigpt.models.gpt import GPT
-from minigpt.models.presets import PRESETS
+from minigpt.models.settings import PRESETS
 from minigpt.models.stock import unknown_part
 
 # Llama's switches, except those that change only how a model is trained or stored.
@@ -34,7 +34,7 @@ def files(checkpoint: dict[str, Any], lm: LanguageModel, precision: str = "32") 
     for name, end in (("model.embed_tokens", torch.zeros_like), ("lm_head", lambda row: row)):
         rows = weights[f"{name}.weight"]
         weights[f"{name}.weight"] = torch.cat((rows, end(rows.mean(0, keepdim=True))))
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.n_layer)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.settings.n_layer)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.gguf")
         writer = gguf.GGUFWriter(file, "llama")
@@ -81,7 +81,8 @@ def _checked(model: torch.nn.Module, tokenizer: Tokenizer) -> tuple[GPT, CharTok
         )
     if part := unknown_part(model):
         raise MiniGPTError(f"llama.cpp does not have {part} of this model. Use --format onnx.")
-    others = [f"{name} {model.settings[name]}" for name, value in SWITCHES.items() if model.settings[name] != value]
+    switches = model.settings.switches()
+    others = [f"{name} {switches[name]}" for name, value in SWITCHES.items() if switches[name] != value]
     if others:
         raise MiniGPTError(
             f"llama.cpp runs only the switches of preset llama, and this model has {', '.join(others)}. Use "

@@ -1,5 +1,6 @@
 """A folder for transformers: config, weights and tokenizer under Hugging Face's names."""
 
+from itertools import product
 from typing import Any
 
 import torch
@@ -8,9 +9,8 @@ from minigpt.data.tokenizers import BPETokenizer, CharTokenizer, Tokenizer
 from minigpt.errors import MiniGPTError
 from minigpt.export.safetensors import as_json, as_safetensors
 from minigpt.generation.text import LanguageModel
-from minigpt.models.gpt import GPT, mlp_width
-from minigpt.models.presets import NORM_EPS, PRESETS
-from minigpt.models.rope import ROPE_BASE
+from minigpt.models.gpt import GPT
+from minigpt.models.settings import PRESETS, Settings
 from minigpt.models.stock import unknown_part
 
 
@@ -75,15 +75,27 @@ def to_hugging_face(model: torch.nn.Module) -> tuple[dict[str, Any], dict[str, t
             raise MiniGPTError(
                 f"Hugging Face's classes do not have {part} of this model. Use --format safetensors or onnx."
             )
-        if model.settings == PRESETS["gpt2"] and model.n_kv_head == model.n_head:
+        settings = model.settings
+        usual = (settings.n_head, settings.n_embd // settings.n_head)
+        # GPT-2 has as many heads of keys and values as of queries, and heads that are as wide as the model together.
+        if _is_preset(settings, "gpt2") and (settings.n_kv_head, settings.head_size) == usual:
             return _gpt2(model)
-        if model.settings | {"tie_weights": False} == PRESETS["llama"]:
+        if _is_preset(settings, "llama"):
             return llama(model)
     name = type(model).__name__
     raise MiniGPTError(
         f"Hugging Face has no class for this {name}: it needs exactly the switches of preset gpt2 or llama. Use "
         "--format safetensors or onnx."
     )
+
+
+def _is_preset(settings: Settings, preset: str) -> bool:
+    """Return whether the switches are those of a preset, apart from those that Hugging Face's config has too.
+
+    Zeros at the beginning of a training change nothing afterwards.
+    """
+    free = {"tie_weights", "zero_init"} | ({"bias"} if preset == "llama" else set())
+    return all(value == PRESETS[preset][name] for name, value in settings.switches().items() if name not in free)
 
 
 def _common(model: GPT) -> dict[str, Any]:
@@ -93,16 +105,17 @@ def _common(model: GPT) -> dict[str, Any]:
         "bos_token_id": None,
         "eos_token_id": None,
         "pad_token_id": None,
-        "tie_word_embeddings": model.settings["tie_weights"],
+        "tie_word_embeddings": model.settings.tie_weights,
         "dtype": "float32",
     }
 
 
 def _gpt2(model: GPT) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    settings = model.settings
     config = _common(model) | {
-        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_positions": model.block_size,
-        "n_embd": model.n_embd, "n_layer": model.n_layer, "n_head": model.n_head,
-        "layer_norm_epsilon": NORM_EPS["layernorm"], "activation_function": "gelu_new",
+        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_positions": settings.block_size,
+        "n_embd": settings.n_embd, "n_layer": settings.n_layer, "n_head": settings.n_head,
+        "n_inner": settings.mlp_width, "layer_norm_epsilon": settings.norm_eps, "activation_function": "gelu_new",
     }  # fmt: skip
     ours = model.state_dict()
     weights = {
@@ -114,7 +127,7 @@ def _gpt2(model: GPT) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     }
     names = {"norm1": "ln_1", "attn.qkv": "attn.c_attn", "attn.proj": "attn.c_proj", "norm2": "ln_2",
              "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj"}  # fmt: skip
-    for layer in range(model.n_layer):
+    for layer in range(settings.n_layer):
         for name, theirs in names.items():
             weight, bias = (ours[f"blocks.{layer}.{name}.{kind}"] for kind in ("weight", "bias"))
             # Hugging Face's GPT-2 stores the weights of linear layers as (in, out).
@@ -125,12 +138,14 @@ def _gpt2(model: GPT) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 def llama(model: GPT) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Return the config and the weights, under Hugging Face's names, of a model with the switches of Llama."""
+    settings = model.settings
     config = _common(model) | {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "max_position_embeddings": model.block_size,
-        "hidden_size": model.n_embd, "intermediate_size": mlp_width(model.n_embd, "swiglu"),
-        "num_hidden_layers": model.n_layer, "num_attention_heads": model.n_head,
-        "num_key_value_heads": model.n_kv_head, "head_dim": model.n_embd // model.n_head,
-        "rms_norm_eps": NORM_EPS["rmsnorm"], "rope_theta": ROPE_BASE,
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "max_position_embeddings": settings.block_size,
+        "hidden_size": settings.n_embd, "intermediate_size": settings.mlp_width,
+        "num_hidden_layers": settings.n_layer, "num_attention_heads": settings.n_head,
+        "num_key_value_heads": settings.n_kv_head, "head_dim": settings.head_size,
+        "rms_norm_eps": settings.norm_eps, "rope_theta": settings.rope_base,
+        "attention_bias": settings.bias, "mlp_bias": settings.bias,
     }  # fmt: skip
     ours = model.state_dict()
     weights = {
@@ -140,11 +155,12 @@ def llama(model: GPT) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     }
     names = {"norm1": "input_layernorm", "attn.proj": "self_attn.o_proj", "norm2": "post_attention_layernorm",
              "mlp.gate": "mlp.gate_proj", "mlp.up": "mlp.up_proj", "mlp.down": "mlp.down_proj"}  # fmt: skip
-    attention = model.blocks[0].attn
-    rows = [heads * attention.head_size for heads in attention.heads]
-    for layer in range(model.n_layer):
+    rows = model.blocks[0].attn.widths
+    for layer, kind in product(range(settings.n_layer), ("weight", "bias")):
         for name, theirs in names.items():
-            weights[f"model.layers.{layer}.{theirs}.weight"] = ours[f"blocks.{layer}.{name}.weight"]
-        for part, weight in zip("qkv", ours[f"blocks.{layer}.attn.qkv.weight"].split(rows), strict=True):
-            weights[f"model.layers.{layer}.self_attn.{part}_proj.weight"] = weight.contiguous()
+            if (weight := ours.get(f"blocks.{layer}.{name}.{kind}")) is not None:
+                weights[f"model.layers.{layer}.{theirs}.{kind}"] = weight
+        if (fused := ours.get(f"blocks.{layer}.attn.qkv.{kind}")) is not None:
+            for part, weight in zip("qkv", fused.split(rows), strict=True):
+                weights[f"model.layers.{layer}.self_attn.{part}_proj.{kind}"] = weight.contiguous()
     return config, weights

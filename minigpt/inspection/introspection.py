@@ -97,7 +97,7 @@ def next_probabilities(model: nn.Module, ids: Sequence[int], **sampling: Any) ->
 def attention_size(model: nn.Module) -> tuple[int, int] | None:
     """Return how many layers of `minigpt.models.gpt.Attention` a network has, and heads in each; None without any."""
     layers = [module for module in model.modules() if isinstance(module, Attention)]
-    n_heads = {layer.heads[0] for layer in layers}
+    n_heads = {layer.widths[0] // layer.head_size for layer in layers}
     return (len(layers), n_heads.pop()) if len(n_heads) == 1 else None
 
 

@@ -1,22 +1,22 @@
 """GPT: a decoder-only transformer in one file. Each change since GPT-2 is a switch, with its reason.
 
-Shapes: `B` batch, `T` tokens, `C` width (n_embd), `H` heads, `D` head size (C / H), `V` vocabulary.
+Shapes: `B` batch, `T` tokens, `C` width (n_embd), `H` heads, `D` head size, `V` vocabulary.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import asdict
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint as recompute
 
 from minigpt.errors import MiniGPTError
 from minigpt.models.kv_cache import KVCache
 from minigpt.models.ngrams import NGrams
-from minigpt.models.presets import NORM_EPS, check_sizes, resolve
 from minigpt.models.rope import Rope, rotate
+from minigpt.models.settings import Settings
 
 
 class Attention(nn.Module):
@@ -25,34 +25,36 @@ class Attention(nn.Module):
     A token's query says what it looks for. Its key says what it offers to the tokens after it. Its value is what they
     gather: a token receives the mean of the values, weighted by the softmax of its query's products with the keys.
 
-    `rope` is the cosine and sine of each position's angles. With a `cache`, x has new tokens alone: the cache adds the
-    keys and values of those before, and its mask says which of them each query may see.
+    At first reading `rope` and `cache` may be None. `rope`, for models with rotary positions, is the cosines and sines
+    by which `rotate` turns queries and keys. `cache`, in generation, stores the keys and values of earlier tokens; x
+    then has the new tokens only, and the cache's mask says which tokens, old and new, each query may see.
     """
 
-    def __init__(self, layer: int, n_embd: int, n_head: int, n_kv_head: int, dropout: float, settings: dict[str, Any]):
+    def __init__(self, layer: int, settings: Settings):
         super().__init__()
+        n_head, n_kv_head, self.head_size = settings.n_head, settings.n_kv_head, settings.head_size
         self.layer = layer
-        self.heads = [n_head, n_kv_head, n_kv_head]  # of queries, keys and values
-        self.head_size = n_embd // n_head
-        self.groups = n_head // n_kv_head  # how many query heads share a head of keys and values (see n_kv_head)
-        self.qk_norm = settings["qk_norm"]
-        self.qkv = nn.Linear(n_embd, sum(self.heads) * self.head_size, bias=settings["bias"])
-        self.proj = nn.Linear(n_embd, n_embd, bias=settings["bias"])
-        self.dropout = nn.Dropout(dropout)
+        self.groups = n_head // n_kv_head  # how many heads of queries share a head of keys and values
+        self.qk_norm = settings.qk_norm
+        # One matrix computes queries, keys and values.
+        self.widths = [n * self.head_size for n in (n_head, n_kv_head, n_kv_head)]
+        self.qkv = nn.Linear(settings.n_embd, sum(self.widths), bias=settings.bias)
+        self.proj = nn.Linear(n_head * self.head_size, settings.n_embd, bias=settings.bias)
+        self.dropout = nn.Dropout(settings.dropout)
 
     def forward(self, x: torch.Tensor, rope: tuple | None, cache: KVCache | None = None) -> torch.Tensor:
         q, k, v = self.project(x, rope)
         if cache is not None:
-            k, v = cache.store(self.layer, k, v)
-        if self.groups > 1:
+            k, v = cache.store(self.layer, k, v)  # those of all tokens so far
+        if self.groups > 1:  # repeat each head of keys and values for its group of queries: (B, H, T, D)
             k, v = (t.repeat_interleave(self.groups, dim=1) for t in (k, v))
         y = self.attend(q, k, v, None if cache is None else cache.mask)  # (B, H, T, D)
         return self.dropout(self.proj(y.transpose(1, 2).flatten(2)))  # (B, T, C)
 
     def project(self, x: torch.Tensor, rope: tuple | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the queries, keys and values `(B, H, T, D)` of `(B, T, C)` activations."""
-        qkv = self.qkv(x).unflatten(2, (-1, self.head_size)).transpose(1, 2)  # (B, heads of q, k and v, T, D)
-        q, k, v = qkv.split(self.heads, dim=1)
+        """Return the queries `(B, H, T, D)`, and the keys and values `(B, n_kv_head, T, D)`, of `(B, T, C)`."""
+        q, k, v = self.qkv(x).split(self.widths, dim=2)
+        q, k, v = (t.unflatten(2, (-1, self.head_size)).transpose(1, 2) for t in (q, k, v))
         if self.qk_norm:
             q, k = F.rms_norm(q, (self.head_size,)), F.rms_norm(k, (self.head_size,))
         if rope is not None:
@@ -70,7 +72,7 @@ class SquaredReLU(nn.Module):
         return F.relu(x).square()
 
 
-# The activations of the MLPs; SwiGLU is Swish, which PyTorch calls SiLU, on a gated linear unit.
+# The function inside each MLP. In SwiGLU it is SiLU, x * sigmoid(x), and is applied to a third layer, the gate.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": lambda: nn.GELU(approximate="tanh"), "swiglu": nn.SiLU, "relu2": SquaredReLU,
 }  # fmt: skip
@@ -79,15 +81,15 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 class MLP(nn.Module):
     """Two linear layers around an activation, for each token alone; in SwiGLU a third layer scales the hidden units."""
 
-    def __init__(self, n_embd: int, dropout: float, settings: dict[str, Any]):
+    def __init__(self, settings: Settings):
         super().__init__()
-        self.kind = settings["mlp"]
-        hidden = mlp_width(n_embd, self.kind)
-        self.up = nn.Linear(n_embd, hidden, bias=settings["bias"])
-        self.gate = nn.Linear(n_embd, hidden, bias=settings["bias"]) if self.kind == "swiglu" else None
+        C, hidden, bias = settings.n_embd, settings.mlp_width, settings.bias
+        self.kind = settings.mlp
+        self.up = nn.Linear(C, hidden, bias)
+        self.gate = nn.Linear(C, hidden, bias) if self.kind == "swiglu" else None
         self.activation = ACTIVATIONS[self.kind]()
-        self.down = nn.Linear(hidden, n_embd, bias=settings["bias"])
-        self.dropout = nn.Dropout(dropout)
+        self.down = nn.Linear(hidden, C, bias)
+        self.dropout = nn.Dropout(settings.dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         up = self.up(x)  # (B, T, hidden units)
@@ -102,12 +104,12 @@ class Block(nn.Module):
     they read a normalised copy, so that the stream itself, and its gradients, pass through all blocks unscaled.
     """
 
-    def __init__(self, layer: int, n_embd: int, n_head: int, n_kv_head: int, dropout: float, settings: dict[str, Any]):
+    def __init__(self, layer: int, settings: Settings):
         super().__init__()
-        self.norm1 = make_norm(n_embd, settings)
-        self.attn = Attention(layer, n_embd, n_head, n_kv_head, dropout, settings)
-        self.norm2 = make_norm(n_embd, settings)
-        self.mlp = MLP(n_embd, dropout, settings)
+        self.norm1 = make_norm(settings)
+        self.attn = Attention(layer, settings)
+        self.norm2 = make_norm(settings)
+        self.mlp = MLP(settings)
 
     def forward(self, x: torch.Tensor, rope: tuple | None, cache: KVCache | None) -> torch.Tensor:
         x = x + self.attn(self.norm1(x), rope, cache)
@@ -121,9 +123,9 @@ class GPT(nn.Module):
         vocab_size: `V`, the number of distinct ids.
         block_size: The longest window that the model takes.
         n_layer: The number of blocks.
-        n_head: The number of attention heads; divides n_embd.
+        n_head: The number of attention heads; divides n_embd unless head_size is set.
         n_embd: `C`, the width.
-        preset: Sets the switches below that are None (see presets.py). `gpt2`: learned, layernorm, gelu, bias and
+        preset: Sets the switches below that are None (see settings.py). `gpt2`: learned, layernorm, gelu, bias and
             tie_weights. `llama`: rope, rmsnorm and swiglu. `modern`: rope, rmsnorm, relu2, qk_norm, softcap, zero_init.
         position: `learned` adds a vector per position; `rope` rotates queries and keys by an angle that grows with the
             position, so that their match depends on the distance between them (Su et al., "RoFormer", 2021).
@@ -139,49 +141,49 @@ class GPT(nn.Module):
         softcap: Limit logits to ± this value by a tanh (Gemma 2, 2024); 0 for no limit.
         zero_init: Initialise the output layer, and the last layers of attention and MLP, with zeros, so that a block
             passes the stream on unchanged until it has learned something (Jordan et al., "modded-nanogpt", 2024).
-        ngrams: The number of rows in each of two more embeddings, one for pairs and one for triples of tokens, whose
-            rows a hash chooses (Pagnoni et al., "Byte Latent Transformer", 2024); 0 for none.
+        ngrams: Add to each token's embedding one for the last two tokens and one for the last three. Each of the two
+            tables has this many rows, and a hash of the tokens picks the row (Pagnoni et al., "Byte Latent
+            Transformer", 2024). 0 for none.
+        head_size: `D`, the size of a head's queries, keys and values; None for n_embd / n_head.
+        mlp_width: The hidden units of an MLP; None for 4 n_embd, and for 8/3 n_embd with swiglu.
+        norm_eps: The number that norms add to the mean square before they divide; None for 1e-5, with rmsnorm 1e-6.
+        rope_base: The base of RoPE's angles. A larger one turns more slowly, for longer windows.
 
     Raises:
         MiniGPTError: A size does not divide another, or a switch has an unknown value.
     """
 
-    blocks: Sequence[Block]
-    activation_checkpointing = False  # store activations between blocks only; the backward pass recomputes the others
+    activation_checkpointing = False  # if True, store activations between blocks only, and compute the others again
 
     def __init__(
         self, vocab_size: int, block_size: int = 256, n_layer: int = 4, n_head: int = 4, n_embd: int = 128,
         preset: str = "gpt2", position: str | None = None, norm: str | None = None, mlp: str | None = None,
         n_kv_head: int | None = None, qk_norm: bool | None = None, bias: bool | None = None, dropout: float = 0.0,
         tie_weights: bool | None = None, softcap: float | None = None, zero_init: bool | None = None,
-        ngrams: int | None = None,
+        ngrams: int | None = None, head_size: int | None = None, mlp_width: int | None = None,
+        norm_eps: float | None = None, rope_base: float = 10_000.0,
     ):  # fmt: skip
         super().__init__()
-        self.settings = settings = resolve(
-            preset, position=position, norm=norm, mlp=mlp, qk_norm=qk_norm, bias=bias, tie_weights=tie_weights,
-            softcap=softcap, zero_init=zero_init, ngrams=ngrams,
+        # The settings as given; those that are None are filled in from the preset or from the others.
+        self.settings = settings = Settings.resolve(
+            preset, vocab_size=vocab_size, block_size=block_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
+            position=position, norm=norm, mlp=mlp, n_kv_head=n_kv_head, qk_norm=qk_norm, bias=bias, dropout=dropout,
+            tie_weights=tie_weights, softcap=softcap, zero_init=zero_init, ngrams=ngrams, head_size=head_size,
+            mlp_width=mlp_width, norm_eps=norm_eps, rope_base=rope_base,
         )  # fmt: skip
-        n_kv_head = n_head if n_kv_head is None else n_kv_head
-        sizes = {
-            "vocab_size": vocab_size, "block_size": block_size, "n_layer": n_layer, "n_head": n_head,
-            "n_kv_head": n_kv_head, "n_embd": n_embd,
-        }  # fmt: skip
-        check_sizes(sizes, dropout, settings)
-        self.config = sizes | {"dropout": dropout} | settings  # all arguments, for checkpoints
-        self.block_size, self.softcap = block_size, settings["softcap"]
-        self.n_layer, self.n_head, self.n_kv_head, self.n_embd = n_layer, n_head, n_kv_head, n_embd
-
+        self.config = asdict(settings)  # a checkpoint stores these arguments, with which the model is built again
+        self.block_size, self.softcap = block_size, settings.softcap
         self.embed = nn.Embedding(vocab_size, n_embd)
-        self.ngrams = NGrams(settings["ngrams"], n_embd) if settings["ngrams"] else None
-        self.position = nn.Embedding(block_size, n_embd) if settings["position"] == "learned" else None
-        self.rope = Rope(block_size, n_embd // n_head) if settings["position"] == "rope" else None
+        self.ngrams = NGrams(settings.ngrams, n_embd) if settings.ngrams else None
+        self.position = nn.Embedding(block_size, n_embd) if settings.position == "learned" else None
+        self.rope = Rope(block_size, settings.head_size, rope_base) if settings.position == "rope" else None
         self.dropout = nn.Dropout(dropout)
-        blocks = (Block(n, n_embd, n_head, n_kv_head, dropout, settings) for n in range(n_layer))
-        self.blocks = nn.ModuleList(blocks)  # type: ignore[assignment]  # it holds blocks, as annotated above
-        self.norm = make_norm(n_embd, settings)
+        blocks = nn.ModuleList(Block(layer, settings) for layer in range(n_layer))
+        self.blocks: Sequence[Block] = blocks  # type: ignore[assignment]  # tells a type checker what is in the list
+        self.norm = make_norm(settings)
         self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
         self._initialise()
-        if settings["tie_weights"]:
+        if settings.tie_weights:
             self.lm_head.weight = self.embed.weight
 
     def _initialise(self) -> None:
@@ -190,8 +192,9 @@ class GPT(nn.Module):
             to_stream = name.endswith(("attn.proj.weight", "mlp.down.weight"))
             if parameter.dim() > 1:
                 # Each block adds to the stream twice, and the variances of 2 n_layer additions add up.
-                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.n_layer) if to_stream else 0.02)
-            zero_init = self.settings["zero_init"] and (to_stream or name == "lm_head.weight")
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.settings.n_layer) if to_stream else 0.02)
+            zero_init = self.settings.zero_init and (to_stream or name == "lm_head.weight")
+            # Embeddings of n-grams start at zero, and so add nothing until they are learned.
             if zero_init or "ngrams." in name or name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
@@ -205,6 +208,7 @@ class GPT(nn.Module):
         """
         if idx.shape[1] > self.block_size:
             raise MiniGPTError(f"A window has {idx.shape[1]} ids, and this model's block_size is {self.block_size}.")
+        # `extend` makes room for the ids in the cache, and returns their positions there.
         positions = torch.arange(idx.shape[1], device=idx.device) if cache is None else cache.extend(idx)
         x = self.embed(idx)  # (B, T, C)
         if self.ngrams is not None:
@@ -213,9 +217,11 @@ class GPT(nn.Module):
             x = x + self.position(positions)
         rope = None if self.rope is None else self.rope(positions)
         x = self.dropout(x)
-        recompute = self.activation_checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
-            x = checkpoint(block, x, rope, cache, use_reentrant=False) if recompute else block(x, rope, cache)
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x = recompute(block, x, rope, cache, use_reentrant=False)
+            else:
+                x = block(x, rope, cache)
         logits = self.lm_head(self.norm(x))  # (B, T, V)
         return self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits
 
@@ -227,12 +233,7 @@ class GPT(nn.Module):
         return KVCache(self, batch_size)
 
 
-def mlp_width(n_embd: int, kind: str) -> int:
-    """Return the hidden units of an MLP: 4 C, or 8/3 C for SwiGLU, which has three matrices in place of two."""
-    return math.ceil(n_embd / 3) * 8 if kind == "swiglu" else 4 * n_embd  # a multiple of 8
-
-
-def make_norm(size: int, settings: dict[str, Any]) -> nn.LayerNorm | nn.RMSNorm:
+def make_norm(settings: Settings) -> nn.LayerNorm | nn.RMSNorm:
     """Return a layer that scales each vector to mean square 1; LayerNorm first subtracts the vector's mean."""
-    eps = NORM_EPS[settings["norm"]]
-    return nn.RMSNorm(size, eps) if settings["norm"] == "rmsnorm" else nn.LayerNorm(size, eps, bias=settings["bias"])
+    C, eps = settings.n_embd, settings.norm_eps
+    return nn.RMSNorm(C, eps) if settings.norm == "rmsnorm" else nn.LayerNorm(C, eps, bias=settings.bias)

@@ -22,20 +22,20 @@ class KVCache:
     """
 
     def __init__(self, model: "GPT", batch_size: int):
-        weight = model.embed.weight
-        shape = (model.n_layer, batch_size, model.n_kv_head, model.block_size, model.n_embd // model.n_head)
+        weight, settings = model.embed.weight, model.settings
+        shape = (settings.n_layer, batch_size, settings.n_kv_head, settings.block_size, settings.head_size)
         self.keys, self.values = (weight.new_zeros(shape).unbind() for _ in range(2))  # a tensor per layer
         self.length = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)  # the number of ids in each row
         self.rows = torch.arange(batch_size, device=weight.device)[:, None]
-        self.steps = torch.arange(model.block_size, device=weight.device)
+        self.steps = torch.arange(settings.block_size, device=weight.device)
         self.columns = 0  # the number of columns ever used, which attention reads
         self.ids: torch.Tensor | None = None  # two zeros and the ids of each row, for n-grams
         self.before: torch.Tensor | None = None  # (B, 2), the last two ids before the new ones
         if model.ngrams is not None:
-            self.ids = torch.zeros(batch_size, model.block_size + 2, dtype=torch.int64, device=weight.device)
+            self.ids = torch.zeros(batch_size, settings.block_size + 2, dtype=torch.int64, device=weight.device)
             self.two = torch.arange(2, device=weight.device)
-        hidden = weight.new_full((model.block_size,), -math.inf)
-        self.masks = torch.cat((weight.new_zeros(model.block_size), hidden)).unfold(0, model.block_size, 1)
+        hidden = weight.new_full((settings.block_size,), -math.inf)
+        self.masks = torch.cat((weight.new_zeros(settings.block_size), hidden)).unfold(0, settings.block_size, 1)
 
     def advance(self, idx: torch.Tensor) -> None:
         """Assign positions to `(B, n)` new ids."""

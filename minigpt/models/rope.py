@@ -8,23 +8,22 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-ROPE_BASE = 10_000.0
-
 
 class Rope(nn.Module):
     """Tables of cosines and sines, `(n_positions, D)`, with an angle for each pair of elements of a head.
 
-    The angle of pair i at position p is `p / 10,000 ** (2 i / D)`. Both elements of a pair have the same cosine, and
+    The angle of pair i at position p is `p / base ** (2 i / D)`. Both elements of a pair have the same cosine, and
     the first has the sine with a minus, as in the first row of a rotation matrix.
 
     Args:
         n_positions: The number of positions.
         head_size: `D`, an even number.
+        base: A larger base turns later pairs more slowly, so that distant positions can still be told apart.
     """
 
-    def __init__(self, n_positions: int, head_size: int):
+    def __init__(self, n_positions: int, head_size: int, base: float = 10_000.0):
         super().__init__()
-        frequencies = ROPE_BASE ** -(torch.arange(0, head_size, 2).float() / head_size)
+        frequencies = base ** -(torch.arange(0, head_size, 2).float() / head_size)
         angles = torch.outer(torch.arange(n_positions).float(), frequencies)  # (n_positions, D / 2)
         self.cos = angles.cos().repeat(1, 2)
         self.sin = torch.cat((-angles.sin(), angles.sin()), dim=1)

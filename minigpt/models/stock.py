@@ -8,8 +8,8 @@ from torch.nn.modules import module as torch_module
 
 from minigpt.models.gpt import ACTIVATIONS, GPT, MLP, Attention, Block, SquaredReLU
 from minigpt.models.ngrams import NGrams
-from minigpt.models.presets import NORM_EPS, STOCK_VALUES
 from minigpt.models.rope import Rope
+from minigpt.models.settings import STOCK_VALUES
 
 # The children, parameters and buffers of each class. `minigpt.cpu` adds its replacements.
 TENSORS = {"weight", "bias"}
@@ -26,7 +26,7 @@ def unknown_part(model: nn.Module) -> str | None:
     """Return the first class, switch, module, hook or shape that differs from the stock GPT; None if there is none."""
     if type(model) is not GPT:
         return f"the class {type(model).__name__}"
-    for switch, value in model.settings.items():
+    for switch, value in model.settings.switches().items():
         known_values = STOCK_VALUES.get(switch, ())
         if known_values is not None and value not in known_values:
             return f"{switch} {value}"
@@ -50,21 +50,22 @@ def unknown_part(model: nn.Module) -> str | None:
 
 
 def _unknown_shape(model: GPT) -> str | None:
-    C, size, V = model.n_embd, model.n_embd // model.n_head, model.lm_head.weight.shape[0]
-    if len(model.blocks) != model.n_layer or len(model.ngrams or ()) != 2 * (model.settings["ngrams"] > 0):
+    settings = model.settings
+    C, size, V, hidden = settings.n_embd, settings.head_size, settings.vocab_size, settings.mlp_width
+    if len(model.blocks) != settings.n_layer or len(model.ngrams or ()) != 2 * (settings.ngrams > 0):
         return "the number of layers or of n-gram tables"
-    hidden = model.blocks[0].mlp.up.weight.shape[0] if model.blocks else 0
-    shapes = {"embed": (V, C), "lm_head": (V, C), "position": (model.block_size, C), "norm": (C,)}
-    shapes |= {f"ngrams.{n}": (model.settings["ngrams"], C) for n in range(2)}
-    in_block = {"attn.qkv": ((model.n_head + 2 * model.n_kv_head) * size, C), "attn.proj": (C, C), "norm1": (C,)}
-    in_block |= {"norm2": (C,), "mlp.up": (hidden, C), "mlp.gate": (hidden, C), "mlp.down": (C, hidden)}
-    shapes |= {f"blocks.{n}.{name}": shape for n in range(model.n_layer) for name, shape in in_block.items()}
+    shapes = {"embed": (V, C), "lm_head": (V, C), "position": (settings.block_size, C), "norm": (C,)}
+    shapes |= {f"ngrams.{n}": (settings.ngrams, C) for n in range(2)}
+    n_heads, n_all = settings.n_head * size, (settings.n_head + 2 * settings.n_kv_head) * size
+    in_block = {"attn.qkv": (n_all, C), "attn.proj": (C, n_heads), "norm1": (C,), "norm2": (C,)}
+    in_block |= {"mlp.up": (hidden, C), "mlp.gate": (hidden, C), "mlp.down": (C, hidden)}
+    shapes |= {f"blocks.{n}.{name}": shape for n in range(settings.n_layer) for name, shape in in_block.items()}
     for name, module in model.named_modules():
         if hasattr(module, "weight") and (module.weight is None or tuple(module.weight.shape) != shapes[name]):
             return f"the shape of {name}"
-        if hasattr(module, "eps") and module.eps != NORM_EPS[model.settings["norm"]]:
+        if hasattr(module, "eps") and module.eps != settings.norm_eps:
             return f"eps {module.eps} of {name}"
-    activation = repr(ACTIVATIONS[model.settings["mlp"]]())  # with its options
+    activation = repr(ACTIVATIONS[settings.mlp]())  # with its options
     if any(repr(block.mlp.activation) != activation for block in model.blocks):
         return "the activation of an MLP"
     if any(block.attn.layer != n for n, block in enumerate(model.blocks)):

@@ -59,7 +59,8 @@ def oversized_note(network: nn.Module, description: dict[str, Any], n_characters
         return None
 
     def size_of(width: int) -> int:
-        return n_parameters(build_network(description | {"init_args": settings | {"n_embd": width}}))
+        kept = {name: value for name, value in settings.items() if name not in ("head_size", "mlp_width")}
+        return n_parameters(build_network(description | {"init_args": kept | {"n_embd": width}}))
 
     advice = []
     if description["class_path"] in NETWORKS:
@@ -105,28 +106,28 @@ def as_text(rows: list[Part]) -> str:
 
 def _inside(model: GPT) -> list[Part]:
     """Return the parts of a GPT between its embedding and its output layer."""
-    block, norm, copies = model.blocks[0], model.settings["norm"], model.n_layer
-    norm = NORMS.get(norm, norm)
-    positions = Part(message("positions"), model.settings["position"], 0)
-    if model.settings["position"] == "rope":
+    settings, block, copies = model.settings, model.blocks[0], len(model.blocks)
+    norm = NORMS.get(settings.norm, settings.norm)
+    positions = Part(message("positions"), settings.position, 0)
+    if settings.position == "rope":
         positions = Part(message("positions"), message("rope_role"), 0)
     if model.position is not None:
         positions = Part(message("positions"), message("learned_role", model.block_size), _n(model.position))
     size = block.attn.head_size
-    heads = message("heads_role", model.n_head, size)
-    if model.n_kv_head < model.n_head:
-        heads = message("grouped_role", model.n_head, size, model.n_kv_head)
-    elif model.n_head == 1:
+    heads = message("heads_role", settings.n_head, size)
+    if settings.n_kv_head < settings.n_head:
+        heads = message("grouped_role", settings.n_head, size, settings.n_kv_head)
+    elif settings.n_head == 1:
         heads = message("head_role", size)
     ngrams = []
     if model.ngrams:
-        ngrams = [Part(message("n_grams"), message("n_grams_role", model.settings["ngrams"]), _n(*model.ngrams))]
+        ngrams = [Part(message("n_grams"), message("n_grams_role", settings.ngrams), _n(*model.ngrams))]
     return [
         *ngrams,
         positions,
         Part(
             message("blocks", copies) if copies > 1 else message("block"),
-            message("biases_role") if model.settings["bias"] else "",
+            message("biases_role") if settings.bias else "",
             None,
         ),
         Part("  " + message("attention_part"), heads, _n(block.attn), copies),

@@ -169,7 +169,9 @@ class LitLanguageModel(LightningModule):
 
     # The rest serves everything around the lesson: speed, resuming, logs, and networks and data of other kinds.
 
-    optimizer_class: str | None = None  # the class that replaces the optimizer above (`--optimizer`), for checkpoints
+    # Stored in checkpoints.
+    optimizer_class: str | None = None  # the class that `--optimizer` names, in place of the optimizer above
+    origin: dict[str, Any] | None = None  # the model that the weights came from; see `training.start`
 
     def check_settings(self) -> None:
         """Check all settings, so that a mistake is reported now rather than when training starts.
