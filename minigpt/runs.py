@@ -339,13 +339,15 @@ def tokens_of(file: Path, metadata: dict, cache_dir: str | None = None) -> Token
         MiniGPTError: The corpus is missing or has changed, or gives a different tokenizer.
     """
     corpus = Corpus(corpus_of(file, metadata), **{key: metadata[key] for key in ("encoding", "lower", "strip", "nfc")})
-    settings = {key: metadata[key] for key in ("max_vocab_size", "byte_fallback", "val_fraction")}
-    tokens = tokenize(corpus, metadata["tokenizer"]["kind"], **settings, cache_dir=cache_dir)
+    settings = {key: metadata[key] for key in ("max_vocab_size", "byte_fallback", "val_fraction", "unknown")}
+    tokenizer = tokenizers.from_dict(metadata["tokenizer"])
+    kind = tokenizer if metadata["tokenizer_given"] else tokenizer.kind
+    tokens = tokenize(corpus, kind, **settings, cache_dir=cache_dir)
     if tokens.sha256 != metadata["sha256"]:
         raise MiniGPTError(
             f"The corpus '{metadata['path']}' has changed since this model was trained, so its validation text is "
             "lost. Restore the old file, or score a different text with --data.path."
         )
-    if difference := tokenizers.difference(tokens.tokenizer, tokenizers.from_dict(metadata["tokenizer"])):
+    if difference := tokenizers.difference(tokens.tokenizer, tokenizer):
         raise MiniGPTError(f"The corpus gives a different tokenizer than the checkpoint's: {difference}.")
     return tokens

@@ -104,6 +104,10 @@ MESSAGES = {
         "oversized": "The model has {:,} parameters for {:,} characters: it will recite the text rather than learn "
         "from it. Better: {}.",
         "both_settings": " and ", "longer_text": "a longer text",
+        "new_characters": "{} characters of the text are new to the model, and get rows that start at the mean of the "
+        "others: {}",
+        "longer_windows": "The windows are of {} tokens, and the model has learned from windows of {}: it has to learn "
+        "the longer distances.",
         "val_part": "Validation scores {:,} of {:,} tokens; `{}` scores them all.",
         "first_run": "There is no run of '{}' to continue yet, so this is the first.",
         "other_bits": "The result will differ in its last bits from an uninterrupted run: {}.",
@@ -212,6 +216,10 @@ MESSAGES = {
         "oversized": "Le modèle a {:,} paramètres pour {:,} caractères : il récitera le texte au lieu d'en "
         "apprendre. Préférez {}.",
         "both_settings": " et ", "longer_text": "un texte plus long",
+        "new_characters": "{} caractères du texte sont nouveaux pour le modèle ; leurs lignes partent de la moyenne "
+        "des autres : {}",
+        "longer_windows": "Les fenêtres ont {} jetons, alors que le modèle a appris de fenêtres de {} : il lui reste à "
+        "apprendre les distances plus longues.",
         "val_part": "La validation porte sur {:,} des {:,} jetons ; `{}` les évalue tous.",
         "first_run": "Il n'y a pas encore d'entraînement de « {} » à reprendre : celui-ci est le premier.",
         "other_bits": "Le résultat différera dans ses derniers bits d'un entraînement ininterrompu : {}.",

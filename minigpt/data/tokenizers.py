@@ -110,6 +110,10 @@ class Tokenizer(ABC):
         ids = ids.tolist() if isinstance(ids, torch.Tensor) else ids
         return b"".join(self.tokens[i] for i in ids).decode("utf-8", "replace")
 
+    def extended(self, alphabet: Iterable[str]) -> Self:
+        """Return a tokenizer with additional ids for the characters that this one cannot spell, if it can have such."""
+        return self
+
     def to_dict(self) -> dict:
         """Return the tokenizer as a dict of plain values."""
         return {name: getattr(self, name) for name in ("kind", self.learned, "lower", "nfc")}
@@ -193,10 +197,15 @@ class CharTokenizer(Tokenizer):
             missing = sorted(set(text) - self.stoi.keys())
             named = ", ".join(map(repr, missing[:10])) + (f" and {len(missing) - 10} more" if missing[10:] else "")
             raise MiniGPTError(
-                f"The model has never seen {named}. "
-                "Write the text without, or drop such characters with --unknown skip."
+                f"The model has never seen {named}. Write the text without, or drop such characters with --unknown "
+                "skip (in a training --data.unknown skip)."
             )
         return ids[ids >= 0]
+
+    def extended(self, alphabet: Iterable[str]) -> Self:
+        """Return a tokenizer with additional ids for the characters of an alphabet that this one cannot spell."""
+        new = [] if self.byte_fallback else [character for character in alphabet if character not in self.stoi]
+        return type(self)([*self.characters, *new], self.lower, self.nfc, self.byte_fallback) if new else self
 
     def to_dict(self) -> dict:
         """Return the tokenizer as a dict of plain values."""

@@ -100,7 +100,7 @@ def note_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
 
 def resume_invariants(data: dict, network: dict, settings: dict, accumulate_grad_batches: int) -> dict[str, Any]:
     """Return the settings that a resume cannot change, by the names of their options."""
-    cleaning = ("max_vocab_size", "byte_fallback", "val_fraction", "lower", "strip", "nfc")
+    cleaning = ("max_vocab_size", "byte_fallback", "val_fraction", "lower", "strip", "nfc", "unknown")
     return {
         "data.tokenizer": data["tokenizer"]["kind"],
         **{f"data.{key}": data[key] for key in cleaning},

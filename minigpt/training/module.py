@@ -81,6 +81,7 @@ class LitLanguageModel(LightningModule):
         # Stored in checkpoints: the network's class and arguments, and the class that `--optimizer` names, if any.
         self.architecture = describe(network)
         self.optimizer_class: str | None = None
+        self.origin: dict[str, Any] | None = None  # the model that the weights came from; see `training.start`
         # Built here only so that a wrong setting raises an error now rather than when training starts.
         self.build_optimizer()
         self.build_schedule(steps=10)

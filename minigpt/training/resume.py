@@ -258,7 +258,12 @@ class RunDescription(Callback):
             "accumulate_grad_batches": self._accumulate_grad_batches,
             "schedule_steps": callbacks_of(trainer, ScheduleOnResume)[0].steps,
             "environment": environment(trainer),
+            "origin": module.origin,
         }
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Restore where the weights came from."""
+        lit(pl_module).origin = checkpoint.get("minigpt", {}).get("origin")
 
 
 def total_steps(trainer: Trainer) -> int:
