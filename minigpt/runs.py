@@ -30,6 +30,7 @@ from minigpt.data.prepare import TokenizedCorpus, tokenize
 from minigpt.errors import MiniGPTError, check_choice, needs, writing
 from minigpt.generation.text import LanguageModel
 from minigpt.models import NETWORKS, build_network, device_of
+from minigpt.models.merging import merged
 
 ROOT = "lightning_logs"
 EXPORTED = "minigpt.json"  # beside model.safetensors, in a folder that `minigpt export` wrote
@@ -124,12 +125,18 @@ def _is_checkpoint(path: Path) -> bool:
     return path.is_file() or (path / ".metadata").is_file()  # sharded, which read_checkpoint refuses
 
 
-def read_checkpoint(file: Path) -> dict:
+def read_checkpoint(file: Path, merge: bool = True) -> dict:
     """Load a checkpoint of minigpt, or an export of one, on the CPU without unpickling code.
+
+    Args:
+        file: The checkpoint, as `find_checkpoint` returns it.
+        merge: Whether to read the base of a checkpoint with adapters, and to add the adapters to its weights.
+            `minigpt.lora` in the checkpoint then becomes `adapters`, with the adapters' `state_dict` beside.
 
     Raises:
         MiniGPTError: The file is truncated, holds more than plain values and tensors, or does not come from a supported
-            version of minigpt; or it is a folder, as version 0.1 wrote from several processes.
+            version of minigpt; it is a folder, as version 0.1 wrote from several processes; or the base of its adapters
+            is missing or has changed.
     """
     if file.is_dir():
         raise MiniGPTError(
@@ -150,7 +157,62 @@ def read_checkpoint(file: Path) -> dict:
         raise MiniGPTError(
             f"'{file}' was written by minigpt {made_by}, and this is {minigpt.__version__}. Upgrade minigpt."
         )
+    if merge and checkpoint["minigpt"].get("lora"):
+        try:
+            _merge_adapters(checkpoint, file)
+        except (KeyError, TypeError, RuntimeError, AttributeError) as error:  # an altered file can fail in many ways
+            raise MiniGPTError(
+                f"The adapters in '{file}' do not fit their base. Pass a different checkpoint."
+            ) from error
     return checkpoint
+
+
+def _merge_adapters(checkpoint: dict, file: Path) -> None:
+    metadata = checkpoint["minigpt"]
+    settings, adapters = metadata.pop("lora"), checkpoint["state_dict"]
+    checkpoint["adapters"] = settings | {"state_dict": adapters}
+    weights = base_weights(file, metadata | {"lora": settings}) | adapters
+    checkpoint["state_dict"] = merged(weights, settings["alpha"] / settings["rank"])
+
+
+def base_weights(file: Path, metadata: dict) -> dict[str, torch.Tensor]:
+    """Return the weights that the adapters of a checkpoint belong to, under the names in its state dict.
+
+    The base is searched for under its absolute path, under its path relative to the run, and as `base` in the run
+    folder, where a user can put it or a link to it.
+
+    Args:
+        file: The checkpoint.
+        metadata: The checkpoint's metadata, which has `origin` and `lora`.
+
+    Returns:
+        The weights; none if the checkpoint holds them itself.
+
+    Raises:
+        MiniGPTError: The base is missing or has changed.
+    """
+    origin, relative = metadata["origin"], metadata["lora"]["base"]
+    if relative is None:
+        return {}
+    run = (run_of(file.absolute()) or file.absolute().parent).resolve()
+    paths = [run / "base", Path(origin["path"]), run / relative]
+    names = (Path(origin["path"]).stem, "best", "last")
+    bases = [find_checkpoint(path.resolve(), prefer=names) for path in paths if path.exists()]
+    remedy = f"put the original, or a link to it, at '{os.path.relpath(run / 'base')}'"
+    if not bases:
+        raise MiniGPTError(
+            f"'{file}' holds adapters for the model {origin['source']}, which is not at '{origin['path']}' any more. "
+            f"Restore it, or {remedy}."
+        )
+    for base in bases:
+        if checksum(base) == origin["sha256"]:
+            weights = read_checkpoint(base)["state_dict"]
+            # A run with shorter windows than its base has the vectors of the first positions only.
+            return {name: weights[name][:rows] for name, rows in metadata["lora"]["frozen"].items()}
+    raise MiniGPTError(
+        f"'{file}' holds adapters for the model {origin['source']}, and the weights in '{bases[0]}' are not those that "
+        f"they were trained with. Restore them, or {remedy}."
+    )
 
 
 def _read_own(file: Path) -> dict:
