@@ -59,8 +59,8 @@ class Source:
             settings["data.block_size"] = min(self.block_size, LARGEST_BLOCK)
         arguments = {key: value for key, value in self.init_args.items() if key not in ("vocab_size", "block_size")}
         settings |= {f"model.network.{key}": value for key, value in arguments.items() if value is not None}
-        settings = {"model.network": self.network} | settings
-        return [f"--{key}={as_text(value)}" for key, value in settings.items() if key not in given]
+        flags = [f"--{key}={as_text(value)}" for key, value in settings.items() if key not in given]
+        return [f"--model.network={self.network}", *flags]  # the class first, since the parser needs it for the rest
 
     def _of_tokenizer(self) -> dict[str, Any]:
         """Return the settings that the tokenizer determines."""
