@@ -1,6 +1,5 @@
 """A folder for transformers: config, weights and tokenizer under Hugging Face's names."""
 
-from itertools import product
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from minigpt.errors import MiniGPTError
 from minigpt.export.safetensors import as_json, as_safetensors
 from minigpt.generation.text import LanguageModel
 from minigpt.models.gpt import GPT
+from minigpt.models.pretrained import GPT2, LLAMA, Family
 from minigpt.models.settings import PRESETS, Settings
 from minigpt.models.stock import unknown_part
 
@@ -79,7 +79,7 @@ def to_hugging_face(model: torch.nn.Module) -> tuple[dict[str, Any], dict[str, t
         usual = (settings.n_head, settings.n_embd // settings.n_head)
         # GPT-2 has as many heads of keys and values as of queries, and heads that are as wide as the model together.
         if _is_preset(settings, "gpt2") and (settings.n_kv_head, settings.head_size) == usual:
-            return _gpt2(model)
+            return _renamed(model, GPT2)
         if _is_preset(settings, "llama"):
             return llama(model)
     name = type(model).__name__
@@ -98,69 +98,34 @@ def _is_preset(settings: Settings, preset: str) -> bool:
     return all(value == PRESETS[preset][name] for name, value in settings.switches().items() if name not in free)
 
 
-def _common(model: GPT) -> dict[str, Any]:
-    """Return the settings of both classes; begin, end and padding ids are None, since the defaults are real tokens."""
-    return {
-        "vocab_size": model.embed.num_embeddings,
+def _renamed(model: GPT, family: Family) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Return the config and the weights of a model under the names of its family.
+
+    Begin, end and padding ids are None, since the defaults are real tokens.
+    """
+    settings = model.settings
+    config = {
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
         "bos_token_id": None,
         "eos_token_id": None,
         "pad_token_id": None,
-        "tie_word_embeddings": model.settings.tie_weights,
+        "tie_word_embeddings": settings.tie_weights,
         "dtype": "float32",
-    }
-
-
-def _gpt2(model: GPT) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    settings = model.settings
-    config = _common(model) | {
-        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_positions": settings.block_size,
-        "n_embd": settings.n_embd, "n_layer": settings.n_layer, "n_head": settings.n_head,
-        "n_inner": settings.mlp_width, "layer_norm_epsilon": settings.norm_eps, "activation_function": "gelu_new",
-    }  # fmt: skip
-    ours = model.state_dict()
-    weights = {
-        "transformer.wte.weight": ours["embed.weight"],
-        "transformer.wpe.weight": ours["position.weight"],
-        "transformer.ln_f.weight": ours["norm.weight"],
-        "transformer.ln_f.bias": ours["norm.bias"],
-        "lm_head.weight": ours["lm_head.weight"],
-    }
-    names = {"norm1": "ln_1", "attn.qkv": "attn.c_attn", "attn.proj": "attn.c_proj", "norm2": "ln_2",
-             "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj"}  # fmt: skip
-    for layer in range(settings.n_layer):
-        for name, theirs in names.items():
-            weight, bias = (ours[f"blocks.{layer}.{name}.{kind}"] for kind in ("weight", "bias"))
-            # Hugging Face's GPT-2 stores the weights of linear layers as (in, out).
-            weights[f"transformer.h.{layer}.{theirs}.weight"] = weight.T.contiguous() if weight.dim() == 2 else weight
-            weights[f"transformer.h.{layer}.{theirs}.bias"] = bias
+    } | {theirs: getattr(settings, ours) for ours, theirs in family.sizes.items()}
+    if family is LLAMA:
+        config |= {"attention_bias": settings.bias, "mlp_bias": settings.bias}
+    else:
+        config["activation_function"] = "gelu_new"
+    weights, widths = {}, model.blocks[0].attn.widths
+    for name, weight in model.state_dict().items():
+        names = family.names(name)
+        parts = weight.split(widths) if len(names) > 1 else [weight]
+        for theirs, part in zip(names, parts, strict=True):
+            weights[theirs] = (part.T if family.is_transposed(name, part) else part).contiguous()
     return config, weights
 
 
 def llama(model: GPT) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Return the config and the weights, under Hugging Face's names, of a model with the switches of Llama."""
-    settings = model.settings
-    config = _common(model) | {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "max_position_embeddings": settings.block_size,
-        "hidden_size": settings.n_embd, "intermediate_size": settings.mlp_width,
-        "num_hidden_layers": settings.n_layer, "num_attention_heads": settings.n_head,
-        "num_key_value_heads": settings.n_kv_head, "head_dim": settings.head_size,
-        "rms_norm_eps": settings.norm_eps, "rope_theta": settings.rope_base,
-        "attention_bias": settings.bias, "mlp_bias": settings.bias,
-    }  # fmt: skip
-    ours = model.state_dict()
-    weights = {
-        "model.embed_tokens.weight": ours["embed.weight"],
-        "model.norm.weight": ours["norm.weight"],
-        "lm_head.weight": ours["lm_head.weight"],
-    }
-    names = {"norm1": "input_layernorm", "attn.proj": "self_attn.o_proj", "norm2": "post_attention_layernorm",
-             "mlp.gate": "mlp.gate_proj", "mlp.up": "mlp.up_proj", "mlp.down": "mlp.down_proj"}  # fmt: skip
-    rows = model.blocks[0].attn.widths
-    for layer, kind in product(range(settings.n_layer), ("weight", "bias")):
-        for name, theirs in names.items():
-            if (weight := ours.get(f"blocks.{layer}.{name}.{kind}")) is not None:
-                weights[f"model.layers.{layer}.{theirs}.{kind}"] = weight
-        if (fused := ours.get(f"blocks.{layer}.attn.qkv.{kind}")) is not None:
-            for part, weight in zip("qkv", fused.split(rows), strict=True):
-                weights[f"model.layers.{layer}.self_attn.{part}_proj.{kind}"] = weight.contiguous()
-    return config, weights
+    return _renamed(model, LLAMA)
