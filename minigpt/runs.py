@@ -131,7 +131,7 @@ def read_checkpoint(file: Path, merge: bool = True) -> dict:
     Args:
         file: The checkpoint, as `find_checkpoint` returns it.
         merge: Whether to read the base of a checkpoint with adapters, and to add the adapters to its weights.
-            `minigpt.lora` in the checkpoint then becomes `adapters`, with the adapters' `state_dict` beside.
+            The adapters and their settings are then under `adapters`.
 
     Raises:
         MiniGPTError: The file is truncated, holds more than plain values and tensors, or does not come from a supported
@@ -169,50 +169,58 @@ def read_checkpoint(file: Path, merge: bool = True) -> dict:
 
 def _merge_adapters(checkpoint: dict, file: Path) -> None:
     metadata = checkpoint["minigpt"]
-    settings, adapters = metadata.pop("lora"), checkpoint["state_dict"]
-    checkpoint["adapters"] = settings | {"state_dict": adapters}
-    weights = base_weights(file, metadata | {"lora": settings}) | adapters
+    settings, adapters = metadata["lora"], checkpoint["state_dict"]
+    base = find_base(file, metadata)
+    checkpoint["adapters"] = settings | {"state_dict": adapters, "file": base}
+    weights = adapters if base is None else base_weights(base, metadata) | adapters
     checkpoint["state_dict"] = merged(weights, settings["alpha"] / settings["rank"])
+    metadata["lora"] = None
 
 
-def base_weights(file: Path, metadata: dict) -> dict[str, torch.Tensor]:
-    """Return the weights that the adapters of a checkpoint belong to, under the names in its state dict.
+def find_base(file: Path, metadata: dict) -> Path | None:
+    """Return the checkpoint that the adapters in a checkpoint belong to.
 
-    The base is searched for under its absolute path, under its path relative to the run, and as `base` in the run
-    folder, where a user can put it or a link to it.
+    It is searched for as `base` in the run folder, where a user can put it or a link to it; under its absolute path;
+    and under its path relative to the run, which stays the same if both are moved together.
 
     Args:
         file: The checkpoint.
         metadata: The checkpoint's metadata, which has `origin` and `lora`.
 
     Returns:
-        The weights; none if the checkpoint holds them itself.
+        The checkpoint, as `find_checkpoint` returns it; None if the weights are beside the adapters.
 
     Raises:
-        MiniGPTError: The base is missing or has changed.
+        MiniGPTError: The base is missing, or has other weights.
     """
     origin, relative = metadata["origin"], metadata["lora"]["base"]
     if relative is None:
-        return {}
+        return None
     run = (run_of(file.absolute()) or file.absolute().parent).resolve()
-    paths = [run / "base", Path(origin["path"]), run / relative]
+    link = run / "base"
+    paths = [link.resolve() if link.is_file() else link, Path(origin["path"]), Path(os.path.normpath(run / relative))]
     names = (Path(origin["path"]).stem, "best", "last")
-    bases = [find_checkpoint(path.resolve(), prefer=names) for path in paths if path.exists()]
-    remedy = f"put the original, or a link to it, at '{os.path.relpath(run / 'base')}'"
-    if not bases:
-        raise MiniGPTError(
-            f"'{file}' holds adapters for the model {origin['source']}, which is not at '{origin['path']}' any more. "
-            f"Restore it, or {remedy}."
-        )
+    bases = [find_checkpoint(path, prefer=names) for path in paths if path.exists()]
     for base in bases:
         if checksum(base) == origin["sha256"]:
-            weights = read_checkpoint(base)["state_dict"]
-            # A run with shorter windows than its base has the vectors of the first positions only.
-            return {name: weights[name][:rows] for name, rows in metadata["lora"]["frozen"].items()}
+            return base
+    state = f"has other weights in '{bases[0]}' now" if bases else f"is not at '{origin['path']}' any more"
     raise MiniGPTError(
-        f"'{file}' holds adapters for the model {origin['source']}, and the weights in '{bases[0]}' are not those that "
-        f"they were trained with. Restore them, or {remedy}."
+        f"'{file}' holds adapters for the model {origin['source']}, which {state}. Restore it, or put the original, or "
+        f"a link to it, at '{os.path.relpath(link)}'."
     )
+
+
+def base_weights(base: Path, metadata: dict) -> dict[str, torch.Tensor]:
+    """Return the frozen weights of a network with adapters, under the names in its checkpoint's state dict.
+
+    Args:
+        base: The checkpoint of the base.
+        metadata: The metadata of the checkpoint with the adapters.
+    """
+    weights = read_checkpoint(base)["state_dict"]
+    # A run with shorter windows than its base has the vectors of the first positions only.
+    return {name: weights[name][:rows] for name, rows in metadata["lora"]["frozen"].items()}
 
 
 def _read_own(file: Path) -> dict:

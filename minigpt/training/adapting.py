@@ -92,7 +92,7 @@ def adapt(
 
 @torch.no_grad()
 def load_base(model: nn.Module, file: Path, metadata: dict[str, Any]) -> None:
-    """Load the frozen weights of a resumed run, if its checkpoint does not hold them.
+    """Load the frozen weights of a resumed run, unless its checkpoint holds them.
 
     Args:
         model: The module around a network with adapters.
@@ -100,8 +100,9 @@ def load_base(model: nn.Module, file: Path, metadata: dict[str, Any]) -> None:
         metadata: The checkpoint's metadata.
 
     Raises:
-        MiniGPTError: The base is missing or has changed.
+        MiniGPTError: The base is missing or has other weights.
     """
-    own = model.state_dict()
-    for name, weight in runs.base_weights(file, metadata).items():
-        own[name].copy_(weight)
+    if base := runs.find_base(file, metadata):
+        own = model.state_dict()
+        for name, weight in runs.base_weights(base, metadata).items():
+            own[name].copy_(weight)

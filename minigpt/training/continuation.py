@@ -67,7 +67,9 @@ class Continuation:
         now = resume_invariants(data.describe("."), model.architecture, model.hparams, trainer.accumulate_grad_batches)
         then["optimizer"], now["optimizer"] = metadata.get("optimizer"), model.optimizer_class
         for key in ("rank", "alpha", "dropout"):
-            then[f"lora.{key}"], now[f"lora.{key}"] = (each and each[key] for each in (metadata.get("lora"), lora))
+            then[f"lora.{key}"], now[f"lora.{key}"] = (
+                (each or {"rank": 0}).get(key) for each in (metadata.get("lora"), lora)
+            )
         for key in then | now:
             if then.get(key) != now.get(key):
                 raise MiniGPTError(
