@@ -272,7 +272,9 @@ def evaluate(args: list[str]) -> int:
         cleaning = {key: metadata[key] for key in ("lower", "strip", "nfc")}
         pieces = Corpus(asked.path, asked.encoding, **cleaning).pieces()
         val = torch.cat([torch.from_numpy(lm.tokenizer.encode_array(piece, asked.unknown)) for piece in pieces])
-    metrics = measure(lm.model, val, lm.tokenizer.lengths)
+    # A pretrained model may take windows that are much longer than those with which it can be scored here.
+    block_size = min(getattr(lm.model, "block_size"), metadata["block_size"])  # noqa: B009  (every loaded model has one)
+    metrics = measure(lm.model, val, lm.tokenizer.lengths, block_size)
     scores: dict[str, Any] = {name: round(value, 6) for name, value in metrics.scores().items()}
     scores["baselines"] = None
     if own:

@@ -1,11 +1,15 @@
-"""The rank of this process among those of a training, and its memory settings.
+"""The rank of this process among those of a training, and its memory.
 
 Launchers such as torchrun and srun set the rank in environment variables. Such variables may also be left over in the
 environment of a process that no launcher started.
 """
 
 import os
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 SIZES = {  # from the variable with the rank to the variable with the number of processes
     "RANK": "WORLD_SIZE", "LOCAL_RANK": "WORLD_SIZE", "SLURM_PROCID": "SLURM_NTASKS",
@@ -67,3 +71,40 @@ def keep_memory() -> None:
         mallopt(-3, 2**30) or mallopt(
             -3, 2**25
         )  # M_MMAP_THRESHOLD: larger blocks from the heap; an old glibc allows 32 MB
+
+
+def available_memory() -> int | None:
+    """Return how many bytes of memory this process can still take; None where the system does not say.
+
+    On Linux this is the least of what the machine has, MemAvailable in /proc/meminfo, and of what the limits of the
+    process's control group and of the groups above it leave. File caches do not count as taken.
+    """
+    free: list[int] = []
+    with suppress(OSError, ValueError):
+        meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
+        free += [
+            1024 * int(kilobytes) for kilobytes in re.findall(r"^MemAvailable:\s+(\d+) kB$", meminfo, re.MULTILINE)
+        ]
+    for group, (limit, used, cache) in _control_groups():
+        with suppress(OSError, ValueError):  # `max` instead of a number is no limit
+            most = int((group / limit).read_text(encoding="ascii"))
+            stat = (group / "memory.stat").read_text(encoding="ascii")
+            cached = sum(map(int, re.findall(rf"^{cache} (\d+)$", stat, re.MULTILINE)))
+            free.append(max(0, most - int((group / used).read_text(encoding="ascii")) + cached))
+    return min(free, default=None)
+
+
+def _control_groups() -> Iterator[tuple[Path, tuple[str, str, str]]]:
+    """Yield the control groups of this process, each with the names of its limit, its use and its file cache."""
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers:  # version 2
+                root, names = Path("/sys/fs/cgroup"), ("memory.max", "memory.current", "inactive_file")
+            elif "memory" in controllers.split(","):
+                root = Path("/sys/fs/cgroup/memory")
+                names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            else:
+                continue
+            own = root / path.lstrip("/")
+            yield from ((group, names) for group in (own, *own.parents) if group.is_relative_to(root))

@@ -1,7 +1,8 @@
 """Finding and loading checkpoints, without Lightning.
 
 A checkpoint is given as `last`, a run folder or a file. A run is a folder such as `lightning_logs/tiny/version_0`, with
-`checkpoints/last.ckpt` and `checkpoints/best.ckpt`.
+`checkpoints/last.ckpt` and `checkpoints/best.ckpt`. Two other kinds of folders are read as checkpoints too: those that
+`minigpt export --format safetensors` wrote, and those of Hugging Face.
 """
 
 import glob
@@ -24,17 +25,22 @@ import minigpt
 from minigpt.command_line import command, first_training
 from minigpt.cpu.int8 import quantize_checked
 from minigpt.cpu.layers import order_weights
-from minigpt.data import tokenizers
+from minigpt.data import pretrained_tokenizer, tokenizers
 from minigpt.data.corpus import NAMES, Corpus
 from minigpt.data.prepare import TokenizedCorpus, tokenize
-from minigpt.errors import MiniGPTError, check_choice, needs, writing
+from minigpt.errors import MiniGPTError, check_choice, writing
 from minigpt.generation.text import LanguageModel
 from minigpt.models import NETWORKS, build_network, device_of
+from minigpt.models.gpt import GPT
 from minigpt.models.merging import merged
+from minigpt.models.pretrained import CONFIG, LARGEST_BLOCK, PICKLE, build_around, read_pretrained
 
 ROOT = "lightning_logs"
 EXPORTED = "minigpt.json"  # beside model.safetensors, in a folder that `minigpt export` wrote
-LARGEST_BLOCK = 1 << 20  # the largest block_size accepted from a checkpoint whose weights do not show it
+USUAL_BLOCK = 1024  # tokens; the window for scoring a pretrained model that takes longer ones
+# The files of a model on the hub that are downloaded.
+HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*.json", "LICENSE*"]
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # The type of a model's tensors; for int8, of all tensors but the weights of linear layers.
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
 
@@ -71,12 +77,16 @@ def run_of(file: Path) -> Path | None:
     return file.parent.parent if file.parent.name == "checkpoints" else None
 
 
-def find_checkpoint(ckpt_path: str | Path = "last", prefer: tuple[str, ...] = ("best", "last")) -> Path:
-    """Return the checkpoint file that `last`, a run folder or a file names.
+def find_checkpoint(
+    ckpt_path: str | Path = "last", prefer: tuple[str, ...] = ("best", "last"), flag: str = "--ckpt_path"
+) -> Path:
+    """Return the checkpoint file that `last`, a folder or a file names.
 
     Args:
-        ckpt_path: `last` for the newest run under `lightning_logs/`, a run folder, or a checkpoint file.
+        ckpt_path: `last` for the newest run under `lightning_logs/`, a run folder, a checkpoint file, or a folder of
+            an export or of Hugging Face. In these two, the checkpoint is the .json file beside the weights.
         prefer: The checkpoints of a run folder to look for, in this order.
+        flag: The option that messages name.
 
     Raises:
         MiniGPTError: There is no run yet, or no checkpoint at this path.
@@ -87,22 +97,73 @@ def find_checkpoint(ckpt_path: str | Path = "last", prefer: tuple[str, ...] = ("
             raise MiniGPTError(f"There is no run under {ROOT}/ yet. Start one: {first_training()}")
     else:
         if not str(ckpt_path):
-            raise MiniGPTError("--ckpt_path is empty. Pass a run folder, a checkpoint file, or 'last'.")
+            raise MiniGPTError(f"{flag} is empty. Pass a run folder, a checkpoint file, or 'last'.")
         run = Path(os.path.expanduser(ckpt_path))
+        if run.suffix == ".safetensors" and run.is_file():
+            run = run.parent
         if _is_checkpoint(run):
             return run
         if not run.exists():
+            on_hub = flag == "--ckpt_path" and HUB_NAME.fullmatch(str(ckpt_path)) and "lightning" not in str(ckpt_path)
+            hint = f" A model of the Hugging Face hub is for `train --init_from {ckpt_path}`." if on_hub else ""
             raise MiniGPTError(
-                f"There is no run or checkpoint at '{ckpt_path}'. Pass --ckpt_path a run folder such as "
-                f"{ROOT}/tiny/version_0, a file, or 'last'."
+                f"There is no run or checkpoint at '{ckpt_path}'. Pass {flag} a run folder such as "
+                f"{ROOT}/tiny/version_0, a file, or 'last'.{hint}"
             )
-    if (run / EXPORTED).is_file():
-        return run / EXPORTED
-    for stem in prefer:
-        file = run / "checkpoints" / f"{stem}.ckpt"
+    files = [run / EXPORTED, *(run / "checkpoints" / f"{stem}.ckpt" for stem in prefer), run / CONFIG]
+    for file in files:
         if _is_checkpoint(file):
             return file
+    if any(run.glob("*.safetensors")) or (run / PICKLE).exists():
+        raise MiniGPTError(f"The folder '{run}' has weights, but no {CONFIG}. Download it again, or pass a run.")
     raise MiniGPTError(f"The folder '{run}' holds no checkpoint (checkpoints/{prefer[-1]}.ckpt). Pass a different run.")
+
+
+def find_source(name: str | Path) -> Path:
+    """Return the checkpoint file that `--init_from` names; a model of the Hugging Face hub is downloaded.
+
+    Args:
+        name: As in `find_checkpoint`; or the name of a model on the hub, such as `gpt2` or
+            `HuggingFaceTB/SmolLM2-135M`, unless there is a file or folder of this name.
+
+    Raises:
+        MiniGPTError: There is no checkpoint at this path, and no such model on the hub or in its local cache.
+    """
+    if str(name) == "last" or not HUB_NAME.fullmatch(str(name)) or Path(os.path.expanduser(name)).exists():
+        return find_checkpoint(name, flag="--init_from")
+    return find_checkpoint(_download(str(name)), flag="--init_from")
+
+
+def _download(name: str) -> Path:
+    """Return the folder of a model of the hub, from its local cache if it cannot be reached.
+
+    Raises:
+        MiniGPTError: The hub has no such model, or cannot be reached and the model is not in the cache.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+    except GatedRepoError as error:
+        raise MiniGPTError(
+            f"The model '{name}' asks for a login: accept its terms on its page, and log in with `hf auth login`."
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise MiniGPTError(
+            f"'{name}' is not a run, a file or a folder here, nor a model of the Hugging Face hub. Pass --init_from a "
+            "run folder, a file, 'last', or a name such as HuggingFaceTB/SmolLM2-135M."
+        ) from error
+    except (LocalEntryNotFoundError, OSError) as error:  # the errors of the network derive from OSError
+        raise MiniGPTError(
+            f"'{name}' is not a run, a file or a folder here, and the Hugging Face hub cannot be reached for a model "
+            "of that name. Pass --init_from a folder, or try again with a network."
+        ) from error
 
 
 def checksum(file: Path) -> str:
@@ -126,7 +187,7 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def read_checkpoint(file: Path, merge: bool = True) -> dict:
-    """Load a checkpoint of minigpt, or an export of one, on the CPU without unpickling code.
+    """Load a checkpoint of minigpt, an export of one, or a model of Hugging Face, on the CPU without unpickling code.
 
     Args:
         file: The checkpoint, as `find_checkpoint` returns it.
@@ -135,15 +196,16 @@ def read_checkpoint(file: Path, merge: bool = True) -> dict:
 
     Raises:
         MiniGPTError: The file is truncated, holds more than plain values and tensors, or does not come from a supported
-            version of minigpt; it is a folder, as version 0.1 wrote from several processes; or the base of its adapters
-            is missing or has changed.
+            version of minigpt; it is a folder, as version 0.1 wrote from several processes; `read_pretrained` or the
+            tokenizer of Hugging Face refuses the model; or the base of the adapters is missing or has other weights.
     """
     if file.is_dir():
         raise MiniGPTError(
             f"The checkpoint '{file}' is a folder with one part per process, which minigpt {minigpt.__version__} does "
             "not read. Train again, or convert it to one file with the version of minigpt that wrote it."
         )
-    checkpoint = _read_export(file) if file.name == EXPORTED else _read_own(file)
+    read = {EXPORTED: _read_export, CONFIG: _read_hugging_face}.get(file.name, _read_own)
+    checkpoint = read(file)
     try:
         made_by = Version(checkpoint["minigpt"]["version"])
     except (KeyError, TypeError, InvalidVersion) as error:
@@ -238,8 +300,8 @@ def _read_own(file: Path) -> dict:
 
 
 def _read_export(file: Path) -> dict:
-    with needs("An export needs", "export", "safetensors"):
-        from safetensors.torch import load_file
+    from safetensors.torch import load_file
+
     try:
         weights = load_file(file.with_name("model.safetensors"))
         return {
@@ -252,6 +314,42 @@ def _read_export(file: Path) -> dict:
         ) from error
 
 
+def _read_hugging_face(file: Path) -> dict:
+    """Return a folder of Hugging Face as a checkpoint: of a model that was trained on a text that is not there."""
+    folder = file.parent
+    tokenizer_file = folder / "tokenizer.json"
+    if not tokenizer_file.exists():
+        raise MiniGPTError(
+            f"The folder '{folder}' has no tokenizer.json, the tokenizer. Write it with transformers: "
+            f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})."
+        )
+    init_args, weights, config = read_pretrained(folder)
+    bos, eos = (_token_ids(config.get(f"{end}_token_id"), init_args["vocab_size"]) for end in ("bos", "eos"))
+    try:
+        definition = tokenizer_file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise MiniGPTError(f"'{tokenizer_file}' cannot be read. Download the folder again.") from error
+    tokenizer = pretrained_tokenizer.from_definition(
+        definition, init_args["vocab_size"], bos if isinstance(bos, int) else None, eos
+    )
+    data = {
+        "tokenizer": tokenizer.to_dict(), "block_size": min(init_args["block_size"], USUAL_BLOCK), "path": None,
+        "encoding": None, "lower": tokenizer.lower, "strip": False, "nfc": tokenizer.nfc,
+    }  # fmt: skip
+    model = {"class_path": "minigpt.GPT", "init_args": init_args}
+    return {
+        "minigpt": {"version": minigpt.__version__, "model": model, "data": data},
+        "state_dict": {f"network.{name}": weight for name, weight in weights.items()},
+    }
+
+
+def _token_ids(value: object, vocab_size: int) -> int | list[int] | None:
+    """Return an id of a config, or several, if the vocabulary has them."""
+    ids = value if isinstance(value, list) else [value]
+    known = [i for i in ids if type(i) is int and 0 <= i < vocab_size]
+    return None if not known else known[0] if len(known) == 1 else known
+
+
 def language_model(
     checkpoint: dict,
     device: str | torch.device = "cpu",
@@ -259,17 +357,24 @@ def language_model(
     allow_code: str | Collection[str] = (),
     network: nn.Module | None = None,
 ) -> LanguageModel:
-    """Return the model and the tokenizer of a checkpoint, in eval mode on `device`; arguments as in `load`."""
+    """Return the model and the tokenizer of a checkpoint, in eval mode on `device`; arguments as in `load`.
+
+    The weights move from the checkpoint into the model, so that memory holds them once.
+    """
     check_choice("precision", precision, PRECISIONS)
     allow_code = [allow_code] if isinstance(allow_code, str) else allow_code
     try:
         description, data = checkpoint["minigpt"]["model"], checkpoint["minigpt"]["data"]
-        weights = {key.removeprefix("network."): value for key, value in checkpoint["state_dict"].items()}
+        weights = {key.removeprefix("network."): value for key, value in checkpoint.pop("state_dict").items()}
         tokenizer = tokenizers.from_dict(data["tokenizer"])
         if network is None and description["class_path"] in NETWORKS:
             _check_sizes(description, weights, tokenizer.vocab_size)
-        model = build_network(description, allow_code) if network is None else network
-        _load_weights(model, weights)
+        if network is None and NETWORKS.get(description["class_path"]) is GPT:
+            model: nn.Module = build_around(description["init_args"], weights)
+        else:
+            model = build_network(description, allow_code) if network is None else network
+            _load_weights(model, weights)
+        weights.clear()
         if getattr(model, "block_size", None) is None:
             model.block_size = data["block_size"]  # the longest window that it was trained with
     except MiniGPTError:
@@ -329,7 +434,8 @@ def load(
     """Load a trained model from its run folder.
 
     Args:
-        ckpt_path: `last` for the newest run, a run folder (its best checkpoint if it has one), or a file.
+        ckpt_path: `last` for the newest run, a run folder (its best checkpoint if it has one), a file, or a folder of
+            an export or of Hugging Face.
         device: The device of the model; `auto` for a GPU if there is one.
         precision: `32`; `bf16`, which keeps two to three digits of the weights in half the memory; or `int8`, which
             rounds the weights of linear layers to 255 steps per output in a quarter of the memory. With both, the
@@ -388,7 +494,14 @@ def corpus_of(file: Path, metadata: dict) -> str:
     Args:
         file: The checkpoint.
         metadata: The checkpoint's metadata about its data.
+
+    Raises:
+        MiniGPTError: The model came without its corpus.
     """
+    if metadata["path"] is None:
+        raise MiniGPTError(
+            f"The text on which the model in '{file.parent}' was trained is not there. Pass a text with --data.path."
+        )
     if metadata["path"] in NAMES:
         return metadata["path"]
     run = (run_of(file.absolute()) or file.absolute().parent).resolve()

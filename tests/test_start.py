@@ -161,6 +161,14 @@ def test_a_network_of_ones_own_starts_from_its_run_if_its_code_is_allowed(start,
     assert weights(RUN)["network.0.weight"].shape[1] == 12
 
 
+def test_a_recipe_for_a_start_is_proposed_where_there_is_none(start, call):
+    start.source()
+    alone = call("train", "--init_from", SOURCE)
+    assert alone.status == 2
+    assert "--config" in alone.err.splitlines()[-1]
+    assert "finetune" in alone.err.splitlines()[-1]
+
+
 MISTAKES = {
     ("--ckpt_path", "last"): "--init_from begins a new run and --ckpt_path continues an old one. Pass one of them.",
     ("--model.network", "TinyGPT"): f"model.network is minigpt.TinyGPT here and minigpt.GPT in '{SOURCE}'",

@@ -1,4 +1,4 @@
-"""Text to ids and back: characters, words, or byte pairs.
+"""Text to ids and back: characters, words, or byte pairs; `pretrained_tokenizer.py` has those of pretrained models.
 
 A token of any tokenizer stands for some bytes of UTF-8, so ids are decoded by joining bytes. A tokenizer can be written
 as a plain dict and built again from it, which is how it travels inside a checkpoint. `V` is the number of tokens.
@@ -41,6 +41,8 @@ class Tokenizer(ABC):
 
     kind: str  # the name in settings and checkpoints
     learned: str  # the name of the attribute that holds the learned vocabulary
+    prefix: Sequence[int] = ()  # the ids that the model expects before each text
+    bos: int | None = None  # the id from which an empty prompt is continued; None for a line break
 
     def __init__(self, tokens: Sequence[bytes], lower: bool = False, nfc: bool = True):
         self.tokens = list(tokens)
@@ -194,12 +196,7 @@ class CharTokenizer(Tokenizer):
             spelled = ([self.stoi[c]] if c in self.stoi else [size + byte for byte in c.encode()] for c in text)
             return np.fromiter(chain.from_iterable(spelled), np.int32)
         if unknown == "error":
-            missing = sorted(set(text) - self.stoi.keys())
-            named = ", ".join(map(repr, missing[:10])) + (f" and {len(missing) - 10} more" if missing[10:] else "")
-            raise MiniGPTError(
-                f"The model has never seen {named}. Write the text without, or drop such characters with --unknown "
-                "skip (in a training --data.unknown skip)."
-            )
+            raise never_seen(sorted(set(text) - self.stoi.keys()))
         return ids[ids >= 0]
 
     def extended(self, alphabet: Iterable[str]) -> Self:
@@ -346,6 +343,15 @@ class BPETokenizer(_Words):
         return [encoding.ids for encoding in self.backend.encode_batch_fast(words, add_special_tokens=False)]
 
 
+def never_seen(missing: Sequence[str]) -> MiniGPTError:
+    """Return the error for characters that no token can spell, at most ten of which are named."""
+    named = ", ".join(map(repr, missing[:10])) + (f" and {len(missing) - 10} more" if missing[10:] else "")
+    return MiniGPTError(
+        f"The model has never seen {named}. Write the text without, or drop such characters with --unknown skip (in a "
+        "training --data.unknown skip)."
+    )
+
+
 def _budget(max_vocab_size: int | None, needed: int, what: str) -> int:
     """Return how many words or merges the vocabulary has room for beside the `needed` tokens."""
     size = max(MAX_VOCAB_SIZE, needed) if max_vocab_size is None else max_vocab_size
@@ -383,3 +389,7 @@ def difference(now: Tokenizer, then: Tokenizer) -> str | None:
             here_text, there_text = here.decode("utf-8", "replace"), there.decode("utf-8", "replace")
             return f"token {i} is {here_text!r} here and {there_text!r} there"
     return "the merges of the same tokens differ"
+
+
+# This adds the kind `pretrained`. The module imports this one, whichever of the two is imported first.
+import minigpt.data.pretrained_tokenizer  # noqa: E402, F401

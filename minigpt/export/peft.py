@@ -1,6 +1,5 @@
 """The adapters of a fine-tuned GPT-2 or Llama as files for Hugging Face's library peft."""
 
-import json
 from typing import Any
 
 import torch
@@ -9,10 +8,8 @@ from minigpt.errors import MiniGPTError
 from minigpt.export.safetensors import as_json, as_safetensors
 from minigpt.generation.text import LanguageModel
 from minigpt.models.gpt import GPT
-from minigpt.models.pretrained import GPT2, LLAMA, Family
+from minigpt.models.pretrained import CONFIG, FAMILIES, Family, read_json
 
-CONFIG = "config.json"
-FAMILIES = {family.model_type: family for family in (GPT2, LLAMA)}
 MERGED = "Use --format hf or safetensors, which add the adapters to the weights."
 
 
@@ -32,7 +29,7 @@ def files(checkpoint: dict[str, Any], lm: LanguageModel) -> dict[str, bytes]:
         raise MiniGPTError(
             f"--format peft has no rows for the {adapters['n_new']} tokens that this run added. {MERGED}"
         )
-    family = FAMILIES[json.loads(adapters["file"].read_text(encoding="utf-8"))["model_type"]]
+    family = FAMILIES[read_json(adapters["file"])["model_type"]]
     weights = to_peft(adapters["state_dict"], family, lm.model)
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": origin["source"],

@@ -4,9 +4,9 @@ import json
 from typing import Any
 
 import torch
+from safetensors.torch import save
 
 from minigpt import runs
-from minigpt.errors import needs
 from minigpt.generation.text import LanguageModel
 
 
@@ -21,11 +21,5 @@ def as_json(content: dict[str, Any]) -> bytes:
 
 
 def as_safetensors(weights: dict[str, torch.Tensor]) -> bytes:
-    """Return weights as a safetensors file.
-
-    Raises:
-        MiniGPTError: The library safetensors is not installed.
-    """
-    with needs("An export needs", "export", "safetensors"):
-        from safetensors.torch import save
+    """Return weights as a safetensors file."""
     return save({name: weight.clone().contiguous() for name, weight in weights.items()}, metadata={"format": "pt"})

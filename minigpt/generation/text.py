@@ -91,7 +91,7 @@ class LanguageModel:
 
         Args:
             prompts: The texts to continue, or their ids from `encode_prompt`. An empty prompt is continued like the
-                beginning of a line.
+                beginning of a text, or of a line. The tokenizer's `prefix` is put before each.
             max_new_tokens: How many tokens to draw for each prompt.
             temperature: Below 1 likely tokens become likelier, above 1 rare tokens become less rare; 0 is greedy.
             top_k: Draw from the k likeliest tokens; None for all.
@@ -113,7 +113,7 @@ class LanguageModel:
             raise MiniGPTError("The stop string is empty. Give it some text, or leave it out.")
         stop = stop and self.tokenizer.clean(stop)
         encoded = (self.encode_prompt(each, unknown) if isinstance(each, str) else each for each in prompts)
-        ids = [prompt or [self._opening_id()] for prompt in encoded]
+        ids = [[*self.tokenizer.prefix, *prompt] or [self._opening_id()] for prompt in encoded]
         generators = seed if seed is None else [self._generator(seed, first + n) for n in range(len(prompts))]
         drawn = in_inference_mode(self.model, generate_ids(self.model, ids, max_new_tokens, params, generators))
         return self._pieces(drawn, [StopFilter(stop, StreamDecoder(self.tokenizer.tokens)) for _ in prompts])
@@ -130,7 +130,9 @@ class LanguageModel:
         return torch.Generator(device_of(self.model)).manual_seed(derive_seed(seed, "sample", sample))
 
     def _opening_id(self) -> int:
-        """Return the id that replaces an empty prompt: a line break, or id 0 if the vocabulary has none."""
+        """Return the id that replaces an empty prompt: the tokenizer's `bos`, else a line break, else id 0."""
+        if self.tokenizer.bos is not None:
+            return self.tokenizer.bos
         return (self.tokenizer.encode("\n", unknown="skip") or [0])[0]
 
     def generate(self, prompt: str, max_new_tokens: int = 100, unknown: str = "error", **sampling: Any) -> str:

@@ -1,8 +1,34 @@
-"""GPT-2 and Llama of Hugging Face: their names for the settings and the tensors of GPT."""
+"""GPT-2 and Llama of Hugging Face: their names for GPT's settings and tensors, and how to read their folders.
 
-from dataclasses import dataclass
+A folder holds `config.json` and `model.safetensors`, or several such files with `model.safetensors.index.json`. It may
+come from anywhere: everything is checked against the config before a weight is read.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
+
+from minigpt import processes
+from minigpt.errors import MiniGPTError, check_number
+from minigpt.models.gpt import GPT
+from minigpt.models.rope import Rope
+from minigpt.models.settings import NORM_EPS, Settings
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+PICKLE = "pytorch_model.bin"
+LARGEST_SIZE = 1 << 24  # a larger size in a config is a mistake, and would take long to refute
+LARGEST_BLOCK = 1 << 20  # tokens
+FLOATS = ("F32", "F16", "BF16")  # the types that are read, as safetensors names them
+# Tensors that older versions of transformers stored, and that follow from the config.
+BUFFERS = re.compile(r"(^|\.)(attn\.bias|attn\.masked_bias|rotary_emb\.inv_freq)$")
 
 
 @dataclass(frozen=True)
@@ -66,3 +92,308 @@ LLAMA = Family(
             "mlp.up": ("mlp.up_proj",), "mlp.down": ("mlp.down_proj",)},
     transposed=False,
 )  # fmt: skip
+FAMILIES = {family.model_type: family for family in (GPT2, LLAMA)}
+
+
+class Pretrained(NamedTuple):
+    """The content of a folder: the arguments of GPT, its weights by name in float32, and the config."""
+
+    init_args: dict[str, Any]
+    weights: dict[str, torch.Tensor]
+    config: dict[str, Any]
+
+
+def read_pretrained(folder: Path) -> Pretrained:
+    """Read a GPT-2 or a Llama from a folder of Hugging Face.
+
+    Memory is taken for the weights once, and for one tensor of the file at a time.
+
+    Raises:
+        MiniGPTError: A file is missing or damaged, GPT cannot represent the model, the weights contradict the config,
+            or they do not fit into memory.
+    """
+    config = read_json(folder / CONFIG)
+    family, settings = _settings(config, folder / CONFIG)
+    with ExitStack() as files:
+        stored = _open_weights(folder, files)
+        sources = _match(folder, config, family, settings, stored)
+        _check_memory(folder, sources)
+        weights = {source.name: source.read(stored) for source in sources}
+    if settings.tie_weights:
+        weights["lm_head.weight"] = weights["embed.weight"]
+    return Pretrained(asdict(settings), weights, config)
+
+
+def build_around(init_args: dict[str, Any], weights: dict[str, torch.Tensor]) -> GPT:
+    """Build a GPT whose parameters are the given tensors.
+
+    Nothing is copied, and no weights are drawn that would be overwritten.
+
+    Raises:
+        RuntimeError: The names or shapes are not those of the model.
+    """
+    with torch.device("meta"):
+        model = GPT(**init_args)
+    model.load_state_dict(weights, assign=True)
+    settings = model.settings
+    if settings.tie_weights:
+        model.lm_head.weight = model.embed.weight
+    if model.rope is not None:  # its tables are not in the state dict
+        model.rope = Rope(settings.block_size, settings.head_size, settings.rope_base)
+    return model
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Return the object in a JSON file of a folder.
+
+    Raises:
+        MiniGPTError: The file is missing, cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise MiniGPTError(
+            f"The folder '{file.parent}' has no {file.name}. Pass a folder that save_pretrained wrote."
+        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise MiniGPTError(f"'{file}' cannot be read as JSON. Download the folder again.") from error
+    if not isinstance(content, dict):
+        raise MiniGPTError(f"'{file}' is not a JSON object. Download the folder again.")
+    return content
+
+
+def _settings(config: dict[str, Any], file: Path) -> tuple[Family, Settings]:
+    """Return the family of a config and the settings of the GPT that computes the same.
+
+    Raises:
+        MiniGPTError: GPT has no such settings, or a value is not of the right type or size.
+    """
+    family = _family(config, file)
+    values = {ours: config.get(theirs) for ours, theirs in family.sizes.items()}
+    if family is LLAMA:
+        values["rope_base"] = _rope(config, file)
+    optional = {"n_kv_head": None, "head_size": None, "norm_eps": NORM_EPS["layernorm"], "mlp_width": None}
+    optional |= {"norm_eps": NORM_EPS["rmsnorm"], "rope_base": 10_000.0} if family is LLAMA else {}
+    for ours, value in values.items():
+        name = f"{family.sizes[ours]} in '{file}'"
+        if value is None and ours in optional:
+            values[ours] = optional[ours]
+        elif ours in ("norm_eps", "rope_base"):
+            check_number(name, value, above=0, below=math.inf)
+        else:
+            largest = LARGEST_BLOCK if ours == "block_size" else LARGEST_SIZE
+            check_number(name, value, at_least=1, at_most=largest, whole=True)
+    switches: dict[str, bool] = {"tie_weights": _switch(config, "tie_word_embeddings", family is GPT2, file)}
+    if family is LLAMA:
+        switches["bias"] = any(_switch(config, key, False, file) for key in ("attention_bias", "mlp_bias"))
+    try:
+        return family, Settings.resolve(family.preset, **{"rope_base": 10_000.0} | values, dropout=0.0, **switches)
+    except MiniGPTError as error:
+        raise MiniGPTError(f"The sizes in '{file}' do not fit together: {error}") from error
+
+
+def _family(config: dict[str, Any], file: Path) -> Family:
+    """Return the family of a config without anything that GPT does not have.
+
+    Raises:
+        MiniGPTError: The architecture is another, or a part of it is; the message names it.
+    """
+    kind, architectures = config.get("model_type"), config.get("architectures")
+    family = FAMILIES.get(kind) if isinstance(kind, str) else None
+    if family is None or (architectures is not None and architectures != [family.architecture]):
+        named = ", ".join(map(str, architectures)) if isinstance(architectures, list) and architectures else kind
+        supported = " and ".join(family.architecture for family in FAMILIES.values())
+        raise MiniGPTError(f"'{file}' describes the architecture {named}. minigpt reads {supported}.")
+    for key, allowed in UNSUPPORTED[family.model_type].items():
+        value = config.get(key)
+        if value is not None and not any(value == one and type(value) is type(one) for one in allowed):
+            raise _unsupported(f"{key} {json.dumps(value)[:100]}", file)
+    return family
+
+
+# The keys of a config that change the computation, and the values for which GPT computes the same.
+_ANY_FAMILY: dict[str, tuple] = {
+    "quantization_config": (), "num_local_experts": (0, 1), "num_experts": (0, 1), "add_cross_attention": (False,),
+    "is_encoder_decoder": (False,), "sliding_window": (),
+}  # fmt: skip
+UNSUPPORTED: dict[str, dict[str, tuple]] = {
+    "gpt2": _ANY_FAMILY | {
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh"), "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+    },
+    "llama": _ANY_FAMILY | {"hidden_act": ("silu", "swish"), "partial_rotary_factor": (1, 1.0)},
+}  # fmt: skip
+
+
+def _unsupported(what: str, file: Path) -> MiniGPTError:
+    return MiniGPTError(f"'{file}' has {what}, which minigpt's GPT does not compute. Pass a different model.")
+
+
+def _rope(config: dict[str, Any], file: Path) -> object:
+    """Return the base of RoPE's angles, which transformers 4 and 5 write in different places.
+
+    Raises:
+        MiniGPTError: The positions are scaled, or only a part of a head is rotated.
+    """
+    base = config.get("rope_theta")
+    for key in ("rope_scaling", "rope_parameters"):
+        rope = config.get(key)
+        if rope is None:
+            continue
+        if not isinstance(rope, dict):
+            raise MiniGPTError(f"{key} in '{file}' is {json.dumps(rope)[:100]}, which is not a JSON object.")
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind != "default":
+            raise _unsupported(f"rope scaling of the kind {json.dumps(kind)[:100]}", file)
+        if rope.get("partial_rotary_factor", 1) not in (1, None):
+            raise _unsupported(f"partial_rotary_factor {rope['partial_rotary_factor']}", file)
+        base = rope.get("rope_theta", base)
+    return base
+
+
+def _switch(config: dict[str, Any], key: str, default: bool, file: Path) -> bool:
+    value = config.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise MiniGPTError(f"{key} in '{file}' is {json.dumps(value)[:100]}. It takes true or false.")
+    return value
+
+
+class StoredTensor(NamedTuple):
+    """A tensor of an open safetensors file, which has not been read yet."""
+
+    shape: list[int]
+    dtype: str
+    read: Callable[[], torch.Tensor]
+
+
+def _open_weights(folder: Path, files: ExitStack) -> dict[str, StoredTensor]:
+    """Open the weights of a folder and return their tensors by name, after reading the headers only.
+
+    Raises:
+        MiniGPTError: There are none, or a file is missing or damaged.
+    """
+    if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():
+        names = [WEIGHTS]
+    else:
+        weight_map = read_json(folder / INDEX).get("weight_map")
+        names = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
+        # A name in the index must not lead out of the folder.
+        if not names or any(Path(name).name != name or not name.endswith(".safetensors") for name in names):
+            raise MiniGPTError(f"'{folder / INDEX}' does not name the files of the weights. Download the folder again.")
+    stored: dict[str, StoredTensor] = {}
+    for name in names:
+        if not (folder / name).exists():
+            raise _no_weights(folder, name)
+        try:
+            file = files.enter_context(safe_open(folder / name, framework="pt"))
+            for key in file.keys():  # noqa: SIM118  (the file is no dict)
+                header = file.get_slice(key)
+                stored[key] = StoredTensor(header.get_shape(), header.get_dtype(), _reader(file, key))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise MiniGPTError(f"'{folder / name}' is damaged, or cannot be read. Download it again.") from error
+    return stored
+
+
+def _reader(file: Any, name: str) -> Callable[[], torch.Tensor]:
+    return lambda: file.get_tensor(name)
+
+
+def _no_weights(folder: Path, name: str) -> MiniGPTError:
+    if name == WEIGHTS and (any(folder.glob(f"{PICKLE}*")) or any(folder.glob("pytorch_model-*.bin"))):
+        return MiniGPTError(
+            f"The folder '{folder}' has {PICKLE} alone, a format that can run code and is not read. Convert it with "
+            "transformers:\n"
+            "    from transformers import AutoModelForCausalLM\n"
+            f"    AutoModelForCausalLM.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
+        )
+    return MiniGPTError(f"The folder '{folder}' has no {name}, the weights. Download it again.")
+
+
+class Source(NamedTuple):
+    """A tensor of GPT, and the tensors of the file that are its rows; None stands for zeros."""
+
+    name: str
+    shape: torch.Size
+    rows: list[tuple[int, str | None]]  # how many rows, and the name of the tensor in the file
+    transposed: bool
+
+    def read(self, stored: dict[str, StoredTensor]) -> torch.Tensor:
+        """Return the tensor in float32."""
+        tensor = torch.zeros(self.shape)
+        for part, (_, theirs) in zip(tensor.split([n for n, _ in self.rows]), self.rows, strict=True):
+            if theirs is not None:
+                read = stored[theirs].read()
+                part.copy_(read.T if self.transposed else read)
+        return tensor
+
+
+def _match(
+    folder: Path, config: dict[str, Any], family: Family, settings: Settings, stored: dict[str, StoredTensor]
+) -> list[Source]:
+    """Find the tensors of a GPT with these settings among those in the files.
+
+    Raises:
+        MiniGPTError: The names, shapes or types of the tensors are not those of the config.
+    """
+    wrong = f"The weights in '{folder}' are not those of its {CONFIG}: "
+    if settings.n_layer > len(stored):
+        raise MiniGPTError(f"{wrong}{settings.n_layer:,} layers cannot have {len(stored):,} tensors.")
+    try:
+        with torch.device("meta"):
+            model = GPT(**asdict(settings))
+    except (RuntimeError, MemoryError, OverflowError) as error:
+        raise MiniGPTError(f"{wrong}a model of these sizes is too large for any memory.") from error
+    prefix = f"{family.block.partition('.')[0]}."  # the first files of GPT-2 have names without it
+    prefixed = any(name.startswith(prefix) for name in stored)
+    sources, expected = [], {}
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and settings.tie_weights:
+            continue
+        all_theirs = family.names(name)
+        counts = model.blocks[0].attn.widths if len(all_theirs) > 1 else [len(tensor)]
+        transposed = family.is_transposed(name, tensor)
+        rows: list[tuple[int, str | None]] = []
+        for n, theirs in zip(counts, all_theirs, strict=True):
+            theirs = theirs if prefixed else theirs.removeprefix(prefix)
+            if family is LLAMA and name.endswith(".bias"):
+                which = "attention_bias" if ".attn." in name else "mlp_bias"
+                if not config.get(which):
+                    rows.append((n, None))
+                    continue
+            rows.append((n, theirs))
+            shape = [n, *tensor.shape[1:]]
+            expected[theirs] = shape[::-1] if transposed else shape
+        sources.append(Source(name, tensor.shape, rows, transposed))
+    ignored = {"lm_head.weight"} if settings.tie_weights else set()
+    for theirs in expected:
+        if theirs not in stored:
+            raise MiniGPTError(f"{wrong}{theirs} is missing.")
+    for theirs, (shape, dtype, _) in stored.items():
+        if theirs not in expected:
+            if theirs in ignored or BUFFERS.search(theirs):
+                continue
+            raise MiniGPTError(f"{wrong}there is {theirs[:100]}, which a {family.architecture} of it does not have.")
+        if dtype not in FLOATS:
+            raise MiniGPTError(
+                f"The weights in '{folder}' are stored as {dtype}, and minigpt reads {', '.join(FLOATS)}. Pass a model "
+                "that is not quantised."
+            )
+        if shape != expected[theirs]:
+            raise MiniGPTError(f"{wrong}{theirs} has the shape {shape} instead of {expected[theirs]}.")
+    return sources
+
+
+def _check_memory(folder: Path, sources: list[Source]) -> None:
+    """Compare the size of the weights with the memory of the machine.
+
+    Raises:
+        MiniGPTError: They do not fit.
+    """
+    needed, available = 4 * sum(source.shape.numel() for source in sources), processes.available_memory()
+    if available is not None and needed > available:
+        raise MiniGPTError(
+            f"The model in '{folder}' takes {needed / 1e9:.1f} GB of memory, and {available / 1e9:.1f} GB are "
+            "available. Close other programs, or pass a smaller model."
+        )

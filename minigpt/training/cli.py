@@ -182,7 +182,8 @@ class MiniGPTCLI(LightningCLI):
         self._use_source(ckpt_path)
         self.config = self.parser.parse_line(self._line)
         if not self.config.config:
-            raise MiniGPTError(f"Pass a recipe with --config, such as --config {shlex.quote(example_recipe())}.")
+            example = shlex.quote(example_recipe("finetune" if self._start else "tiny"))
+            raise MiniGPTError(f"Pass a recipe with --config, such as --config {example}.")
         check_number("seed_everything", self.config.seed_everything, at_least=0, below=2**32, whole=True)
         self.name = runs.config_name(str(self.config.config[0]))
         trainer = self.config.trainer
@@ -342,6 +343,7 @@ class MiniGPTCLI(LightningCLI):
         self.start_step, kept = 0, 0  # the step to continue from, and the length of the checkpoint's schedule
         if self._start:
             self._start.load_weights(self.model.network)
+            note(message("started_from", self._start.name))
             self.model.origin = self._start.origin
         if self._continued:
             self._continued.check(self.datamodule, self.model, self.trainer, self.config_init.lora.resolved())

@@ -12,6 +12,7 @@ from minigpt.data.corpus import locate
 from minigpt.data.tokenizers import difference
 from minigpt.data.tokenizers import from_dict as tokenizer_from_dict
 from minigpt.errors import MiniGPTError, note
+from minigpt.models.pretrained import CONFIG
 from minigpt.training.datamodule import TextDataModule
 from minigpt.training.module import LitLanguageModel
 from minigpt.training.parser import flatten
@@ -24,9 +25,18 @@ class Continuation:
 
     Args:
         file: The checkpoint.
+
+    Raises:
+        MiniGPTError: It is the folder of an export or of Hugging Face.
     """
 
     def __init__(self, file: Path):
+        if file.name in (runs.EXPORTED, CONFIG):
+            kind = "an export" if file.name == runs.EXPORTED else "a model of Hugging Face"
+            raise MiniGPTError(
+                f"'{file.parent}' is {kind}, which has no training to resume. Pass --ckpt_path a run, or start a new "
+                f"run from this model: --init_from {file.parent}."
+            )
         self.file = file
         run = runs.run_of(file)
         self.run = run if run and (run / "config.yaml").is_file() else None  # the run folder of the checkpoint
@@ -55,11 +65,11 @@ class Continuation:
         """Compare the settings with the checkpoint's, and note differences that may change the last bits.
 
         Raises:
-            MiniGPTError: The checkpoint is an export, or the network, the tokenizer, the text or the layout of the
+            MiniGPTError: The checkpoint has weights alone, or the network, the tokenizer, the text or the layout of the
                 optimizer's state differs; the message shows both values.
         """
         if "loops" not in self.content:
-            raise MiniGPTError(f"'{self.file}' is an export, which cannot be trained further. Pass its run instead.")
+            raise MiniGPTError(f"'{self.file}' has weights alone, which cannot be resumed. Pass its run instead.")
         metadata = self.content["minigpt"]
         then = resume_invariants(
             metadata["data"], metadata["model"], self.content["hyper_parameters"], metadata["accumulate_grad_batches"]

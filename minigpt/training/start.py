@@ -35,7 +35,7 @@ class Source:
     def __init__(self, description: dict[str, Any], data: dict[str, Any], name: str):
         self.network, self.init_args = description["class_path"], description["init_args"]
         self.tokenizer = tokenizers.from_dict(data["tokenizer"])
-        self.block_size: int = data["block_size"]
+        self.block_size: int = (self.init_args or {}).get("block_size", data["block_size"])
         self.name = name
 
     def flags(self, given: dict[str, Any], allow_code: Collection[str]) -> list[str]:
@@ -109,7 +109,7 @@ class Start(Source):
     """
 
     def __init__(self, source: str):
-        self.file = runs.find_checkpoint(source)
+        self.file = runs.find_source(source)
         checkpoint = runs.read_checkpoint(self.file)
         metadata = checkpoint["minigpt"]
         super().__init__(metadata["model"], metadata["data"], f"'{source}'")
