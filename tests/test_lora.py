@@ -354,3 +354,49 @@ def test_peft_is_for_a_base_of_hugging_face(place, call):
         assert result.status == 2
         assert words in result.err.splitlines()[-1]
     assert not Path("out").exists()
+
+
+SIZES = {
+    "GPT2LMHeadModel": {"n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2},
+    "LlamaForCausalLM": {
+        "max_position_embeddings": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "attention_bias": True, "tie_word_embeddings": True,
+    },
+}  # fmt: skip
+
+
+def write_pretrained(folder: Path, kind: str) -> None:
+    """Write a random model as transformers does, with a tokenizer of bytes."""
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({character: i for i, character in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    torch.manual_seed(3)
+    model = getattr(transformers, kind)
+    theirs = model(model.config_class(vocab_size=256, bos_token_id=None, eos_token_id=None, **SIZES[kind]))
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    theirs.save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SIZES)
+def test_adapters_of_a_pretrained_model_load_in_peft(place, call, kind):
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    write_pretrained(place / "base", kind)
+    cli_train("--config", "b.yaml", "--init_from", "base", *LORA)
+    ours, ids = minigpt.load(RUN := "lightning_logs/b/version_1").model, torch.randint(256, (2, 12))
+    assert call("export", "--ckpt_path", RUN, "--format", "peft", "--out", "adapters").status == 0
+    base = transformers.AutoModelForCausalLM.from_pretrained("base").eval()
+    with torch.no_grad():
+        before = base(ids).logits
+        after = peft.PeftModel.from_pretrained(base, "adapters").eval()(ids).logits
+    assert (after - before).abs().max() > 0.01
+    torch.testing.assert_close(after, ours(ids), atol=1e-4, rtol=1e-4)
+    config = json.loads(Path("adapters/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "base"
