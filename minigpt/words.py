@@ -106,6 +106,7 @@ MESSAGES = {
         "both_settings": " and ", "longer_text": "a longer text",
         "new_characters": "{} characters of the text are new to the model, and get rows that start at the mean of the "
         "others: {}",
+        "lora": "LoRA: {:,} of {:,} parameters are trained.",
         "started_from": "The weights come from {}.",
         "longer_windows": "The windows are of {} tokens, and the model has learned from windows of {}: it has to learn "
         "the longer distances.",
@@ -219,6 +220,7 @@ MESSAGES = {
         "both_settings": " et ", "longer_text": "un texte plus long",
         "new_characters": "{} caractères du texte sont nouveaux pour le modèle ; leurs lignes partent de la moyenne "
         "des autres : {}",
+        "lora": "LoRA : {:,} paramètres sur {:,} sont entraînés.",
         "started_from": "Les poids viennent de {}.",
         "longer_windows": "Les fenêtres ont {} jetons, alors que le modèle a appris de fenêtres de {} : il lui reste à "
         "apprendre les distances plus longues.",

@@ -27,7 +27,7 @@ from minigpt.command_line import CommandLine, command, example_recipe
 from minigpt.errors import MiniGPTError, check_number, note, writing
 from minigpt.generation.contract import check_network
 from minigpt.models import summary
-from minigpt.training import recipes, trust
+from minigpt.training import adapting, recipes, trust
 from minigpt.training.callbacks import Figures, Progress, Samples
 from minigpt.training.checkpointing import Checkpoints, WholeFileCheckpointIO, check_writable
 from minigpt.training.continuation import Continuation, note_changes
@@ -161,6 +161,7 @@ class MiniGPTCLI(LightningCLI):
             default=100,
             help="Optimizer steps between two validations; 0 for a validation at the end only.",
         )
+        parser.add_class_arguments(adapting.LoRA, "lora")
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_lightning_class_args(Samples, "samples")
         parser.add_lightning_class_args(Figures, "figures")
@@ -345,7 +346,7 @@ class MiniGPTCLI(LightningCLI):
             note(message("started_from", self._start.name))
             self.model.origin = self._start.origin
         if self._continued:
-            self._continued.check(self.datamodule, self.model, self.trainer)
+            self._continued.check(self.datamodule, self.model, self.trainer, self.config_init.lora.resolved())
             self.checkpoint, checkpoint = self._continued.file, self._continued.content
             self.start_step, kept = checkpoint["global_step"], checkpoint["minigpt"]["schedule_steps"]
             self.finished = 0 < self.trainer.max_steps <= self.start_step
@@ -355,6 +356,8 @@ class MiniGPTCLI(LightningCLI):
             if self.run_dir:
                 began = self.parser.recipe(str(self.run_dir / "config.yaml")).settings
                 note_changes(began, recipes.load(self._recipe()))
+        source = self._start or self._continued
+        adapting.adapt(self.model, self.trainer, self.config_init.lora, self.datamodule.vocab_size, source)
         # Raise on mistakes in the schedule and the network before a folder is created.
         self.model.build_schedule(max(kept, self.trainer.max_steps))
         check_network(self.model.network, self.datamodule.vocab_size, self.datamodule.block_size)
