@@ -8,7 +8,7 @@ import math
 import torch
 from torch.utils.data import Dataset
 
-from minigpt.data.memmap import Ids  # a tensor of ids, or a file of ids that is sliced like a tensor
+from minigpt.data.memmap import Ids  # a tensor of ids, or a file of ids with the same slices and `unfold`
 from minigpt.errors import MiniGPTError
 
 
@@ -40,7 +40,7 @@ class CharDataset(Dataset):
         if isinstance(index, torch.Tensor) and index.dim() == 1:  # torch.tensor(5), without dimensions, is like 5
             return self._batch(index)
         # A range checks the index as a list does: -1 is the last window, and one outside raises IndexError.
-        start = range(len(self))[index]
+        start = range(len(self))[int(index)]
         x = self.data[start : start + self.block_size].long()
         y = self.data[start + 1 : start + 1 + self.block_size].long()
         return x, y
@@ -94,7 +94,8 @@ class EvalWindows(Dataset):
         return x[0], y[0]
 
     def _batch(self, numbers: range) -> tuple[torch.Tensor, torch.Tensor]:
-        # No gap and no overlap: the windows of a batch are one slice of the text, which `view` cuts into B rows.
+        # No gap and no overlap: the windows of a batch are one slice of the text, which `view` cuts into B rows. With
+        # T = 3, windows 0 and 1 are ids 0 to 6: x is (0 1 2), (3 4 5), and y is (1 2 3), (4 5 6).
         start = numbers.start * self.block_size
         stop = min(numbers.stop * self.block_size, self.n_targets)
         ids = self.data[start : stop + 1].long()

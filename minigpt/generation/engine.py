@@ -13,8 +13,9 @@ For one text, `ids` of shape `(1, T)`, it is the article's loop:
 ways to compute the logits, here called paths. `checks.usable_paths` returns the names of the paths that work for a
 model, that is, give the same logits as the loop above:
 
-- `cache`: the model stores the keys and values of the ids that it has read, so that it computes each id only once. This
-  ends after block_size ids: then the window moves, so that its ids have other positions, and other keys and values.
+- `cache`: the model stores the keys and values of the ids that it has read, so that it computes each id only once. It
+  serves for the first block_size ids. After that the window drops its oldest id at each step: the others move to new
+  positions, and the stored keys and values are out of date.
 - `compiled`: compiled code computes one id per row with the cache (`cpu/decoding.py`).
 - `context`: the prediction depends on the last `context_size` ids only, so windows of that length are enough. For a
   bigram model, where this is 1, a table of the probabilities after each id is computed once (`table.py`).
@@ -62,20 +63,19 @@ def generate_ids(
     try:
         length = max(map(len, prompts)) + max_new_tokens  # of the longest row at the end
         paths = usable_paths(model, length)  # GPT: {"cache"}, with "compiled" if it was compiled; TinyGPT: {"context"}
-        # TinyGPT: (V, V) probabilities, a row after each id. They do not pay for fewer than V new ids, and a repetition
-        # penalty changes them at every step, so in these cases there is no table. GPT: None.
+        # TinyGPT: (V, V) probabilities, a row for each id. The table costs as much as V ids, so there is none for fewer
+        # ids, nor with a repetition penalty, which changes the probabilities at each step. GPT: None.
         table = transition_table(model, paths, params, max_new_tokens)
         if table is not None:
             yield from sample_from_table(table, prompts, max_new_tokens, generators)
             return
         size = window_size(model, paths, length)  # GPT: block_size; TinyGPT: 1; a model without a limit: all ids
-        buffer = TokenBuffer(prompts, device_of(model))  # the ids of all rows
+        # The ids of all rows; shorter rows are filled up on the right with one of their own ids (padding).
+        buffer = TokenBuffer(prompts, device_of(model))
         next_logits = NextLogits(model, buffer, paths, size)
         for _ in range(max_new_tokens):
-            logits = next_logits()  # (B, V)
-            # Only a repetition penalty needs all ids. The padding of short rows repeats one of their own ids, so that
-            # the penalty falls on no other id.
-            ids = buffer.all() if params.repetition_penalty is not None else None
+            logits = next_logits()  # (B, V), after the ids in the buffer
+            ids = buffer.all() if params.repetition_penalty is not None else None  # only the penalty needs all ids
             logits = params.filter(logits, ids)
             new = draw(logits.softmax(dim=-1), generators)[:, 0]  # (B,)
             buffer.append(new)
@@ -90,7 +90,8 @@ class NextLogits:
     def __init__(self, model: nn.Module, buffer: TokenBuffer, paths: set[str], size: int):
         self.model, self.buffer, self.size = model, buffer, size  # size: the length of the window
         self.cache: Any = None
-        if "cache" in paths and has_cache(model):  # the first implies the second, which is for the type checker
+        # A prompt that is longer than the window would use a cache for one step only.
+        if "cache" in paths and has_cache(model) and buffer.longest <= size:
             self.cache = model.new_cache(len(buffer.lengths))
         self.step = compiled_step(model) if "compiled" in paths else None
 
@@ -115,7 +116,7 @@ class NextLogits:
         """Compute the prompts, padded on the right to one length, and store them in the cache."""
         windows, last = self.buffer.windows(self.size)
         logits = self.model(windows, self.cache)
-        self.cache.length = last + 1  # the ids of each row: the cache forgets the padding, and new ids take its place
+        self.cache.length = last + 1  # keep each row's own ids only: the next ids overwrite its padding in the cache
         return logits[self.buffer.rows, last]
 
     def from_latest(self) -> torch.Tensor:

@@ -108,7 +108,7 @@ def keep_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
     """Keep the likeliest tokens, up to the one with which the sum of their probabilities exceeds p."""
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     probabilities = ordered.softmax(dim=-1)
-    # The sum of the likelier tokens' probabilities: the cumulative sums, one place later, with 0 for the first token.
+    # What the likelier tokens have together: probabilities of 0.5, 0.3 and 0.2 give 0, 0.5 and 0.8.
     sum_before = F.pad(probabilities.cumsum(dim=-1)[..., :-1], (1, 0))
     ordered = ordered.masked_fill(sum_before > p, -math.inf)
     return torch.empty_like(logits).scatter(-1, order, ordered)  # back to the order of the ids

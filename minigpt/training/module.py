@@ -3,24 +3,22 @@
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
-from minigpt.errors import MiniGPTError, check_number
 from minigpt.evaluation import LoaderMetrics
-from minigpt.generation.contract import check_network
-from minigpt.models import describe, recompute_activations, set_block_size
-from minigpt.training import compiling, resume
-from minigpt.training.callbacks import Baselines, Throughput, TrainMetrics
+from minigpt.models import describe
+from minigpt.training import resume
+from minigpt.training.base import NetworkModule
 from minigpt.training.optim import OPTIMIZERS, Schedule, parameter_groups
-from minigpt.training.typed import text_data
 
 
-class LitLanguageModel(LightningModule):
+class LitLanguageModel(NetworkModule):
     """Trains a network to predict the next token with cross-entropy.
+
+    It is a LightningModule: Lightning's Trainer calls the methods below. `NetworkModule` checks the settings, and adds
+    callbacks for speed, resuming and logs.
 
     The first four arguments are enough for the article's training. Those from `muon_learning_rate` to `cooldown` refine
     the optimizer and let its learning rate change over the steps. The last three are for memory, speed and resuming.
@@ -37,20 +35,18 @@ class LitLanguageModel(LightningModule):
         lr_schedule: `constant`, `cosine`, or `wsd` (warm-up, stable, then a linear decay).
         warmup_steps: Steps in which the learning rates rise from zero; shortened if the training is shorter.
         min_lr: The learning rate at the end of cosine and wsd; Muon's falls by the same factor.
-        decay_steps: The step at which cosine and wsd reach min_lr; None (null in a recipe) for the training's last.
-        cooldown: The share of all steps over which wsd decays.
+        decay_steps: The step at which cosine and wsd reach min_lr; None (`null` in YAML) for the last of the training.
+        cooldown: The last part of the steps up to decay_steps, as a share, over which wsd decays.
         activation_checkpointing: Store only the activations between blocks and recompute the others in the backward
             pass: less memory for a third more computation, with the same results. The network needs an attribute of
             this name, as GPT has.
         compile: Compile the training step, which takes up to a minute; training continues without if that fails.
-        seed: The seed of dropout, equal to seed_everything on the command line. Each step has its own random numbers,
-            made from this seed and the number of the step, so that a resumed training repeats them.
+        seed: The seed of dropout, for which the command line passes `--seed_everything`. Each step has its own random
+            numbers, made from this seed and the number of the step, so that a resumed training repeats them.
 
     Raises:
         MiniGPTError: A setting is out of range.
     """
-
-    hparams: Any  # the arguments of __init__ except the network, such as `self.hparams.learning_rate`
 
     def __init__(
         self,
@@ -71,12 +67,10 @@ class LitLanguageModel(LightningModule):
         seed: int = 1337,
     ):
         super().__init__()
-        self.save_hyperparameters(ignore=["network"])  # fills self.hparams
+        self.save_hyperparameters(ignore=["network"])  # fills self.hparams with the other arguments
         self.network = network
         self.metrics = LoaderMetrics()  # of a validation or test: loss, bits per character, perplexity, accuracy
         self.check_settings()
-        if activation_checkpointing:
-            recompute_activations(network)
         self.architecture = describe(network)  # its class and arguments, with which a checkpoint builds it again
 
     def forward(self, idx: Tensor) -> Tensor:
@@ -102,7 +96,8 @@ class LitLanguageModel(LightningModule):
         After each step the scheduler, a LambdaLR, sets each learning rate to its first value times a factor.
         """
         optimizer = self.build_optimizer()
-        schedule = self.build_schedule(resume.schedule_steps(self.trainer))  # as many steps as the Trainer will do
+        # All steps of the training; of a resumed one, the steps that it had in mind at first if they were more.
+        schedule = self.build_schedule(resume.schedule_steps(self.trainer))
         if schedule.constant:  # as in the article; a scheduler would only cost time
             return optimizer
         scheduler = LambdaLR(optimizer, schedule.factor)
@@ -146,8 +141,7 @@ class LitLanguageModel(LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch of windows to the metrics of its loader: a Trainer may be given several, each with a number."""
         x, y = batch
-        logits = self.predict_step(x, batch_idx)  # in full precision
-        self.metrics.update(dataloader_idx, logits, y)
+        self.metrics.update(dataloader_idx, self.exact_logits(x), y)
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the whole validation text."""
@@ -162,57 +156,13 @@ class LitLanguageModel(LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Return the `(B, T, V)` logits of `(B, T)` ids, which may come with their targets."""
-        x = batch if isinstance(batch, Tensor) else batch[0]
-        # Switch the mixed precision of training off, so that scores do not depend on it.
+        return self.exact_logits(batch if isinstance(batch, Tensor) else batch[0])
+
+    def exact_logits(self, x: Tensor) -> Tensor:
+        """Return the `(B, T, V)` logits of `(B, T)` ids in the precision of the weights.
+
+        A training may compute in mixed precision, with 16 bits for some operations. It is switched off here, so that
+        scores do not depend on it.
+        """
         with torch.autocast(self.device.type, enabled=False):
             return self.network(x)
-
-    # The rest serves everything around the lesson: speed, resuming, logs, and networks and data of other kinds.
-
-    # Stored in checkpoints.
-    optimizer_class: str | None = None  # the class that `--optimizer` names, in place of the optimizer above
-    origin: dict[str, Any] | None = None  # the model that the weights came from; see `training.start`
-
-    def check_settings(self) -> None:
-        """Check all settings, so that a mistake is reported now rather than when training starts.
-
-        Raises:
-            MiniGPTError: A setting is out of range, or the network is not a module.
-        """
-        for key in ("learning_rate", "muon_learning_rate", "weight_decay", "min_lr"):
-            check_number(f"model.{key}", self.hparams[key], at_least=0)
-        check_number("model.beta2", self.hparams.beta2, at_least=0, below=1)
-        if not isinstance(self.network, nn.Module):
-            raise MiniGPTError(
-                f"The network is a {type(self.network).__name__}. Pass an instance of a torch.nn.Module."
-            )
-        self.build_optimizer()
-        self.build_schedule(steps=1)  # any number of steps will do: only the settings are checked
-
-    def configure_callbacks(self) -> list[Callback]:
-        """Return the callbacks that Lightning adds to every training of this module."""
-        if self.trainer.state.fn != "fit":  # "fit" is `trainer.fit`; the others are validate, test and predict
-            return []
-        return [
-            *compiling.callbacks(self.hparams.compile),  # faster modules on a CPU, and the compiled step
-            *resume.callbacks(self.trainer),  # a resumed training ends with the weights of an uninterrupted one
-            TrainMetrics(),  # logs the loss, learning rate and gradient norm of training steps
-            Throughput(),  # logs tokens per second
-            Baselines(),  # logs the scores of simple models, to compare with
-        ]
-
-    def setup(self, stage: str) -> None:
-        """Check that the network fits the data.
-
-        Raises:
-            MiniGPTError: The network does not take the data's windows or tokens, or does not return logits.
-        """
-        if data := text_data(self.trainer):  # None if the loaders are not a TextDataModule's
-            check_network(self.network, data.vocab_size, data.block_size)
-            set_block_size(self.network, data.block_size)  # for generation, if the network has none
-            self.metrics.count_characters(data.tokenizer.lengths)  # for bits per character
-
-    @property
-    def block_size(self) -> int:
-        """The network's `block_size`, which evaluation and generation read when this module is passed to them."""
-        return self.network.block_size  # type: ignore[return-value]  # a number, not a tensor
