@@ -422,7 +422,6 @@ def test_what_is_missing_is_named_with_its_extra_and_our_own_faults_stay_faults(
     [
         (["app"], "gradio", "minigpt.app"),
         ([*SWEEP, "--space", "space.yaml"], "optuna", "minigpt.training.sweep"),
-        (["export", "--format", "safetensors", "--out", "new"], "safetensors", None),
         (["export", "--format", "onnx", "--out", "new"], "onnxscript", None),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -53,7 +53,7 @@ class PretrainedTokenizer(Tokenizer):
         self.definition, self.bos, self.eos = definition, bos, eos
         try:
             content = json.loads(definition)
-            steps = [step["type"] for step in _steps(content["normalizer"])]
+            steps = [step["type"] for step in steps_of(content["normalizer"])]
             content, byte_level, space = _reversible(content)
             self.backend = _without_large_ids(content, vocab_size)
             tokens = self._bytes_of(vocab_size, byte_level, space)
@@ -173,7 +173,7 @@ def _characters(definition: str, vocab_size: int) -> CharTokenizer | None:
     """Return the CharTokenizer that `export.hugging_face.tokenizer_json` wrote; None for other definitions."""
     try:
         content = json.loads(definition)
-        model, steps = content["model"], [step["type"] for step in _steps(content["normalizer"])]
+        model, steps = content["model"], [step["type"] for step in steps_of(content["normalizer"])]
         ids: dict[str, int] = model["vocab"]
         if content["pre_tokenizer"] != CHARACTERS or content["added_tokens"] or model["merges"]:
             return None
@@ -186,14 +186,14 @@ def _characters(definition: str, vocab_size: int) -> CharTokenizer | None:
         return None  # the caller reads it as a definition of any kind, and says what is wrong
 
 
-def _steps(part: Any) -> list[dict[str, Any]]:
+def steps_of(part: Any) -> list[dict[str, Any]]:
     """Return the steps of a normalizer, a pre-tokenizer or a decoder, which may be a sequence of others."""
     if part is None:
         return []
     if part["type"] != "Sequence":
         return [part]
     inner = next(part[key] for key in ("normalizers", "pretokenizers", "decoders", "processors") if key in part)
-    return [step for each in inner for step in _steps(each)]
+    return [step for each in inner for step in steps_of(each)]
 
 
 def _refused(what: str) -> MiniGPTError:
@@ -218,14 +218,14 @@ def _reversible(content: dict[str, Any]) -> tuple[dict[str, Any], bool, str | No
         if model.get(name):
             raise _refused(f"the {name} {model[name]!r}")
     normalizers = []
-    for step in _steps(content["normalizer"]):
+    for step in steps_of(content["normalizer"]):
         if step["type"] == "Replace" and step["pattern"] == {"String": " "} and len(step["content"]) == 1:
             space = step["content"]
             normalizers.append(step)
         elif step["type"] not in ("NFC", "Lowercase", "Prepend"):
             raise _refused(f"the normalizer {step['type']}")
     cutting = []
-    for step in _steps(content["pre_tokenizer"]):
+    for step in steps_of(content["pre_tokenizer"]):
         if step["type"] not in CUTTING or step.get("behavior") == "Removed":
             raise _refused(f"the pre-tokenizer {step['type']}")
         if step["type"] == "ByteLevel":

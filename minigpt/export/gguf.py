@@ -1,11 +1,13 @@
 """GGUF: one file with the weights and the tokenizer, for llama.cpp and the programs that are built on it."""
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from minigpt.data.pretrained_tokenizer import PretrainedTokenizer, steps_of
 from minigpt.data.tokenizers import BPETokenizer, CharTokenizer, Tokenizer, byte_letters
 from minigpt.errors import MiniGPTError, needs
 from minigpt.export.hugging_face import llama
@@ -23,17 +25,21 @@ NEVER = "ÿ ÿ"  # a pair of bytes that does not occur in UTF-8
 def files(checkpoint: dict[str, Any], lm: LanguageModel, precision: str = "32") -> dict[str, bytes]:
     """Return the file for llama.cpp; arguments and errors as in `export`.
 
-    llama.cpp takes token 11 as the end of a text unless the file names another. So the file has an additional token for
-    the end. Its logit is the mean of all others, so it is never the likeliest token.
+    llama.cpp takes token 11 as the end of a text unless the file names another. So the file of a tokenizer without such
+    a token has an additional one. Its logit is the mean of all others, so it is never the likeliest token.
     """
     model, tokenizer = _checked(lm.model, lm.tokenizer)
+    has_end = isinstance(tokenizer, PretrainedTokenizer) and tokenizer.eos is not None
     with needs("--format gguf needs", "gguf", "gguf"):
         import gguf
 
     config, weights = llama(model)
-    for name, end in (("model.embed_tokens", torch.zeros_like), ("lm_head", lambda row: row)):
-        rows = weights[f"{name}.weight"]
-        weights[f"{name}.weight"] = torch.cat((rows, end(rows.mean(0, keepdim=True))))
+    if not has_end:
+        for name, end in (("model.embed_tokens", torch.zeros_like), ("lm_head", lambda row: row)):
+            rows = weights[f"{name}.weight"]
+            weights[f"{name}.weight"] = torch.cat((rows, end(rows.mean(0, keepdim=True))))
+    elif model.settings.tie_weights:
+        del weights["lm_head.weight"]  # llama.cpp takes the embedding
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.settings.n_layer)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.gguf")
@@ -53,8 +59,11 @@ def files(checkpoint: dict[str, Any], lm: LanguageModel, precision: str = "32") 
         writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
         writer.add_rope_freq_base(config["rope_theta"])
         writer.add_rope_dimension_count(config["head_dim"])
-        writer.add_vocab_size(config["vocab_size"] + 1)
-        _add_tokenizer(writer, tokenizer)
+        writer.add_vocab_size(config["vocab_size"] + (not has_end))
+        if isinstance(tokenizer, PretrainedTokenizer):
+            _add_pretrained_tokenizer(writer, tokenizer)
+        else:
+            _add_tokenizer(writer, tokenizer)
         for name, weight in weights.items():
             if name.endswith(("q_proj.weight", "k_proj.weight")):
                 weight = _in_pairs(weight, config["head_dim"])
@@ -68,7 +77,9 @@ def files(checkpoint: dict[str, Any], lm: LanguageModel, precision: str = "32") 
         return {"model.gguf": file.read_bytes()}
 
 
-def _checked(model: torch.nn.Module, tokenizer: Tokenizer) -> tuple[GPT, CharTokenizer | BPETokenizer]:
+def _checked(
+    model: torch.nn.Module, tokenizer: Tokenizer
+) -> tuple[GPT, CharTokenizer | BPETokenizer | PretrainedTokenizer]:
     """Return a model and a tokenizer if llama.cpp supports both.
 
     Raises:
@@ -93,7 +104,9 @@ def _checked(model: torch.nn.Module, tokenizer: Tokenizer) -> tuple[GPT, CharTok
             "llama.cpp has no character tokenizer that spells unknown characters in bytes (data.byte_fallback). Use "
             "--format onnx, or train with --data.tokenizer bpe."
         )
-    if not isinstance(tokenizer, CharTokenizer | BPETokenizer):
+    if isinstance(tokenizer, PretrainedTokenizer):
+        _splitting(tokenizer)
+    elif not isinstance(tokenizer, CharTokenizer | BPETokenizer):
         raise MiniGPTError(
             "llama.cpp has no word tokenizer that spells rare words. Use --format onnx, or train with "
             "--data.tokenizer bpe."
@@ -121,6 +134,76 @@ def _add_tokenizer(writer: Any, tokenizer: CharTokenizer | BPETokenizer) -> None
     writer.add_add_bos_token(False)
     writer.add_add_eos_token(False)
     writer.add_array("tokenizer.ggml.suppress_tokens", [len(names)])  # llama.cpp's own programs never draw it
+
+
+# llama.cpp's names for ways of cutting a text into words before pairs are merged, by the steps of a tokenizer.json.
+_GPT2 = ("ByteLevel", None)
+_LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    r"\s+(?!\S)|\s+"
+)
+SPLITTING = {
+    (_GPT2,): "gpt-2", (_GPT2, ("Split", ".{1,512}")): "gpt-2", (("Digits", None), _GPT2): "smollm",
+    (("Split", _LLAMA_3), ("letters", None)): "llama-bpe",
+}  # fmt: skip
+
+
+def _splitting(tokenizer: PretrainedTokenizer) -> str:
+    """Return llama.cpp's name for the way in which a pretrained tokenizer cuts a text into words.
+
+    Raises:
+        MiniGPTError: llama.cpp has no such way, or not for minigpt's export.
+    """
+    content = json.loads(tokenizer.definition)
+    described = []
+    for step in steps_of(content["pre_tokenizer"]):
+        kind, pattern = step["type"], step.get("pattern", {}).get("Regex")
+        if kind == "ByteLevel" and not step.get("use_regex", True):
+            kind = "letters"  # only spells bytes in letters
+        elif kind == "Digits" and not step["individual_digits"]:
+            kind = "Numbers"
+        elif kind == "Split" and (step["behavior"], step["invert"]) != ("Isolated", False):
+            kind = step["behavior"]
+        described.append((kind, pattern))
+    if tuple(described) not in SPLITTING:
+        raise MiniGPTError(
+            "llama.cpp's tokenizers of byte pairs cut texts as GPT-2, SmolLM or Llama 3 do, and the tokenizer of this "
+            "model does something else. Use --format onnx or hf."
+        )
+    return SPLITTING[tuple(described)]
+
+
+def _add_pretrained_tokenizer(writer: Any, tokenizer: PretrainedTokenizer) -> None:
+    """Write a pretrained tokenizer: its names and merges, its special tokens, and its tokens of begin and end."""
+    import gguf
+
+    content = json.loads(tokenizer.definition)
+    names = {i: name for name, i in content["model"]["vocab"].items()}
+    added = {i: token for i, token in tokenizer.backend.get_added_tokens_decoder().items()}
+    tokens, types = [], []
+    for i in range(tokenizer.vocab_size):
+        token = added.get(i)
+        if token is not None:
+            tokens.append(token.content)
+            types.append(gguf.TokenType.CONTROL if token.special else gguf.TokenType.USER_DEFINED)
+        else:
+            tokens.append(names.get(i, f"<unused {i}>"))
+            types.append(gguf.TokenType.NORMAL if i in names else gguf.TokenType.UNUSED)
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in content["model"]["merges"]]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(_splitting(tokenizer))
+    eos = tokenizer.eos if tokenizer.eos is None or isinstance(tokenizer.eos, int) else tokenizer.eos[0]
+    if eos is None:
+        tokens.append(END)
+        types.append(gguf.TokenType.CONTROL)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges(merges or [NEVER])
+    if tokenizer.bos is not None:
+        writer.add_bos_token_id(tokenizer.bos)
+    writer.add_eos_token_id(len(tokens) - 1 if eos is None else eos)
+    writer.add_add_bos_token(bool(tokenizer.prefix))
+    writer.add_add_eos_token(False)
 
 
 def _add_tensor(writer: Any, name: str, weight: torch.Tensor, precision: str) -> None:
