@@ -148,6 +148,24 @@ def test_networks_without_layers_to_adapt_are_refused():
             lora.add(network, rank=2)
 
 
+def test_layers_that_pytorch_does_not_call_are_left_alone():
+    """In eval mode a `TransformerEncoderLayer` reads the weights of its layers, and would ignore adapters."""
+
+    class Encoder(Foreign):
+        def __init__(self):
+            super().__init__(20)
+            layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+            self.hidden = nn.Sequential(nn.Linear(8, 8), nn.TransformerEncoder(layer, 1, enable_nested_tensor=False))
+
+    network, ids = Encoder(), torch.randint(20, (2, 6))
+    lora.add(network, rank=2)
+    perturb(network)
+    logits = network.eval()(ids)
+    torch.testing.assert_close(network.train()(ids), logits)
+    lora.merge(network.eval())
+    torch.testing.assert_close(network(ids), logits)
+
+
 def write_texts(folder: Path) -> None:
     (folder / "a.txt").write_text(TEXT, encoding="utf-8")
     (folder / "b.txt").write_text(NEW, encoding="utf-8")
