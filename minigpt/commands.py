@@ -196,7 +196,7 @@ def generate(args: list[str]) -> int:
         note(message("compiling_decoding"))
         started = time.monotonic()
         try:
-            compile_decoding(lm.model)
+            compile_decoding(lm.model, len(lm.tokenizer.prefix) + len(ids) + asked.max_new_tokens)
             note(message("compiled", time.monotonic() - started))
         except MiniGPTError as error:
             print(error, file=sys.stderr)

@@ -13,6 +13,7 @@ from minigpt.cpu.decoding import compile_decoding
 from minigpt.cpu.int8 import Int8Linear, quantize
 from minigpt.generation import checks
 from minigpt.generation.checks import CompiledStep, compiled_step, usable_paths
+from minigpt.models import kv_cache
 from minigpt.models.kv_cache import KVCache
 from minigpt.runs import for_inference
 
@@ -157,6 +158,18 @@ def test_compiled_models_give_the_plain_texts_each_its_own_also_past_the_block()
         assert [drawn(model) for model in models] == expected
         for model in models:
             del checks._compiled[model]
+
+
+@torch.no_grad()
+def test_the_compiled_step_follows_a_cache_that_grows(monkeypatch):
+    monkeypatch.setattr(kv_cache, "FIRST_COLUMNS", 3)
+    model = made(preset="llama", n_kv_head=2).eval()
+    step, cache = compiled(model), model.new_cache(2)
+    idx = torch.randint(30, (2, BLOCK), generator=torch.Generator().manual_seed(2))
+    model(idx[:, :2], cache)
+    logits = [step(new, cache) for new in idx[:, 2:].split(1, dim=1)]
+    assert cache.room == BLOCK
+    torch.testing.assert_close(torch.cat(logits, 1), model(idx)[:, 2:], rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

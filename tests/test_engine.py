@@ -6,6 +6,7 @@ from conftest import generate_ids
 
 from minigpt import GPT, MiniGPTError, TinyGPT
 from minigpt.generation.sampling import draw, filter_logits
+from minigpt.models import kv_cache
 from minigpt.models.kv_cache import KVCache
 from minigpt.models.settings import PRESETS
 
@@ -50,6 +51,21 @@ def test_cached_logits_are_the_uncached_ones_at_every_position(preset, shape):
         cache = KVCache(model, 3)
         pieces = [model(idx[:, :first], cache)] + [model(idx[:, t : t + 1], cache) for t in range(first, 16)]
         torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settings", [{"preset": "gpt2"}, {"preset": "modern", "ngrams": 50}])
+def test_a_cache_grows_with_its_rows(monkeypatch, settings):
+    monkeypatch.setattr(kv_cache, "FIRST_COLUMNS", 3)
+    model = disturbed(GPT(30, 16, 2, 2, 16, **settings)).eval()
+    idx = torch.randint(30, (2, 16), generator=torch.Generator().manual_seed(1))
+    cache, rooms = model.new_cache(2), []
+    for part in (idx[:, :2], idx[:, 2:9], *idx[:, 9:].split(1, dim=1)):
+        logits = model(part, cache)
+        rooms.append(cache.room)
+        torch.testing.assert_close(logits, model(idx[:, : cache.columns])[:, -part.shape[1] :], rtol=1e-4, atol=1e-4)
+    assert rooms == [3, 9, 16, 16, 16, 16, 16, 16, 16]
+    assert cache.keys[0].shape[2] == 16
 
 
 @torch.no_grad()

@@ -42,7 +42,7 @@ struct Layer {
     Linear qkv, proj, gate, up, down;
 };
 struct Model {
-    int64_t n_layer, n_head, n_kv_head, head_size, n_embd, vocab_size, block_size, ngrams, threads;
+    int64_t n_layer, n_head, n_kv_head, head_size, n_embd, vocab_size, ngrams, threads;
     int64_t rmsnorm, activation, qk_norm;
     float norm_eps, softcap;
     const float *embed, *pair, *triple, *position, *cos, *sin;  // null for parts that the model does not have
@@ -272,16 +272,16 @@ static void attend(
     for (i = 0; i < size; i++) y[i] /= sum;
 }
 
-// Keys and values are (n_layer, rows, n_kv_head, block_size, size). Returns 1 and does nothing if an id is outside the
+// Keys and values are (n_layer, rows, n_kv_head, room, size). Returns 1 and does nothing if an id is outside the
 // vocabulary or does not fit into the cache; else returns 0.
 template <class Weight>
 static int decode(
-    const Model& model, int64_t rows, const int64_t* ids, const int64_t* before, const int64_t* positions,
+    const Model& model, int64_t rows, int64_t room, const int64_t* ids, const int64_t* before, const int64_t* positions,
     Number<Weight>* keys, Number<Weight>* values, float* logits
 ) {
     for (int64_t row = 0; row < rows; row++) {
         if (ids[row] < 0 || ids[row] >= model.vocab_size) return 1;
-        if (positions[row] < 0 || positions[row] >= model.block_size) return 1;
+        if (positions[row] < 0 || positions[row] >= room) return 1;
     }
     const int64_t n_embd = model.n_embd, size = model.head_size, groups = model.n_head / model.n_kv_head;
     const int64_t n_heads = model.n_head * size, n_qkv = n_heads + 2 * model.n_kv_head * size;
@@ -295,7 +295,7 @@ static int decode(
 
 #pragma omp parallel num_threads(model.threads)
     {
-        std::vector<float> normed(rows * n_embd), weights(model.block_size + WIDTH);
+        std::vector<float> normed(rows * n_embd), weights(room + WIDTH);
         auto norm_all = [&](const Norm& norm) {  // every thread computes this, which is faster than sharing
             for (int64_t row = 0; row < rows; row++) normalise(model, norm, &x[row * n_embd], &normed[row * n_embd]);
         };
@@ -321,7 +321,7 @@ static int decode(
 #pragma omp for schedule(static)
             for (int64_t task = 0; task < rows * model.n_kv_head; task++) {
                 int64_t row = task / model.n_kv_head, head = task % model.n_kv_head;
-                int64_t first = (n * rows * model.n_kv_head + task) * model.block_size * size;  // this head's cache
+                int64_t first = (n * rows * model.n_kv_head + task) * room * size;  // this head's cache
                 Number<Weight> *kept_keys = keys + first, *kept_values = values + first;
                 float* query = &qkv[row * n_qkv + head * groups * size];
                 float* key = &qkv[row * n_qkv + (model.n_head + head) * size];
@@ -373,20 +373,20 @@ static int decode(
 extern "C" int columns() { return COLUMNS; }
 
 extern "C" int decode_float(
-    const Model* model, int64_t rows, const int64_t* ids, const int64_t* before, const int64_t* positions,
+    const Model* model, int64_t rows, int64_t room, const int64_t* ids, const int64_t* before, const int64_t* positions,
     float* keys, float* values, float* logits
 ) {
-    return decode<float>(*model, rows, ids, before, positions, keys, values, logits);
+    return decode<float>(*model, rows, room, ids, before, positions, keys, values, logits);
 }
 extern "C" int decode_bfloat16(
-    const Model* model, int64_t rows, const int64_t* ids, const int64_t* before, const int64_t* positions,
+    const Model* model, int64_t rows, int64_t room, const int64_t* ids, const int64_t* before, const int64_t* positions,
     BFloat16* keys, BFloat16* values, float* logits
 ) {
-    return decode<BFloat16>(*model, rows, ids, before, positions, keys, values, logits);
+    return decode<BFloat16>(*model, rows, room, ids, before, positions, keys, values, logits);
 }
 extern "C" int decode_int8(
-    const Model* model, int64_t rows, const int64_t* ids, const int64_t* before, const int64_t* positions,
+    const Model* model, int64_t rows, int64_t room, const int64_t* ids, const int64_t* before, const int64_t* positions,
     float* keys, float* values, float* logits
 ) {
-    return decode<int8_t>(*model, rows, ids, before, positions, keys, values, logits);
+    return decode<int8_t>(*model, rows, room, ids, before, positions, keys, values, logits);
 }

@@ -29,11 +29,15 @@ FUNCTIONS = {  # by the types of embeddings and cache, and of the weights of lin
 }
 
 
-def compile_decoding(model: nn.Module) -> None:
+def compile_decoding(model: nn.Module, length: int | None = None) -> None:
     """Compile the step that `generate_ids` runs for each new id, for a model that is not trained any more.
 
     The C++ code computes the stock `GPT`. It is refused for a model with other parts, and for one whose logits it does
     not reproduce.
+
+    Args:
+        model: A GPT in eval mode.
+        length: The number of ids of the longest text to come, over which the logits are compared; None for block_size.
 
     Raises:
         MiniGPTError: The model cannot be compiled, or there is no compiler. Text is then generated without the step.
@@ -46,20 +50,20 @@ def compile_decoding(model: nn.Module) -> None:
     if part := unknown_part(model):
         raise MiniGPTError(f"Compiled generation does not know {part} of this model. Text is generated without it.")
     compiled = CompiledDecoder(model)
-    if reason := _differs(model, compiled):
+    if reason := _differs(model, compiled, min(length or model.block_size, model.block_size)):
         raise MiniGPTError(f"Text is generated without the compiled step of this model: {reason}.")
     use_compiled_step(model, compiled)
 
 
 @torch.no_grad()
-def _differs(model: GPT, compiled: "CompiledDecoder") -> str | None:
+def _differs(model: GPT, compiled: "CompiledDecoder", length: int) -> str | None:
     """Describe how compiled code differs from the model, first without rounding and then with it; None if it agrees."""
     was_training = model.training
     model.eval()
     try:
         with in_float32(model):
             exact = exact_copy(model)
-            ids = random_ids(exact, model.block_size)
+            ids = random_ids(exact, length)
             plain = exact(ids)
             if plain.isnan().any():  # the draw of the next id will raise an error
                 return None
@@ -95,7 +99,7 @@ class _Layer(ctypes.Structure):
 class _Model(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("n_layer", "n_head", "n_kv_head", "head_size", "n_embd")),
-        *((name, ctypes.c_int64) for name in ("vocab_size", "block_size", "ngrams", "threads")),
+        *((name, ctypes.c_int64) for name in ("vocab_size", "ngrams", "threads")),
         *((name, ctypes.c_int64) for name in ("rmsnorm", "activation", "qk_norm")),
         *((name, ctypes.c_float) for name in ("norm_eps", "softcap")),
         *((name, ctypes.c_void_p) for name in ("embed", "pair", "triple", "position", "cos", "sin")),
@@ -138,7 +142,7 @@ class CompiledDecoder:
         tables |= {} if model.position is None else {"position": model.position.weight}
         self._model = _Model(
             settings.n_layer, settings.n_head, settings.n_kv_head, settings.head_size, settings.n_embd,
-            self.vocab_size, model.block_size, settings.ngrams, threads, settings.norm == "rmsnorm",
+            self.vocab_size, settings.ngrams, threads, settings.norm == "rmsnorm",
             ACTIVATIONS[settings.mlp], settings.qk_norm, settings.norm_eps, settings.softcap,
             **{name: self._floats(table) for name, table in tables.items()},
             layers=self._layers, norm=self._norm(model.norm), head=self._linear(model.lm_head),
@@ -152,7 +156,8 @@ class CompiledDecoder:
         idx, positions = idx.to(torch.int64).contiguous(), cache.positions.contiguous()
         before = None if cache.before is None else cache.before.contiguous()
         outside = self.run(
-            ctypes.byref(self._model), ctypes.c_int64(rows), _address(idx), _address(before), _address(positions),
+            ctypes.byref(self._model), ctypes.c_int64(rows), ctypes.c_int64(cache.room),
+            _address(idx), _address(before), _address(positions),
             _address(cache.keys[0]), _address(cache.values[0]), _address(logits),
         )  # fmt: skip
         if outside:

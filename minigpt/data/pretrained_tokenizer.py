@@ -131,7 +131,9 @@ class PretrainedTokenizer(Tokenizer):
         if missing and unknown == "error":
             raise never_seen(missing)
         pieces = re.split(f"([{re.escape(''.join(lost))}])", text) if lost else [text]
-        return list(chain.from_iterable(spelled[p] if p in spelled else self._halve(p) for p in pieces if p))
+        plain = list(set(pieces) - spelled.keys() - {""})
+        encoded = spelled | {p: self._halved(p, ids) for p, ids in zip(plain, self._encode(plain), strict=True)}
+        return list(chain.from_iterable(encoded[piece] for piece in pieces if piece))
 
     def _spell(self, character: str) -> list[int]:
         """Return the id of a character, or those of its bytes; none if there are no such tokens."""
@@ -145,13 +147,12 @@ class PretrainedTokenizer(Tokenizer):
     def _ids(self) -> dict[bytes, int]:
         return {token: i for i, token in enumerate(self.tokens) if token}
 
-    def _halve(self, text: str) -> list[int]:
-        """Return the ids of a text, which is cut in halves until the library gives each part back."""
-        ids = self._encode([text])[0]
+    def _halved(self, text: str, ids: list[int]) -> list[int]:
+        """Return the ids of a text, or those of its halves if they do not give it back."""
         if len(text) == 1 or self._gives_back(ids, text):
             return ids
-        middle = len(text) // 2
-        return self._halve(text[:middle]) + self._halve(text[middle:])
+        halves = text[: len(text) // 2], text[len(text) // 2 :]
+        return [i for half, own in zip(halves, self._encode(halves), strict=True) for i in self._halved(half, own)]
 
 
 KINDS[PretrainedTokenizer.kind] = PretrainedTokenizer  # `tokenizers` cannot import this module before its own end

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from minigpt.data.pretrained_tokenizer import PretrainedTokenizer
 from minigpt.data.tokenizers import BPETokenizer, CharTokenizer, Tokenizer
 from minigpt.errors import MiniGPTError
 from minigpt.export.safetensors import as_json, as_safetensors
@@ -17,11 +18,19 @@ from minigpt.models.stock import unknown_part
 def files(checkpoint: dict[str, Any], lm: LanguageModel) -> dict[str, bytes]:
     """Return the files that transformers loads; arguments and errors as in `export`."""
     config, weights = to_hugging_face(lm.model)
+    if config["tie_word_embeddings"]:
+        del weights["lm_head.weight"]
     tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": lm.model.block_size,
         "clean_up_tokenization_spaces": False,
     }
+    if isinstance(lm.tokenizer, PretrainedTokenizer):
+        for end, ids in (("bos", lm.tokenizer.bos), ("eos", lm.tokenizer.eos)):
+            config[f"{end}_token_id"] = ids
+            if ids is not None:
+                first = ids if isinstance(ids, int) else ids[0]
+                tokenizer_config[f"{end}_token"] = lm.tokenizer.tokens[first].decode("utf-8", "replace")
     return {
         "config.json": as_json(config),
         "model.safetensors": as_safetensors(weights),
@@ -31,7 +40,7 @@ def files(checkpoint: dict[str, Any], lm: LanguageModel) -> dict[str, bytes]:
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> str:
-    """Return a byte-pair or character tokenizer as JSON for the `tokenizers` library.
+    """Return a byte-pair, character or pretrained tokenizer as JSON for the `tokenizers` library.
 
     Raises:
         MiniGPTError: The library does not have this kind of tokenizer.
@@ -39,6 +48,8 @@ def tokenizer_json(tokenizer: Tokenizer) -> str:
     from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
     from tokenizers import Tokenizer as Theirs
 
+    if isinstance(tokenizer, PretrainedTokenizer):
+        return tokenizer.definition
     if isinstance(tokenizer, BPETokenizer):
         theirs = Theirs.from_str(tokenizer.backend.to_str())
     elif isinstance(tokenizer, CharTokenizer):

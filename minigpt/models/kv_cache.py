@@ -4,17 +4,20 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from minigpt.models.gpt import GPT
+
+FIRST_COLUMNS = 256
 
 
 class KVCache:
     """Stores the keys and values of the tokens so far, so that each token is computed once.
 
-    The cache has a column for each of the block_size positions. Position p of a row is in column p, so rows may have
-    different lengths. A row never sees later columns than its own position, so lowering its `length` makes it forget
-    the tokens after that.
+    Position p of a row is in column p, so rows may have different lengths. A row never sees later columns than its own
+    position, so lowering its `length` makes it forget the tokens after that. There is room for a few columns at first,
+    and for twice as many whenever they are full, up to block_size: few texts are as long as the longest window.
 
     Args:
         model: The model; the cache has the device and the precision of its weights.
@@ -23,8 +26,9 @@ class KVCache:
 
     def __init__(self, model: "GPT", batch_size: int):
         weight, settings = model.embed.weight, model.settings
-        shape = (settings.n_layer, batch_size, settings.n_kv_head, settings.block_size, settings.head_size)
-        self.keys, self.values = (weight.new_zeros(shape).unbind() for _ in range(2))  # a tensor per layer
+        self.block_size, self.room = settings.block_size, 0
+        self.stored = weight.new_zeros(2, settings.n_layer, batch_size, settings.n_kv_head, 0, settings.head_size)
+        self.make_room(FIRST_COLUMNS)
         self.length = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)  # the number of ids in each row
         self.rows = torch.arange(batch_size, device=weight.device)[:, None]
         self.steps = torch.arange(settings.block_size, device=weight.device)
@@ -34,18 +38,26 @@ class KVCache:
         if model.ngrams is not None:
             self.ids = torch.zeros(batch_size, settings.block_size + 2, dtype=torch.int64, device=weight.device)
             self.two = torch.arange(2, device=weight.device)
-        hidden = weight.new_full((settings.block_size,), -math.inf)
-        self.masks = torch.cat((weight.new_zeros(settings.block_size), hidden)).unfold(0, settings.block_size, 1)
+
+    def make_room(self, columns: int) -> None:
+        """Make room for at least this many columns, up to block_size; those that are stored stay."""
+        before, self.room = self.room, min(max(columns, 2 * self.room), self.block_size)
+        self.stored = F.pad(self.stored, (0, 0, 0, self.room - before))  # (2, n_layer, B, H, room, D)
+        self.keys, self.values = (part.unbind() for part in self.stored)  # a tensor per layer
+        shown = self.stored.new_zeros(self.room)
+        self.masks = torch.cat((shown, torch.full_like(shown, -math.inf))).unfold(0, self.room, 1)
 
     def advance(self, idx: torch.Tensor) -> None:
         """Assign positions to `(B, n)` new ids."""
         n = idx.shape[1]
+        self.columns = min(self.columns + n, self.block_size)
+        if self.columns > self.room:
+            self.make_room(self.columns)
         self.positions = self.length[:, None] + self.steps[:n]  # (B, n)
         if self.ids is not None:
             self.before = self.ids[self.rows, self.length[:, None] + self.two]
             self.ids[self.rows, self.positions + 2] = idx
         self.length = self.length + n
-        self.columns = min(self.columns + n, len(self.steps))
 
     def extend(self, idx: torch.Tensor) -> torch.Tensor:
         """Prepare all layers for `(B, n)` new ids, and return the positions of these, `(B, n)`."""
@@ -53,8 +65,8 @@ class KVCache:
         _, heads, _, size = self.keys[0].shape
         # Where `store` puts the keys and values, and which columns each new id sees.
         self.column_index = self.positions[:, None, :, None].expand(-1, heads, -1, size)  # (B, H, n, D)
-        # The rows of `masks` are windows of one vector; row r shows the columns up to block_size - 1 - r.
-        self.mask = self.masks[len(self.steps) - 1 - self.positions].narrow(2, 0, self.columns)[:, None]  # (B, 1, n, S)
+        # The rows of `masks` are windows of one vector; row r shows the columns up to room - 1 - r.
+        self.mask = self.masks[self.room - 1 - self.positions].narrow(2, 0, self.columns)[:, None]  # (B, 1, n, S)
         return self.positions
 
     def store(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

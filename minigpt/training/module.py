@@ -22,13 +22,16 @@ from minigpt.training.typed import text_data
 class LitLanguageModel(LightningModule):
     """Trains a network to predict the next token with cross-entropy.
 
+    The first four arguments are enough for the article's training. Those from `muon_learning_rate` to `cooldown` refine
+    the optimizer and let its learning rate change over the steps. The last three are for memory, speed and resuming.
+
     Args:
         network: Any module whose `forward` takes `(B, T)` ids and returns `(B, T, V)` logits; see `minigpt.models`.
         optimizer: `adamw`; or `muon`, which updates the matrices in a transformer's blocks with Muon (see `optim.py`)
             and everything else with AdamW.
         learning_rate: AdamW's step size.
-        muon_learning_rate: Muon's step size.
         weight_decay: The weight decay of matrices and embeddings.
+        muon_learning_rate: Muon's step size.
         decay_vectors: Apply weight decay to biases and norms too, as plain AdamW does.
         beta2: The decay rate of AdamW's mean of squared gradients.
         lr_schedule: `constant`, `cosine`, or `wsd` (warm-up, stable, then a linear decay).
@@ -40,22 +43,22 @@ class LitLanguageModel(LightningModule):
             pass: less memory for a third more computation, with the same results. The network needs an attribute of
             this name, as GPT has.
         compile: Compile the training step, which takes up to a minute; training continues without if that fails.
-        seed: The seed of dropout: at each step a callback seeds the random numbers with it and the step's number, so
-            that a resumed training draws the same ones. The command line passes its seed_everything.
+        seed: The seed of dropout, equal to seed_everything on the command line. Each step has its own random numbers,
+            made from this seed and the number of the step, so that a resumed training repeats them.
 
     Raises:
         MiniGPTError: A setting is out of range.
     """
 
-    hparams: Any  # the arguments of __init__, by name
+    hparams: Any  # the arguments of __init__ except the network, such as `self.hparams.learning_rate`
 
     def __init__(
         self,
         network: nn.Module,
         optimizer: str = "adamw",
         learning_rate: float = 1e-3,
-        muon_learning_rate: float = 0.02,
         weight_decay: float = 0.01,
+        muon_learning_rate: float = 0.02,
         decay_vectors: bool = False,
         beta2: float = 0.999,
         lr_schedule: str = "constant",
@@ -69,22 +72,12 @@ class LitLanguageModel(LightningModule):
     ):
         super().__init__()
         self.save_hyperparameters(ignore=["network"])  # fills self.hparams
-        for key in ("learning_rate", "muon_learning_rate", "weight_decay", "min_lr"):
-            check_number(f"model.{key}", self.hparams[key], at_least=0)
-        check_number("model.beta2", beta2, at_least=0, below=1)
-        if not isinstance(network, nn.Module):
-            raise MiniGPTError(f"The network is a {type(network).__name__}. Pass an instance of a torch.nn.Module.")
-        if activation_checkpointing:
-            recompute_activations(network)
         self.network = network
         self.metrics = LoaderMetrics()  # of a validation or test: loss, bits per character, perplexity, accuracy
-        # Stored in checkpoints: the network's class and arguments, and the class that `--optimizer` names, if any.
-        self.architecture = describe(network)
-        self.optimizer_class: str | None = None
-        self.origin: dict[str, Any] | None = None  # the model that the weights came from; see `training.start`
-        # Built here only so that a wrong setting raises an error now rather than when training starts.
-        self.build_optimizer()
-        self.build_schedule(steps=10)
+        self.check_settings()
+        if activation_checkpointing:
+            recompute_activations(network)
+        self.architecture = describe(network)  # its class and arguments, with which a checkpoint builds it again
 
     def forward(self, idx: Tensor) -> Tensor:
         """Return the `(B, T, V)` logits of `(B, T)` ids."""
@@ -92,7 +85,8 @@ class LitLanguageModel(LightningModule):
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the mean cross-entropy of the `(B, T)` next ids y, given the ids x."""
-        return F.cross_entropy(self.network(x).flatten(0, 1), y.flatten())
+        logits = self.network(x)  # (B, T, V)
+        return F.cross_entropy(logits.flatten(0, 1), y.flatten())  # of B * T predictions
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch of windows.
@@ -103,16 +97,22 @@ class LitLanguageModel(LightningModule):
         return self.loss(*batch)
 
     def configure_optimizers(self) -> Any:
-        """Return the optimizer and a LambdaLR, which multiplies its rates by the schedule's factor after each step."""
+        """Return the optimizer and, unless the learning rate is constant, a scheduler.
+
+        After each step the scheduler, a LambdaLR, sets each learning rate to its first value times a factor.
+        """
         optimizer = self.build_optimizer()
         schedule = self.build_schedule(resume.schedule_steps(self.trainer))  # as many steps as the Trainer will do
-        if schedule.constant:
-            return optimizer  # a scheduler takes some 40 microseconds a step
+        if schedule.constant:  # as in the article; a scheduler would only cost time
+            return optimizer
         scheduler = LambdaLR(optimizer, schedule.factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def build_optimizer(self) -> torch.optim.Optimizer:
-        """Return the optimizer of the settings, with the network's parameters in groups.
+        """Return the optimizer of the settings: with `adamw` it is the article's `torch.optim.AdamW`.
+
+        The network's parameters come in groups. A group is a list of parameters with its own learning rate and weight
+        decay: the matrices are one, and the vectors (biases and norms), which get no decay by default, another.
 
         Raises:
             MiniGPTError: The optimizer is unknown, or the network has no parameters for it.
@@ -122,7 +122,7 @@ class LitLanguageModel(LightningModule):
             self.network, settings.optimizer, settings.learning_rate, settings.muon_learning_rate,
             settings.weight_decay, settings.decay_vectors,
         )  # fmt: skip
-        return OPTIMIZERS[settings.optimizer](groups, betas=(0.9, settings.beta2))
+        return OPTIMIZERS[settings.optimizer](groups, betas=(0.9, settings.beta2))  # adamw: AdamW(groups, betas=...)
 
     def build_schedule(self, steps: int) -> Schedule:
         """Return the schedule of the learning rates, which ends after `decay_steps` or, without them, after `steps`.
@@ -131,7 +131,10 @@ class LitLanguageModel(LightningModule):
             MiniGPTError: The schedule is unknown, or does not fit the steps.
         """
         settings = self.hparams
-        last_factor = min(1.0, settings.min_lr / settings.learning_rate) if settings.learning_rate else 0.0
+        # The factor of the last step brings the learning rate to min_lr, or leaves it as it is if min_lr is greater.
+        last_factor = 0.0
+        if settings.learning_rate > 0:
+            last_factor = min(1.0, settings.min_lr / settings.learning_rate)
         return Schedule(
             settings.lr_schedule, settings.warmup_steps, steps, last_factor, settings.cooldown, settings.decay_steps
         )
@@ -143,7 +146,8 @@ class LitLanguageModel(LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch of windows to the metrics of its loader: a Trainer may be given several, each with a number."""
         x, y = batch
-        self.metrics.update(dataloader_idx, self.predict_step(x, batch_idx), y)
+        logits = self.predict_step(x, batch_idx)  # in full precision
+        self.metrics.update(dataloader_idx, logits, y)
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the whole validation text."""
@@ -165,17 +169,37 @@ class LitLanguageModel(LightningModule):
 
     # The rest serves everything around the lesson: speed, resuming, logs, and networks and data of other kinds.
 
-    def configure_callbacks(self) -> list[Callback]:
-        """Return the callbacks that Lightning adds to every training of this module.
+    # Stored in checkpoints.
+    optimizer_class: str | None = None  # the class that `--optimizer` names, in place of the optimizer above
+    origin: dict[str, Any] | None = None  # the model that the weights came from; see `training.start`
 
-        They speed the network up or compile it; make a resumed training end with exactly the weights of one that was
-        never interrupted; and log the metrics of training steps, the speed, and the scores of simple models to compare
-        with. Validation alone (`trainer.validate`) needs none of them.
+    def check_settings(self) -> None:
+        """Check all settings, so that a mistake is reported now rather than when training starts.
+
+        Raises:
+            MiniGPTError: A setting is out of range, or the network is not a module.
         """
-        if self.trainer.state.fn != "fit":
+        for key in ("learning_rate", "muon_learning_rate", "weight_decay", "min_lr"):
+            check_number(f"model.{key}", self.hparams[key], at_least=0)
+        check_number("model.beta2", self.hparams.beta2, at_least=0, below=1)
+        if not isinstance(self.network, nn.Module):
+            raise MiniGPTError(
+                f"The network is a {type(self.network).__name__}. Pass an instance of a torch.nn.Module."
+            )
+        self.build_optimizer()
+        self.build_schedule(steps=1)  # any number of steps will do: only the settings are checked
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Return the callbacks that Lightning adds to every training of this module."""
+        if self.trainer.state.fn != "fit":  # "fit" is `trainer.fit`; the others are validate, test and predict
             return []
-        speed = compiling.callbacks(self.hparams.compile)
-        return [*speed, *resume.callbacks(self.trainer), TrainMetrics(), Throughput(), Baselines()]
+        return [
+            *compiling.callbacks(self.hparams.compile),  # faster modules on a CPU, and the compiled step
+            *resume.callbacks(self.trainer),  # a resumed training ends with the weights of an uninterrupted one
+            TrainMetrics(),  # logs the loss, learning rate and gradient norm of training steps
+            Throughput(),  # logs tokens per second
+            Baselines(),  # logs the scores of simple models, to compare with
+        ]
 
     def setup(self, stage: str) -> None:
         """Check that the network fits the data.
@@ -186,9 +210,9 @@ class LitLanguageModel(LightningModule):
         if data := text_data(self.trainer):  # None if the loaders are not a TextDataModule's
             check_network(self.network, data.vocab_size, data.block_size)
             set_block_size(self.network, data.block_size)  # for generation, if the network has none
-            self.metrics.first.lengths = data.tokenizer.lengths  # characters in each token, for bits per character
+            self.metrics.count_characters(data.tokenizer.lengths)  # for bits per character
 
     @property
     def block_size(self) -> int:
-        """The longest window that the network takes, so that this module can be evaluated as its network can."""
+        """The network's `block_size`, which evaluation and generation read when this module is passed to them."""
         return self.network.block_size  # type: ignore[return-value]  # a number, not a tensor
