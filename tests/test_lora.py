@@ -3,11 +3,14 @@
 import copy
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import QUICK
+from conftest import QUICK, ROOT
+from lightning.pytorch import Trainer
 from torch import nn
 from torch.nn import functional as F
 
@@ -146,6 +149,24 @@ def test_networks_without_layers_to_adapt_are_refused():
     for network, reason in ((minigpt.TinyGPT(9), "no linear layer before"), (adapted, "has adapters already")):
         with pytest.raises(MiniGPTError, match=reason):
             lora.add(network, rank=2)
+
+
+def test_layers_that_pytorch_does_not_call_are_left_alone():
+    """In eval mode a `TransformerEncoderLayer` reads the weights of its layers, and would ignore adapters."""
+
+    class Encoder(Foreign):
+        def __init__(self):
+            super().__init__(20)
+            layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+            self.hidden = nn.Sequential(nn.Linear(8, 8), nn.TransformerEncoder(layer, 1, enable_nested_tensor=False))
+
+    network, ids = Encoder(), torch.randint(20, (2, 6))
+    lora.add(network, rank=2)
+    perturb(network)
+    logits = network.eval()(ids)
+    torch.testing.assert_close(network.train()(ids), logits)
+    lora.merge(network.eval())
+    torch.testing.assert_close(network(ids), logits)
 
 
 def write_texts(folder: Path) -> None:
@@ -340,6 +361,59 @@ def test_mistakes_get_a_sentence(place, call, flags, words):
     assert result.status == 2, result.err
     assert words in result.err.splitlines()[-1]
     assert len(list(Path("lightning_logs").rglob("*.yaml"))) == count
+
+
+def test_adapters_train_in_python_with_a_plain_trainer(place):
+    """Without a file to read the frozen weights from again, a checkpoint holds all weights."""
+    data = minigpt.TextDataModule("a.txt", block_size=16, batch_size=2)
+
+    def trainer(steps: int) -> Trainer:
+        options = {"accelerator": "cpu", "enable_progress_bar": False, "logger": False, "enable_model_summary": False}
+        return Trainer(max_steps=steps, limit_val_batches=0, enable_checkpointing=False, **options)
+
+    def module() -> minigpt.LitLanguageModel:
+        torch.manual_seed(0)
+        network = minigpt.GPT(data.vocab_size, 16, n_layer=1, n_head=2, n_embd=16)
+        lora.add(network, rank=2, dropout=0.1)
+        return minigpt.LitLanguageModel(network)
+
+    straight, first = module(), trainer(2)
+    trainer(4).fit(straight, data)
+    first.fit(module(), data)
+    first.save_checkpoint("two.ckpt")
+    resumed, second = module(), trainer(4)
+    second.fit(resumed, data, ckpt_path="two.ckpt", weights_only=True)
+    for name, weight in straight.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name])
+    second.save_checkpoint("four.ckpt")
+    ids = torch.arange(10)[None]
+    torch.testing.assert_close(minigpt.load("four.ckpt").model(ids), straight.network.eval()(ids))
+
+
+def test_the_python_function_takes_the_settings_by_their_full_names(place):
+    lm = minigpt.train("b.yaml", init_from=SOURCE, max_steps=1, **{"lora.rank": 2, "samples.every_n_steps": 0})
+    assert stored(lm.run_dir)["minigpt"]["lora"]["alpha"] == 2
+    assert lm.generate("le", 5, seed=0).startswith("le")
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(place):
+    flags = ["--config", "b.yaml", *FROM, "--lora.rank", "2", *QUICK]
+    one = cli_train(*flags).trainer.callback_metrics["val/loss"].item()
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *flags]
+    command += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert ended.returncode == 0, ended.stderr
+    two = stored("lightning_logs/b/version_2")
+    assert set(two["state_dict"]) == set(stored()["state_dict"])
+    assert two["callbacks"]["DueValidation"]["metrics"]["val/loss"] == pytest.approx(one, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_a_compiled_training_has_the_losses_of_an_eager_one(place):
+    flags = ["--config", "b.yaml", *FROM, "--lora.rank", "2"]
+    losses = [cli_train(*flags, "--model.compile", on).trainer.callback_metrics["val/loss"] for on in ("false", "true")]
+    torch.testing.assert_close(*losses, atol=1e-4, rtol=0)
 
 
 def test_rank_0_or_null_trains_all_weights(place):

@@ -25,7 +25,7 @@ class LoRALinear(nn.Linear):
 def add(network: nn.Module, rank: int, alpha: float | None = None, dropout: float = 0.0, n_new: int = 0) -> None:
     """Freeze a network and give its linear layers adapters, in place; names in the state dict and logits stay the same.
 
-    All `nn.Linear` but the last, which is the output layer, are adapted. Subclasses may compute something else.
+    All `nn.Linear` are adapted but the last, the output layer, and those that a `TransformerEncoderLayer` may bypass.
 
     Args:
         network: Any network.
@@ -40,9 +40,11 @@ def add(network: nn.Module, rank: int, alpha: float | None = None, dropout: floa
     check_number("lora.rank", rank, at_least=1, whole=True)
     check_number("lora.alpha", alpha, above=0, optional=True)
     check_number("lora.dropout", dropout, at_least=0, below=1)
-    tables = [module.weight for module in network.modules() if isinstance(module, nn.Embedding)]
+    tables = {id(module.weight) for module in network.modules() if isinstance(module, nn.Embedding)}
+    fused = [module for module in network.modules() if isinstance(module, nn.TransformerEncoderLayer)]
+    skipped = {id(layer) for module in fused for layer in module.modules()}
     linear = [module for module in network.modules() if type(module) is nn.Linear]
-    layers = [layer for layer in linear[:-1] if not any(layer.weight is table for table in tables)]
+    layers = [layer for layer in linear[:-1] if not {id(layer), id(layer.weight)} & (tables | skipped)]
     if describe(network) or not layers:
         reason = "has adapters already" if describe(network) else "has no linear layer before its output layer"
         raise MiniGPTError(f"{type(network).__name__} {reason}, so that --lora.rank has nothing to adapt. Omit it.")
