@@ -7,9 +7,12 @@ import pytest
 import torch
 from conftest import made_once
 from safetensors.torch import load_file, save_file
+from test_export import as_llama_cpp_computes, in_gguf, run, session
 
 import minigpt
 from minigpt import MiniGPTError, runs
+from minigpt.data.pretrained_tokenizer import PretrainedTokenizer
+from minigpt.export import files_of
 from minigpt.models import pretrained
 from minigpt.models.pretrained import build_around, read_pretrained
 
@@ -124,6 +127,70 @@ def test_an_imported_model_is_exported_to_the_same_logits(call, folder, folders,
     assert (ours.bos_token, ours.eos_token) == ("<|begin|>", "<|end|>")
     again = minigpt.load(folder / "out")
     assert again.tokenizer.to_dict() == minigpt.load(folders / name).tokenizer.to_dict()
+
+
+@pytest.mark.parametrize("name", ["llama of grouped heads", "llama of another base"])
+def test_a_gguf_of_an_imported_model_has_its_tokenizer(folder, folders, name):
+    gguf = pytest.importorskip("gguf")
+    lm = minigpt.load(folders / name)
+    about, weights = in_gguf(folder, lm)
+    assert ("output.weight" in weights) is (name == "llama of another base")
+    weights.setdefault("output.weight", weights["token_embd.weight"])
+    ids = lm.tokenizer.encode(TEXT)[:40]
+    with torch.no_grad():
+        ours = lm.model(torch.tensor([ids]))[0]
+    assert abs(as_llama_cpp_computes(about, weights, ids) - ours.numpy()).max() < 1e-4 * ours.abs().max()
+    types, tokens = about["tokenizer.ggml.token_type"], about["tokenizer.ggml.tokens"]
+    assert tokens[:2] == ["<|begin|>", "<|end|>"]
+    assert types[:3] == [gguf.TokenType.CONTROL, gguf.TokenType.CONTROL, gguf.TokenType.NORMAL]
+    used = sum(map(bool, lm.tokenizer.tokens))
+    assert (set(types[used:]), len(tokens)) == ({gguf.TokenType.UNUSED}, 300)
+    assert [about[f"tokenizer.ggml.{key}"] for key in ("pre", "bos_token_id", "eos_token_id", "add_bos_token")] == [
+        "gpt-2", 0, 1, True,
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_llama_cpp_draws_the_same_ids(folder, folders):
+    xllamacpp = pytest.importorskip("xllamacpp")
+    lm = minigpt.load(folders / "llama of grouped heads")
+    in_gguf(folder, lm)
+    params = xllamacpp.CommonParams()
+    params.model.path = str(folder / "model.gguf")
+    params.n_ctx, params.n_parallel, params.verbosity, params.warmup = 256, 1, -1, False
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    server = xllamacpp.Server(params)
+    request = {"prompt": "Le chat", "max_tokens": 30, "temperature": 0, "cache_prompt": False, "return_tokens": True}
+    theirs = server.handle_completions(request)["choices"][0]["text"]
+    ours = "".join(lm.stream("Le chat", 30, temperature=0, stop="<|end|>"))
+    assert len(ours) > 5
+    assert theirs.replace("\ufffd", "") == ours.replace("\ufffd", "")
+
+
+def test_what_llama_cpp_does_not_cut_is_refused(folders):
+    pytest.importorskip("gguf")
+    lm = minigpt.load(folders / "llama")
+    content = json.loads(lm.tokenizer.definition)
+    content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [
+        {"type": "Digits", "individual_digits": False}, content["pre_tokenizer"],
+    ]}  # fmt: skip
+    lm.tokenizer = PretrainedTokenizer(json.dumps(content), 300)
+    with pytest.raises(MiniGPTError, match=r"cut texts as GPT-2, SmolLM or Llama 3"):
+        files_of("gguf", {}, lm)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt2", "llama of grouped heads"])
+def test_onnxruntime_gives_the_logits_of_an_imported_model(folders, name):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    lm = minigpt.load(folders / name)
+    files = files_of("onnx", {}, lm)
+    ids = torch.tensor([lm.tokenizer.encode(TEXT)[:40]])
+    with torch.no_grad():
+        ours = lm.model(ids)
+    assert (run(session(files["model.onnx"]), ids) - ours).abs().max() < 1e-4 * ours.abs().max()
+    assert files["tokenizer.json"].decode() == lm.tokenizer.definition
 
 
 def test_names_without_their_prefix_and_old_buffers_are_read(folder, folders):
