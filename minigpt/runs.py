@@ -234,7 +234,7 @@ def _merge_adapters(checkpoint: dict, file: Path) -> None:
     settings, adapters = metadata["lora"], checkpoint["state_dict"]
     base = find_base(file, metadata)
     checkpoint["adapters"] = settings | {"state_dict": adapters, "file": base}
-    weights = adapters if base is None else base_weights(base, metadata) | adapters
+    weights = {**(base_weights(base, metadata) if base else {}), **adapters}
     checkpoint["state_dict"] = merged(weights, settings["alpha"] / settings["rank"])
     metadata["lora"] = None
 

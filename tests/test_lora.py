@@ -69,7 +69,7 @@ def test_adapters_keep_names_and_logits_and_merge_into_the_weights(name):
     adapted, state = network(ids), network.state_dict()
     assert (adapted - before).abs().max() > 0.01
     plain = NETWORKS[name]()
-    plain.load_state_dict(merged(state, 2.0))
+    plain.load_state_dict(merged(dict(state), 2.0))
     lora.merge(network)
     assert set(network.state_dict()) == names
     assert {type(module) for module in network.modules()} == {type(module) for module in plain.modules()}
