@@ -226,7 +226,9 @@ def read_checkpoint(file: Path, merge: bool = True) -> dict:
     if merge and checkpoint["minigpt"].get("lora"):
         try:
             _merge_adapters(checkpoint, file)
-        except (KeyError, TypeError, RuntimeError, AttributeError) as error:  # an altered file can fail in many ways
+        except MiniGPTError:
+            raise
+        except Exception as error:  # an altered file can fail in many ways
             raise MiniGPTError(
                 f"The adapters in '{file}' do not fit their base. Pass a different checkpoint."
             ) from error

@@ -333,11 +333,16 @@ def test_a_source_that_has_changed_is_refused(place, call):
     assert "which has other weights in '" in result.err.splitlines()[-1]
 
 
-def test_adapters_that_do_not_fit_are_refused(place, call):
+@pytest.mark.parametrize("what", ["shape", "rank", "frozen"])
+def test_adapters_that_do_not_fit_are_refused(place, call, what):
     checkpoint = stored(name="best")
-    checkpoint["state_dict"]["network.blocks.0.mlp.up.lora_a.weight"] = torch.zeros(3, 5)
+    if what == "shape":
+        checkpoint["state_dict"]["network.blocks.0.mlp.up.lora_a.weight"] = torch.zeros(3, 5)
+    elif what == "rank":
+        checkpoint["minigpt"]["lora"]["rank"] = 0
+    else:
+        checkpoint["minigpt"]["lora"]["frozen"]["network.other"] = 3
     torch.save(checkpoint, "wrong.ckpt")
-    checkpoint["minigpt"]["lora"]["base"] = f"{Path(SOURCE).resolve()}/checkpoints/best.ckpt"
     result = call("generate", "--ckpt_path", "wrong.ckpt")
     assert (result.status, result.err.splitlines()[-1]) == (
         2, "The adapters in 'wrong.ckpt' do not fit their base. Pass a different checkpoint.",
