@@ -45,6 +45,10 @@ HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
 
 
+class MissingBase(MiniGPTError):
+    """The model to which the adapters of a checkpoint belong is not there, or has other weights."""
+
+
 def config_name(path: str | Path) -> str:
     """Return the name of a recipe: that of its file, or of the recipe of a run for a run's config.yaml."""
     path = Path(path).absolute()
@@ -222,7 +226,9 @@ def read_checkpoint(file: Path, merge: bool = True) -> dict:
     if merge and checkpoint["minigpt"].get("lora"):
         try:
             _merge_adapters(checkpoint, file)
-        except (KeyError, TypeError, RuntimeError, AttributeError) as error:  # an altered file can fail in many ways
+        except MiniGPTError:
+            raise
+        except Exception as error:  # an altered file can fail in many ways
             raise MiniGPTError(
                 f"The adapters in '{file}' do not fit their base. Pass a different checkpoint."
             ) from error
@@ -234,7 +240,7 @@ def _merge_adapters(checkpoint: dict, file: Path) -> None:
     settings, adapters = metadata["lora"], checkpoint["state_dict"]
     base = find_base(file, metadata)
     checkpoint["adapters"] = settings | {"state_dict": adapters, "file": base}
-    weights = adapters if base is None else base_weights(base, metadata) | adapters
+    weights = {**(base_weights(base, metadata) if base else {}), **adapters}
     checkpoint["state_dict"] = merged(weights, settings["alpha"] / settings["rank"])
     metadata["lora"] = None
 
@@ -253,7 +259,7 @@ def find_base(file: Path, metadata: dict) -> Path | None:
         The checkpoint, as `find_checkpoint` returns it; None if the weights are beside the adapters.
 
     Raises:
-        MiniGPTError: The base is missing, or has other weights.
+        MissingBase: It is not there, or has other weights.
     """
     origin, relative = metadata["origin"], metadata["lora"]["base"]
     if relative is None:
@@ -267,7 +273,7 @@ def find_base(file: Path, metadata: dict) -> Path | None:
         if checksum(base) == origin["sha256"]:
             return base
     state = f"has other weights in '{bases[0]}' now" if bases else f"is not at '{origin['path']}' any more"
-    raise MiniGPTError(
+    raise MissingBase(
         f"'{file}' holds adapters for the model {origin['source']}, which {state}. Restore it, or put the original, or "
         f"a link to it, at '{os.path.relpath(link)}'."
     )

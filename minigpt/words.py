@@ -53,6 +53,7 @@ MESSAGES = {
         "no_run": "There is no run yet. Start one: `{}`",
         "gone": "The checkpoint `{}` no longer exists. Choose another.",
         "broken": "The checkpoint `{}` cannot be read: it is damaged. Choose another.",
+        "no_base": "The checkpoint `{}` holds adapters, and the model to which they belong is missing. Choose another.",
         "left_out": "Unknown to this model and left out: {}", "seed": "Seed {}",
         "picked": "after “{}”", "model": "the model", "left": "after filtering", "nothing": "Write a text first.",
         "came": "actual",
@@ -166,6 +167,8 @@ MESSAGES = {
         "no_run": "Il n'y a pas encore d'entraînement. Lancez-en un : `{}`",
         "gone": "Le checkpoint `{}` n'existe plus. Choisissez-en un autre.",
         "broken": "Le checkpoint `{}` est illisible : il est endommagé. Choisissez-en un autre.",
+        "no_base": "Le checkpoint `{}` contient des adaptateurs, mais le modèle auquel ils s'ajoutent manque. "
+        "Choisissez-en un autre.",
         "left_out": "Inconnus de ce modèle et omis : {}", "seed": "Graine {}",
         "picked": "après « {} »", "model": "le modèle",
         "left": "après filtrage", "nothing": "Écrivez d'abord un texte.", "came": "réel",

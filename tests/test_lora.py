@@ -19,7 +19,7 @@ from minigpt import runs
 from minigpt.cpu import layers
 from minigpt.errors import MiniGPTError
 from minigpt.models import lora
-from minigpt.models.merging import merged
+from minigpt.models.merging import is_adapter, merged
 from minigpt.training.optim import OPTIMIZERS, parameter_groups
 
 TEXT = "Le chat dort sur le banc, et la lune monte au-dessus du toit. " * 40
@@ -69,7 +69,7 @@ def test_adapters_keep_names_and_logits_and_merge_into_the_weights(name):
     adapted, state = network(ids), network.state_dict()
     assert (adapted - before).abs().max() > 0.01
     plain = NETWORKS[name]()
-    plain.load_state_dict(merged(state, 2.0))
+    plain.load_state_dict(merged(dict(state), 2.0))
     lora.merge(network)
     assert set(network.state_dict()) == names
     assert {type(module) for module in network.modules()} == {type(module) for module in plain.modules()}
@@ -95,8 +95,7 @@ def test_frozen_weights_and_old_rows_stay_to_the_bit_and_the_rest_trains(name):
         network(torch.arange(30).view(5, 6)).logsumexp(-1).sum().backward()
         optimizer.step()
     changed = {key for key, value in network.state_dict().items() if not torch.equal(value, before[key])}
-    assert changed == set(lora.adapters(network))
-    assert not any(key.endswith("new_rows.weight") for key in before.keys() - changed)
+    assert changed == {key for key in before if is_adapter(key)}
     rows = [len(value) for key, value in before.items() if "new_rows" in key]
     assert rows
     assert set(rows) == {3}
@@ -296,9 +295,15 @@ def test_run_and_source_can_be_moved_together(place):
     before = minigpt.load(RUN).generate("le", 20, seed=0)
     lose_source(place)
     assert minigpt.load(RUN).generate("le", 20, seed=0) == before
+    cli_train("--ckpt_path", RUN, "--trainer.max_steps", "7")  # writes where the source is now
+    settings = stored()["minigpt"]
+    assert settings["origin"]["path"] == str(place / SOURCE / "checkpoints" / "best.ckpt")
+    assert settings["lora"]["base"] == "../../a/version_0/checkpoints/best.ckpt"
 
 
 def test_a_source_that_is_gone_is_named_and_found_again_under_base(place, call):
+    from minigpt.app import ModelStore, Problem
+
     before = minigpt.load(RUN).generate("le", 20, seed=0)
     lose_source(place)
     Path("lightning_logs/a").rename("elsewhere")
@@ -307,7 +312,10 @@ def test_a_source_that_is_gone_is_named_and_found_again_under_base(place, call):
         assert result.status == 2
         assert "which is not at '/nowhere/best.ckpt' any more" in result.err.splitlines()[-1]
         assert f"'{RUN}/base'" in result.err
+    with pytest.raises(Problem, match="no_base"):
+        ModelStore(RUN, "cpu").load(None)
     Path(RUN, "base").symlink_to(Path("elsewhere/version_0").resolve())
+    assert ModelStore(RUN, "cpu").load(None).generate("le", 20, seed=0) == before
     assert minigpt.load(RUN).generate("le", 20, seed=0) == before
     Path(RUN, "base").unlink()
     Path(RUN, "base").symlink_to(Path("elsewhere/version_0/checkpoints/best.ckpt").resolve())
@@ -325,11 +333,16 @@ def test_a_source_that_has_changed_is_refused(place, call):
     assert "which has other weights in '" in result.err.splitlines()[-1]
 
 
-def test_adapters_that_do_not_fit_are_refused(place, call):
+@pytest.mark.parametrize("what", ["shape", "rank", "frozen"])
+def test_adapters_that_do_not_fit_are_refused(place, call, what):
     checkpoint = stored(name="best")
-    checkpoint["state_dict"]["network.blocks.0.mlp.up.lora_a.weight"] = torch.zeros(3, 5)
+    if what == "shape":
+        checkpoint["state_dict"]["network.blocks.0.mlp.up.lora_a.weight"] = torch.zeros(3, 5)
+    elif what == "rank":
+        checkpoint["minigpt"]["lora"]["rank"] = 0
+    else:
+        checkpoint["minigpt"]["lora"]["frozen"]["network.other"] = 3
     torch.save(checkpoint, "wrong.ckpt")
-    checkpoint["minigpt"]["lora"]["base"] = f"{Path(SOURCE).resolve()}/checkpoints/best.ckpt"
     result = call("generate", "--ckpt_path", "wrong.ckpt")
     assert (result.status, result.err.splitlines()[-1]) == (
         2, "The adapters in 'wrong.ckpt' do not fit their base. Pass a different checkpoint.",

@@ -1,7 +1,5 @@
 """Merging of adapters on the level of state dicts, without the network."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -11,21 +9,22 @@ def is_adapter(name: str) -> bool:
     return ".lora_a." in name or ".lora_b." in name or ".new_rows." in name
 
 
-def merged(weights: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+def merged(weights: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
     """Return the state dict that a network has after `lora.merge`, from the one before.
 
     Args:
-        weights: The state dict with adapters; it may be that of a module around the network.
+        weights: The state dict with adapters; it may be that of a module around the network. It is emptied on the way,
+            so that memory holds the weights once.
         scale: The factor of the products B A, alpha / r.
     """
-    plain = {name: weight for name, weight in weights.items() if not is_adapter(name)}
-    for name in weights.keys() - plain.keys():
-        layer, _, part = name.partition(".lora_a.")
-        if part:
-            plain[f"{layer}.weight"] = (
-                plain[f"{layer}.weight"] + scale * weights[f"{layer}.lora_b.weight"] @ weights[name]
-            )
-        elif ".new_rows." in name:
-            old = name.replace(".new_rows.", ".")
-            plain[old] = torch.cat((plain[old], weights[name]))
+    adapters = {name: weights.pop(name) for name in [*weights] if is_adapter(name)}
+    plain: dict[str, Tensor] = {}
+    for name in [*weights]:
+        weight = weights.pop(name)
+        layer, _, kind = name.rpartition(".")
+        if (a := adapters.get(f"{layer}.lora_a.weight")) is not None and kind == "weight":
+            weight = weight + scale * adapters[f"{layer}.lora_b.weight"] @ a
+        if (rows := adapters.get(f"{layer}.new_rows.{kind}")) is not None:
+            weight = torch.cat((weight, rows))
+        plain[name] = weight
     return plain

@@ -8,7 +8,6 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import nn
 
 from minigpt import runs
 from minigpt.errors import MiniGPTError, check_number, note
@@ -91,11 +90,11 @@ def adapt(
 
 
 @torch.no_grad()
-def load_base(model: nn.Module, file: Path, metadata: dict[str, Any]) -> None:
+def load_base(model: LitLanguageModel, file: Path, metadata: dict[str, Any]) -> None:
     """Load the frozen weights of a resumed run, unless its checkpoint holds them.
 
     Args:
-        model: The module around a network with adapters.
+        model: The module, whose network has adapters.
         file: The checkpoint to continue from.
         metadata: The checkpoint's metadata.
 
@@ -106,3 +105,4 @@ def load_base(model: nn.Module, file: Path, metadata: dict[str, Any]) -> None:
         own = model.state_dict()
         for name, weight in runs.base_weights(base, metadata).items():
             own[name].copy_(weight)
+        model.origin = metadata["origin"] | {"path": str(base.absolute())}  # the base may have been moved

@@ -288,8 +288,9 @@ class RunDescription(Callback):
             MiniGPTError: The checkpoint lacks an adapter of the network.
         """
         module = lit(pl_module)
-        module.origin = checkpoint.get("minigpt", {}).get("origin")
-        if lora.describe(module.network) and not module.strict_loading:
+        if module.strict_loading or not module.origin:
+            module.origin = checkpoint.get("minigpt", {}).get("origin")
+        else:  # adapters, whose base has been found
             names = [f"network.{name}" for name in lora.adapters(module.network)]
             if missing := [name for name in names if name not in checkpoint["state_dict"]]:
                 raise MiniGPTError(f"The checkpoint is damaged: it lacks {missing[0]}. Pass a different one.")
