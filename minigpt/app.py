@@ -129,6 +129,8 @@ class ModelStore:
                 return self._model(file, os.stat(file).st_mtime_ns)
             except OSError as error:
                 raise Problem("gone", file) from error
+            except runs.MissingBase as error:
+                raise Problem("no_base", file) from error
             except MiniGPTError as error:
                 raise Problem("broken", file) from error
 

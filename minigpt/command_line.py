@@ -70,9 +70,9 @@ def example_config(name: str = "tiny") -> str:
     return short(CONFIGS / f"{name}.yaml")
 
 
-def example_recipe() -> str:
+def example_recipe(name: str = "tiny") -> str:
     """Return an example for `--config`: a name for `minigpt train`, a path for scripts/train.py."""
-    return example_config() if _script("train") else "tiny"
+    return example_config(name) if _script("train") else name
 
 
 def first_training() -> str:

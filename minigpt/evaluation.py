@@ -147,6 +147,10 @@ class LoaderMetrics(nn.Module):
         """The metrics of the first loader, which is always there."""
         return self.loaders[0]
 
+    def count_characters(self, lengths: torch.Tensor) -> None:
+        """Compute bits per character too, from the `(V,)` numbers of characters of the tokens."""
+        self.first.lengths = lengths
+
     def reset(self) -> None:
         """Reset the metrics of the first loader, and drop those of the others.
 

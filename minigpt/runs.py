@@ -32,6 +32,7 @@ from minigpt.errors import MiniGPTError, check_choice, writing
 from minigpt.generation.text import LanguageModel
 from minigpt.models import NETWORKS, build_network, device_of
 from minigpt.models.gpt import GPT
+from minigpt.models.merging import merged
 from minigpt.models.pretrained import CONFIG, LARGEST_BLOCK, PICKLE, build_around, read_pretrained
 
 ROOT = "lightning_logs"
@@ -42,6 +43,10 @@ HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokeni
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # The type of a model's tensors; for int8, of all tensors but the weights of linear layers.
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
+
+
+class MissingBase(MiniGPTError):
+    """The model to which the adapters of a checkpoint belong is not there, or has other weights."""
 
 
 def config_name(path: str | Path) -> str:
@@ -180,13 +185,18 @@ def _is_checkpoint(path: Path) -> bool:
     return path.is_file() or (path / ".metadata").is_file()  # sharded, which read_checkpoint refuses
 
 
-def read_checkpoint(file: Path) -> dict:
+def read_checkpoint(file: Path, merge: bool = True) -> dict:
     """Load a checkpoint of minigpt, an export of one, or a model of Hugging Face, on the CPU without unpickling code.
+
+    Args:
+        file: The checkpoint, as `find_checkpoint` returns it.
+        merge: Whether to read the base of a checkpoint with adapters, and to add the adapters to its weights.
+            The adapters and their settings are then under `adapters`.
 
     Raises:
         MiniGPTError: The file is truncated, holds more than plain values and tensors, or does not come from a supported
-            version of minigpt; it is a folder, as version 0.1 wrote from several processes; or `read_pretrained` or
-            the tokenizer of Hugging Face refuses the model.
+            version of minigpt; it is a folder, as version 0.1 wrote from several processes; `read_pretrained` or the
+            tokenizer of Hugging Face refuses the model; or the base of the adapters is missing or has other weights.
     """
     if file.is_dir():
         raise MiniGPTError(
@@ -208,7 +218,72 @@ def read_checkpoint(file: Path) -> dict:
         raise MiniGPTError(
             f"'{file}' was written by minigpt {made_by}, and this is {minigpt.__version__}. Upgrade minigpt."
         )
+    if merge and checkpoint["minigpt"].get("lora"):
+        try:
+            _merge_adapters(checkpoint, file)
+        except MiniGPTError:
+            raise
+        except Exception as error:  # an altered file can fail in many ways
+            raise MiniGPTError(
+                f"The adapters in '{file}' do not fit their base. Pass a different checkpoint."
+            ) from error
     return checkpoint
+
+
+def _merge_adapters(checkpoint: dict, file: Path) -> None:
+    metadata = checkpoint["minigpt"]
+    settings, adapters = metadata["lora"], checkpoint["state_dict"]
+    base = find_base(file, metadata)
+    checkpoint["adapters"] = settings | {"state_dict": adapters, "file": base}
+    weights = {**(base_weights(base, metadata) if base else {}), **adapters}
+    checkpoint["state_dict"] = merged(weights, settings["alpha"] / settings["rank"])
+    metadata["lora"] = None
+
+
+def find_base(file: Path, metadata: dict) -> Path | None:
+    """Return the checkpoint that the adapters in a checkpoint belong to.
+
+    It is searched for as `base` in the run folder, where a user can put it or a link to it; under its absolute path;
+    and under its path relative to the run, which stays the same if both are moved together.
+
+    Args:
+        file: The checkpoint.
+        metadata: The checkpoint's metadata, which has `origin` and `lora`.
+
+    Returns:
+        The checkpoint, as `find_checkpoint` returns it; None if the weights are beside the adapters.
+
+    Raises:
+        MissingBase: It is not there, or has other weights.
+    """
+    origin, relative = metadata["origin"], metadata["lora"]["base"]
+    if relative is None:
+        return None
+    run = (run_of(file.absolute()) or file.absolute().parent).resolve()
+    link = run / "base"
+    paths = [link.resolve() if link.is_file() else link, Path(origin["path"]), Path(os.path.normpath(run / relative))]
+    names = (Path(origin["path"]).stem, "best", "last")
+    bases = [find_checkpoint(path, prefer=names) for path in paths if path.exists()]
+    for base in bases:
+        if checksum(base) == origin["sha256"]:
+            return base
+    state = f"has other weights in '{bases[0]}' now" if bases else f"is not at '{origin['path']}' any more"
+    raise MissingBase(
+        f"'{file}' holds adapters for the model {origin['source']}, which {state}. Restore it, or put the original, or "
+        f"a link to it, at '{os.path.relpath(link)}'."
+    )
+
+
+def base_weights(base: Path, metadata: dict) -> dict[str, torch.Tensor]:
+    """Return the frozen weights of a network with adapters, under the names in its checkpoint's state dict.
+
+    Args:
+        base: The checkpoint of the base.
+        metadata: The metadata of the checkpoint with the adapters.
+    """
+    weights = read_checkpoint(base)["state_dict"]
+    # A run with shorter windows than its base has the vectors of the first positions only.
+    return {name: weights[name][:rows] for name, rows in metadata["lora"]["frozen"].items()}
 
 
 def _read_own(file: Path) -> dict:
@@ -448,13 +523,15 @@ def tokens_of(file: Path, metadata: dict, cache_dir: str | None = None) -> Token
         MiniGPTError: The corpus is missing or has changed, or gives a different tokenizer.
     """
     corpus = Corpus(corpus_of(file, metadata), **{key: metadata[key] for key in ("encoding", "lower", "strip", "nfc")})
-    settings = {key: metadata[key] for key in ("max_vocab_size", "byte_fallback", "val_fraction")}
-    tokens = tokenize(corpus, metadata["tokenizer"]["kind"], **settings, cache_dir=cache_dir)
+    settings = {key: metadata[key] for key in ("max_vocab_size", "byte_fallback", "val_fraction", "unknown")}
+    tokenizer = tokenizers.from_dict(metadata["tokenizer"])
+    kind = tokenizer if metadata["tokenizer_given"] else tokenizer.kind
+    tokens = tokenize(corpus, kind, **settings, cache_dir=cache_dir)
     if tokens.sha256 != metadata["sha256"]:
         raise MiniGPTError(
             f"The corpus '{metadata['path']}' has changed since this model was trained, so its validation text is "
             "lost. Restore the old file, or score a different text with --data.path."
         )
-    if difference := tokenizers.difference(tokens.tokenizer, tokenizers.from_dict(metadata["tokenizer"])):
+    if difference := tokenizers.difference(tokens.tokenizer, tokenizer):
         raise MiniGPTError(f"The corpus gives a different tokenizer than the checkpoint's: {difference}.")
     return tokens

@@ -53,6 +53,7 @@ MESSAGES = {
         "no_run": "There is no run yet. Start one: `{}`",
         "gone": "The checkpoint `{}` no longer exists. Choose another.",
         "broken": "The checkpoint `{}` cannot be read: it is damaged. Choose another.",
+        "no_base": "The checkpoint `{}` holds adapters, and the model to which they belong is missing. Choose another.",
         "left_out": "Unknown to this model and left out: {}", "seed": "Seed {}",
         "picked": "after “{}”", "model": "the model", "left": "after filtering", "nothing": "Write a text first.",
         "came": "actual",
@@ -104,6 +105,12 @@ MESSAGES = {
         "oversized": "The model has {:,} parameters for {:,} characters: it will recite the text rather than learn "
         "from it. Better: {}.",
         "both_settings": " and ", "longer_text": "a longer text",
+        "new_characters": "{} characters of the text are new to the model, and get rows that start at the mean of the "
+        "others: {}",
+        "lora": "LoRA: {:,} of {:,} parameters are trained.",
+        "started_from": "The weights come from {}.",
+        "longer_windows": "The windows are of {} tokens, and the model has learned from windows of {}: it has to learn "
+        "the longer distances.",
         "val_part": "Validation scores {:,} of {:,} tokens; `{}` scores them all.",
         "first_run": "There is no run of '{}' to continue yet, so this is the first.",
         "other_bits": "The result will differ in its last bits from an uninterrupted run: {}.",
@@ -160,6 +167,8 @@ MESSAGES = {
         "no_run": "Il n'y a pas encore d'entraînement. Lancez-en un : `{}`",
         "gone": "Le checkpoint `{}` n'existe plus. Choisissez-en un autre.",
         "broken": "Le checkpoint `{}` est illisible : il est endommagé. Choisissez-en un autre.",
+        "no_base": "Le checkpoint `{}` contient des adaptateurs, mais le modèle auquel ils s'ajoutent manque. "
+        "Choisissez-en un autre.",
         "left_out": "Inconnus de ce modèle et omis : {}", "seed": "Graine {}",
         "picked": "après « {} »", "model": "le modèle",
         "left": "après filtrage", "nothing": "Écrivez d'abord un texte.", "came": "réel",
@@ -212,6 +221,12 @@ MESSAGES = {
         "oversized": "Le modèle a {:,} paramètres pour {:,} caractères : il récitera le texte au lieu d'en "
         "apprendre. Préférez {}.",
         "both_settings": " et ", "longer_text": "un texte plus long",
+        "new_characters": "{} caractères du texte sont nouveaux pour le modèle ; leurs lignes partent de la moyenne "
+        "des autres : {}",
+        "lora": "LoRA : {:,} paramètres sur {:,} sont entraînés.",
+        "started_from": "Les poids viennent de {}.",
+        "longer_windows": "Les fenêtres ont {} jetons, alors que le modèle a appris de fenêtres de {} : il lui reste à "
+        "apprendre les distances plus longues.",
         "val_part": "La validation porte sur {:,} des {:,} jetons ; `{}` les évalue tous.",
         "first_run": "Il n'y a pas encore d'entraînement de « {} » à reprendre : celui-ci est le premier.",
         "other_bits": "Le résultat différera dans ses derniers bits d'un entraînement ininterrompu : {}.",

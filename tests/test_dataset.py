@@ -20,6 +20,14 @@ def test_windows_are_the_articles():
     assert len(list(dataset)) == 92
 
 
+def test_windows_of_small_integers_are_int64():
+    data = torch.arange(100, dtype=torch.uint8)
+    for index in (5, torch.tensor(5), torch.tensor([5, 90, 7])):
+        assert [part.dtype for part in CharDataset(data, 8)[index]] == [torch.int64] * 2
+    for index in (5, range(5, 9)):
+        assert [part.dtype for part in EvalWindows(data, 8)[index]] == [torch.int64] * 2
+
+
 @pytest.mark.parametrize("index", [92, -93])
 def test_there_is_no_window_outside(index):
     with pytest.raises(IndexError):

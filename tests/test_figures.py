@@ -92,10 +92,8 @@ class Own(torch.nn.Module):
     def __init__(self, n_heads=(2, 2)):
         super().__init__()
         self.embed, self.head = torch.nn.Embedding(20, 16), torch.nn.Linear(16, 20)
-        settings = {"qk_norm": False, "bias": True}
-        self.layers = torch.nn.ModuleList(
-            Attention(n, 16, heads, heads, 0.0, settings) for n, heads in enumerate(n_heads)
-        )
+        settings = [minigpt.GPT(20, n_head=heads, n_embd=16).settings for heads in n_heads]
+        self.layers = torch.nn.ModuleList(Attention(n, each) for n, each in enumerate(settings))
 
     def forward(self, idx):
         x = self.embed(idx)

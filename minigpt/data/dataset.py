@@ -15,12 +15,13 @@ from minigpt.errors import MiniGPTError
 class CharDataset(Dataset):
     """Every window of `block_size` ids, with the same window one id later as its targets, as in the article.
 
-    `dataset[i]` is one window, so that `DataLoader(dataset, batch_size=4, shuffle=True)` works. Training gathers whole
-    batches instead, which is faster: with `batch_size=None` a DataLoader passes what its sampler yields straight to the
-    dataset, and the sampler `BatchOrder` yields `(B,)` tensors of window numbers.
+    `dataset[5]` is window 5, so `DataLoader(dataset, batch_size=4, shuffle=True)` works as in the article. Training is
+    faster when one call makes a whole batch: `dataset[torch.tensor([5, 90, 7])]` is the windows 5, 90 and 7, stacked.
+    `BatchOrder` (in `order.py`) draws such tensors.
 
     Args:
-        data: `(N,)` ids.
+        data: `(N,)` ids. A file may store them in one, two or four bytes each; `long` turns those of a window into
+            int64, which embeddings and cross-entropy take.
         block_size: `T`, the length of a window.
     """
 
@@ -36,19 +37,18 @@ class CharDataset(Dataset):
 
     def __getitem__(self, index: int | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return window `index` as `x` and `y`, both `(T,)`; or, for a `(B,)` tensor, that many as `(B, T)`."""
-        if isinstance(index, torch.Tensor) and index.dim() == 1:
+        if isinstance(index, torch.Tensor) and index.dim() == 1:  # torch.tensor(5), without dimensions, is like 5
             return self._batch(index)
         # A range checks the index as a list does: -1 is the last window, and one outside raises IndexError.
-        start = range(len(self))[index]
-        x = self.data[start : start + self.block_size]
-        y = self.data[start + 1 : start + 1 + self.block_size]
+        start = range(len(self))[int(index)]
+        x = self.data[start : start + self.block_size].long()
+        y = self.data[start + 1 : start + 1 + self.block_size].long()
         return x, y
 
     def _batch(self, starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         # `unfold` is a view of all windows of T ids, one per row, without copying: for 0 1 2 3 4 and T = 3, the rows
         # are 0 1 2, 1 2 3 and 2 3 4. Indexing then copies the B rows of the batch in one call, which is faster than a
-        # Python loop over windows. `unfold` of a file gives ids of one, two or four bytes (a slice gives int64), so
-        # `long` makes them int64.
+        # Python loop over windows.
         windows = self.data.unfold(0, self.block_size, 1)
         x = windows[starts].long()
         y = windows[starts + 1].long()
@@ -61,8 +61,8 @@ class EvalWindows(Dataset):
     The windows do not overlap. Overlapping ones would give the targets more context and a lower loss, but every id
     would then go through the model several times. The last window may be shorter than the others.
 
-    `windows[i]` is one window. `windows[range(i, j)]` is a batch of windows of one length, in which a short last window
-    is therefore alone; the sampler `EvalOrder` makes such ranges.
+    `windows[5]` is window 5, and `windows[range(5, 9)]` is a batch of four windows. All windows of a batch have one
+    length, so a short last window forms a batch of its own; `EvalOrder` (in `order.py`) makes the ranges so.
 
     Args:
         data: `(N,)` ids, at least 2.
@@ -94,7 +94,8 @@ class EvalWindows(Dataset):
         return x[0], y[0]
 
     def _batch(self, numbers: range) -> tuple[torch.Tensor, torch.Tensor]:
-        # No gap and no overlap: the windows of a batch are one slice of the text, which `view` cuts into B rows.
+        # No gap and no overlap: the windows of a batch are one slice of the text, which `view` cuts into B rows. With
+        # T = 3, windows 0 and 1 are ids 0 to 6: x is (0 1 2), (3 4 5), and y is (1 2 3), (4 5 6).
         start = numbers.start * self.block_size
         stop = min(numbers.stop * self.block_size, self.n_targets)
         ids = self.data[start : stop + 1].long()

@@ -55,14 +55,15 @@ Fit = Callable[[Scan, int, Callable[[], Iterable[str]]], Tokenizer]
 
 def tokenize(
     corpus: Corpus,
-    kind: str = "char",
+    kind: str | Tokenizer = "char",
     max_vocab_size: int | None = None,
     byte_fallback: bool = False,
     val_fraction: float = 0.1,
     in_memory_mb: float = 16,
     cache_dir: str | None = None,
+    unknown: str = "add",
 ) -> TokenizedCorpus:
-    """Build the tokenizer of a corpus, and encode the corpus.
+    """Build the tokenizer of a corpus, or take a given one, and encode the corpus.
 
     A large text is read piece by piece, so memory does not grow with it: once to scan it, once to learn words or byte
     pairs (characters come out of the scan), and once to encode it.
@@ -70,22 +71,31 @@ def tokenize(
     Args:
         corpus: The text.
         kind: `char`, `word` or `bpe`. Characters are taken from the whole text, as in the article; words and byte pairs
-            are learned from the training part.
+            are learned from the training part. Or a tokenizer, such as that of a model that is trained further; the
+            other settings of tokenizers then mean nothing.
         max_vocab_size: The largest vocabulary of words or byte pairs; None for 4,096.
         byte_fallback: Spell characters that are not in the vocabulary in bytes, as words and byte pairs always do.
         val_fraction: The share of the text, from its end, that is for validation.
         in_memory_mb: A text of more millions of characters than this is encoded into a file.
         cache_dir: The folder for such files; None for the user's cache folder.
+        unknown: How to treat characters that a given tokenizer lacks: `add` gives each an id after all others, if the
+            tokenizer is one of characters; `skip` leaves them out.
 
     Raises:
         MiniGPTError: The text cannot be read or is too short, or a setting does not fit.
     """
-    check_choice("data.tokenizer", kind, KINDS)
+    check_choice("data.unknown", unknown, ("add", "skip"))
+    if isinstance(kind, Tokenizer):
+        max_vocab_size, byte_fallback = None, False
+    else:
+        check_choice("data.tokenizer", kind, KINDS)
     if byte_fallback and kind != "char":
         raise MiniGPTError(f"data.byte_fallback is for data.tokenizer char: {kind} always has one. Leave it false.")
 
     def fit(scanned: Scan, boundary: int, read: Callable[[], Iterable[str]]) -> Tokenizer:
         options = {"lower": corpus.lower, "nfc": corpus.nfc}
+        if isinstance(kind, Tokenizer):
+            return kind.extended(scanned.alphabet) if unknown == "add" else kind
         if kind == "char":
             return CharTokenizer.fit(scanned.alphabet, max_vocab_size, byte_fallback=byte_fallback, **options)
         train = (piece for piece, is_val in _split(read(), boundary) if not is_val)
@@ -93,9 +103,9 @@ def tokenize(
 
     pieces = _read_small(corpus, in_memory_mb * 1e6)
     if pieces is not None:
-        return _in_memory(corpus, pieces, fit, val_fraction)
-    settings = [kind, max_vocab_size, byte_fallback, val_fraction]
-    return _in_file(corpus, settings, fit, val_fraction, cache_folder(cache_dir) / "tokens")
+        return _in_memory(corpus, pieces, fit, val_fraction, unknown)
+    which = [kind.to_dict(), unknown] if isinstance(kind, Tokenizer) else [kind, max_vocab_size, byte_fallback]
+    return _in_file(corpus, [*which, val_fraction], fit, val_fraction, cache_folder(cache_dir) / "tokens", unknown)
 
 
 def scan(pieces: Iterable[str]) -> Scan:
@@ -154,18 +164,22 @@ def _read_small(corpus: Corpus, max_characters: float) -> list[str] | None:
     return pieces
 
 
-def _in_memory(corpus: Corpus, pieces: list[str], fit: Fit, val_fraction: float) -> TokenizedCorpus:
+def _in_memory(corpus: Corpus, pieces: list[str], fit: Fit, val_fraction: float, unknown: str) -> TokenizedCorpus:
     scanned, text = scan(pieces), "".join(pieces)
     for boundary in _boundaries(len(text), val_fraction):
         tokenizer = fit(scanned, boundary, lambda: pieces)
         train, val = (
-            torch.from_numpy(tokenizer.encode_array(part)).long() for part in (text[:boundary], text[boundary:])
+            torch.from_numpy(_encode(tokenizer, part, unknown)).long() for part in (text[:boundary], text[boundary:])
         )
         if min(len(train), len(val)) > SHORTEST:
             return TokenizedCorpus(tokenizer, train, val, scanned.sha256, len(text), 1 - boundary / len(text))
         if len(train) + len(val) < 2 * (SHORTEST + 1):
             break
     raise _too_short(corpus, len(text))
+
+
+def _encode(tokenizer: Tokenizer, text: str, unknown: str) -> np.ndarray:
+    return tokenizer.encode_array(text, "skip" if unknown == "skip" else "error")
 
 
 def _boundaries(n_characters: int, val_fraction: float) -> Iterator[int]:
@@ -184,7 +198,9 @@ def _too_short(corpus: Corpus, n_characters: int) -> MiniGPTError:
     )
 
 
-def _in_file(corpus: Corpus, settings: list, fit: Fit, val_fraction: float, cache: Path) -> TokenizedCorpus:
+def _in_file(
+    corpus: Corpus, settings: list, fit: Fit, val_fraction: float, cache: Path, unknown: str
+) -> TokenizedCorpus:
     """Open the cached ids of a text, or write them; a second process that wants the same ids waits for the first."""
     folder = cache / _key(corpus, settings)
     if cached := _load(folder):  # without the lock, since a cache may be readable alone
@@ -201,7 +217,7 @@ def _in_file(corpus: Corpus, settings: list, fit: Fit, val_fraction: float, cach
         partial = folder.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)  # we hold the lock, so a killed process left it
         try:
-            metadata = _write(corpus, fit, val_fraction, partial)
+            metadata = _write(corpus, fit, val_fraction, partial, unknown)
             if _key(corpus, settings) != folder.name:
                 raise MiniGPTError(
                     f"The corpus '{corpus.path}' changed while it was read. Start again when it is at rest."
@@ -223,7 +239,7 @@ def _key(corpus: Corpus, settings: list) -> str:
     return sha256(json.dumps([CACHE_FORMAT, sources, cleaning, settings]).encode()).hexdigest()[:32]
 
 
-def _write(corpus: Corpus, fit: Fit, val_fraction: float, folder: Path) -> dict[str, Any]:
+def _write(corpus: Corpus, fit: Fit, val_fraction: float, folder: Path, unknown: str) -> dict[str, Any]:
     """Write the ids of a text and their metadata into a new folder, and return the metadata."""
     note(f"'{corpus.path}' is large: it is tokenised once, into {folder.parent}.")
     scanned = scan(with_progress(corpus.pieces(), message("reading")))
@@ -239,7 +255,7 @@ def _write(corpus: Corpus, fit: Fit, val_fraction: float, folder: Path) -> dict[
         with (folder / "ids.bin").open("wb") as file:
             pieces = with_progress(corpus.pieces(), message("tokenising"), n_characters)
             for piece, is_val in _split(pieces, boundary):
-                ids = tokenizer.encode_array(piece).astype(dtype)
+                ids = _encode(tokenizer, piece, unknown).astype(dtype)
                 file.write(ids.data)
                 n_tokens[is_val] += len(ids)
             files.sync_file(file)

@@ -112,6 +112,10 @@ class Tokenizer(ABC):
         ids = ids.tolist() if isinstance(ids, torch.Tensor) else ids
         return b"".join(self.tokens[i] for i in ids).decode("utf-8", "replace")
 
+    def extended(self, alphabet: Iterable[str]) -> Self:
+        """Return a tokenizer with additional ids for the characters that this one cannot spell, if it can have such."""
+        return self
+
     def to_dict(self) -> dict:
         """Return the tokenizer as a dict of plain values."""
         return {name: getattr(self, name) for name in ("kind", self.learned, "lower", "nfc")}
@@ -194,6 +198,11 @@ class CharTokenizer(Tokenizer):
         if unknown == "error":
             raise never_seen(sorted(set(text) - self.stoi.keys()))
         return ids[ids >= 0]
+
+    def extended(self, alphabet: Iterable[str]) -> Self:
+        """Return a tokenizer with additional ids for the characters of an alphabet that this one cannot spell."""
+        new = [] if self.byte_fallback else [character for character in alphabet if character not in self.stoi]
+        return type(self)([*self.characters, *new], self.lower, self.nfc, self.byte_fallback) if new else self
 
     def to_dict(self) -> dict:
         """Return the tokenizer as a dict of plain values."""
@@ -338,7 +347,8 @@ def never_seen(missing: Sequence[str]) -> MiniGPTError:
     """Return the error for characters that no token can spell, at most ten of which are named."""
     named = ", ".join(map(repr, missing[:10])) + (f" and {len(missing) - 10} more" if missing[10:] else "")
     return MiniGPTError(
-        f"The model has never seen {named}. Write the text without, or drop such characters with --unknown skip."
+        f"The model has never seen {named}. Write the text without, or drop such characters with --unknown skip (in a "
+        "training --data.unknown skip)."
     )
 
 

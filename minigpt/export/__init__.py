@@ -23,6 +23,7 @@ class Format(NamedTuple):
 
 FORMATS = {
     "hf": Format("hugging_face", "for transformers"),
+    "peft": Format("peft", "the adapters of --lora.rank alone, for peft"),
     "onnx": Format("onnx", "for onnxruntime"),
     "gguf": Format("gguf", "for llama.cpp", ("32", "bf16", "int8")),
     "safetensors": Format("safetensors", "for minigpt.load, without pickle"),
@@ -49,8 +50,8 @@ def export(checkpoint: dict[str, Any], lm: "LanguageModel", out: str | Path, for
         checkpoint: The checkpoint, as `runs.read_checkpoint` returns it.
         lm: The model and the tokenizer of the checkpoint.
         out: The folder to write, which must not exist or must be empty.
-        form: `hf` for transformers and compatible libraries, `onnx` for onnxruntime, `gguf` for llama.cpp, or
-            `safetensors` for `minigpt.load`.
+        form: `hf` for transformers and compatible libraries, `peft` for adapters alone, `onnx` for onnxruntime, `gguf`
+            for llama.cpp, or `safetensors` for `minigpt.load`.
         precision: `32` for float32; with `gguf` also `bf16` or `int8` for the matrices.
 
     Raises:

@@ -1,17 +1,28 @@
-"""The loop of generation, from ids to ids: compute the logits of the next id, filter them, draw an id, append it.
+"""The loop of generation, from ids to ids; `text.py` encodes the prompt and decodes the new ids.
 
-`text.py` encodes and decodes text. As in the article, the model reads a window, the last `block_size` ids of each row,
-for each new id. There are faster ways, here called paths. `checks.usable_paths` returns the names of those that give
-the model's own logits:
+For one text, `ids` of shape `(1, T)`, it is the article's loop:
 
-- `cache`: the model stores the keys and values of the ids that it has read, so that it computes each id only once. This
-  ends after block_size ids: then the window moves, so that its ids have other positions, and other keys and values.
+    for _ in range(max_new_tokens):
+        window = ids[:, -block_size:]  # the last block_size ids
+        logits = model(window)[:, -1]  # (1, V) scores of the next id
+        logits = params.filter(logits, ids)  # repetition penalty, temperature, top-k, top-p, min-p
+        new = draw(logits.softmax(dim=-1))  # (1, 1)
+        ids = torch.cat([ids, new], dim=1)
+
+`generate_ids` does the same for several texts of different lengths at once. The rest makes this faster: there are other
+ways to compute the logits, here called paths. `checks.usable_paths` returns the names of the paths that work for a
+model, that is, give the same logits as the loop above:
+
+- `cache`: the model stores the keys and values of the ids that it has read, so that it computes each id only once. It
+  serves for the first block_size ids. After that the window drops its oldest id at each step: the others move to new
+  positions, and the stored keys and values are out of date.
 - `compiled`: compiled code computes one id per row with the cache (`cpu/decoding.py`).
 - `context`: the prediction depends on the last `context_size` ids only, so windows of that length are enough. For a
   bigram model, where this is 1, a table of the probabilities after each id is computed once (`table.py`).
 """
 
 from collections.abc import Generator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +32,9 @@ from minigpt.generation.checks import compiled_step, usable_paths, window_size
 from minigpt.generation.contract import plain_logits
 from minigpt.generation.sampling import SamplingParams, draw
 from minigpt.generation.table import sample_from_table, transition_table
-from minigpt.models import Cache, device_of, has_cache
+from minigpt.models import device_of, has_cache
+
+IdSteps = Generator[torch.Tensor, None, None]  # an iterator over the (B,) new ids of each step; `close` ends it early
 
 
 @torch.no_grad()
@@ -31,7 +44,7 @@ def generate_ids(
     max_new_tokens: int,
     params: SamplingParams,
     generators: Sequence[torch.Generator] | None = None,
-) -> Generator[torch.Tensor, None, None]:
+) -> IdSteps:
     """Continue each of `prompts`, yielding the `(B,)` new ids of every step as they are drawn.
 
     The model is in eval mode while ids are drawn. Then its previous mode is restored, also after an error or a `break`.
@@ -48,18 +61,22 @@ def generate_ids(
     was_training = model.training
     model.eval()
     try:
-        length = max(map(len, prompts)) + max_new_tokens
-        paths = usable_paths(model, length)
-        table = transition_table(model, paths, params, max_new_tokens)  # None except for bigram models
+        length = max(map(len, prompts)) + max_new_tokens  # of the longest row at the end
+        paths = usable_paths(model, length)  # GPT: {"cache"}, with "compiled" if it was compiled; TinyGPT: {"context"}
+        # TinyGPT: (V, V) probabilities, a row for each id. The table costs as much as V ids, so there is none for fewer
+        # ids, nor with a repetition penalty, which changes the probabilities at each step. GPT: None.
+        table = transition_table(model, paths, params, max_new_tokens)
         if table is not None:
             yield from sample_from_table(table, prompts, max_new_tokens, generators)
             return
+        size = window_size(model, paths, length)  # GPT: block_size; TinyGPT: 1; a model without a limit: all ids
+        # The ids of all rows; shorter rows are filled up on the right with one of their own ids (padding).
         buffer = TokenBuffer(prompts, device_of(model))
-        next_logits = NextLogits(model, buffer, paths, window_size(model, paths, length))
+        next_logits = NextLogits(model, buffer, paths, size)
         for _ in range(max_new_tokens):
-            logits = next_logits()  # (B, V)
-            # Only a repetition penalty needs all ids. The padding of short rows repeats one of their own ids.
-            logits = params.filter(logits, buffer.all() if params.repetition_penalty is not None else None)
+            logits = next_logits()  # (B, V), after the ids in the buffer
+            ids = buffer.all() if params.repetition_penalty is not None else None  # only the penalty needs all ids
+            logits = params.filter(logits, ids)
             new = draw(logits.softmax(dim=-1), generators)[:, 0]  # (B,)
             buffer.append(new)
             yield new
@@ -72,32 +89,37 @@ class NextLogits:
 
     def __init__(self, model: nn.Module, buffer: TokenBuffer, paths: set[str], size: int):
         self.model, self.buffer, self.size = model, buffer, size  # size: the length of the window
-        self.cache = model.new_cache(len(buffer.lengths)) if "cache" in paths and has_cache(model) else None
+        self.cache: Any = None
+        # A prompt that is longer than the window would use a cache for one step only.
+        if "cache" in paths and has_cache(model) and buffer.longest <= size:
+            self.cache = model.new_cache(len(buffer.lengths))
         self.step = compiled_step(model) if "compiled" in paths else None
 
     def __call__(self) -> torch.Tensor:
+        """Return the logits in the fastest way that is possible now."""
         if self.cache is None:
             return self.from_windows()
-        if self.cache.columns == 0:  # nothing has been read yet
-            return self.from_prompts(self.cache)
+        if self.cache.columns == 0:  # the cache is empty
+            return self.from_prompts()
         if self.buffer.longest <= self.size:
-            return self.from_latest(self.cache)
+            return self.from_latest()
         self.cache = None  # a row has become longer than the window
         return self.from_windows()
 
     def from_windows(self) -> torch.Tensor:
         """Compute the windows of all rows without the cache, as the article does."""
         windows, last = self.buffer.windows(self.size)  # (B, T) ids, and the column of each row's last id
-        return plain_logits(self.model, windows)[self.buffer.rows, last]
+        logits = plain_logits(self.model, windows)  # `self.model(windows)`, checked to have the shape (B, T, V)
+        return logits[self.buffer.rows, last]  # of row 0 the logits at column last[0], of row 1 at last[1], ...: (B, V)
 
-    def from_prompts(self, cache: Cache) -> torch.Tensor:
+    def from_prompts(self) -> torch.Tensor:
         """Compute the prompts, padded on the right to one length, and store them in the cache."""
         windows, last = self.buffer.windows(self.size)
-        logits = self.model(windows, cache)[self.buffer.rows, last]
-        cache.length = last + 1  # the cache forgets the padding
-        return logits
+        logits = self.model(windows, self.cache)
+        self.cache.length = last + 1  # keep each row's own ids only: the next ids overwrite its padding in the cache
+        return logits[self.buffer.rows, last]
 
-    def from_latest(self, cache: Cache) -> torch.Tensor:
+    def from_latest(self) -> torch.Tensor:
         """Compute the latest id of each row alone: the cache has the others."""
-        read = self.step or self.model
-        return read(self.buffer.latest[:, None], cache)[:, -1]
+        compute = self.step or self.model
+        return compute(self.buffer.latest[:, None], self.cache)[:, -1]

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from minigpt.errors import MiniGPTError, check_number
 
@@ -14,7 +14,18 @@ GREEDY_BELOW = 1e-5  # temperatures below take the likeliest token
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """The sampling parameters of a text, described in `filter_logits`.
+    """The sampling parameters of a text, and the filter of logits that they describe.
+
+    Args:
+        temperature: Divides the logits; below 1e-5 only the first maximum of each row is kept.
+        top_k: Keeps the k greatest logits and every tie with the k-th (Fan et al., "Hierarchical Neural Story
+            Generation", 2018); above `V` it keeps all.
+        top_p: Adds up probabilities from the likeliest token down and keeps the tokens up to the one at which the sum
+            exceeds p (Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020); 1 keeps all.
+        min_p: Keeps a token whose probability is at least this share of the likeliest one's (Nguyen et al., "Turning Up
+            the Heat", 2024).
+        repetition_penalty: Divides the positive scores of the ids so far, and multiplies the negative ones (Keskar et
+            al., "CTRL", 2019).
 
     Raises:
         MiniGPTError: A parameter is outside its range.
@@ -26,18 +37,16 @@ class SamplingParams:
     min_p: float | None = None
     repetition_penalty: float | None = None
 
-    def __post_init__(self) -> None:
-        may_be_none: dict[str, Any] = {"optional": True, "hint": "or 'none' to keep every token"}
-        check_number("temperature", self.temperature, at_least=0, hint="where 0 always takes the likeliest token")
-        check_number("top_k", self.top_k, at_least=1, whole=True, **may_be_none)
-        check_number("top_p", self.top_p, above=0, at_most=1, **may_be_none)
-        check_number("min_p", self.min_p, at_least=0, at_most=1, **may_be_none)
-        check_number(
-            "repetition_penalty", self.repetition_penalty, above=0, optional=True, hint="where 1 changes nothing"
-        )
-
     def filter(self, logits: torch.Tensor, generated: torch.Tensor | None = None) -> torch.Tensor:
-        """Apply the repetition penalty, temperature, top-k, top-p and min-p, in this order; see `filter_logits`."""
+        """Apply the repetition penalty, temperature, top-k, top-p and min-p, in this order.
+
+        Args:
+            logits: `(B, V)` scores of the next token.
+            generated: The `(B, T)` ids so far, which only the repetition penalty uses.
+
+        Returns:
+            `(B, V)` float32 logits, with `-inf` for each token that is cut.
+        """
         logits = logits.float()
         if self.repetition_penalty is not None and generated is not None:
             logits = penalise(logits, generated, self.repetition_penalty)
@@ -48,7 +57,19 @@ class SamplingParams:
             logits = keep_top_k(logits, self.top_k)
         if self.top_p is not None and self.top_p < 1:
             logits = keep_top_p(logits, self.top_p)
-        return logits if self.min_p is None else keep_likely(logits, self.min_p)
+        if self.min_p is not None:
+            logits = keep_likely(logits, self.min_p)
+        return logits
+
+    def __post_init__(self) -> None:
+        """Check the range of each parameter."""
+        every = "or 'none' to keep every token"
+        check_number("temperature", self.temperature, at_least=0, hint="where 0 always takes the likeliest token")
+        check_number("top_k", self.top_k, at_least=1, whole=True, optional=True, hint=every)
+        check_number("top_p", self.top_p, above=0, at_most=1, optional=True, hint=every)
+        check_number("min_p", self.min_p, at_least=0, at_most=1, optional=True, hint=every)
+        penalty = self.repetition_penalty
+        check_number("repetition_penalty", penalty, above=0, optional=True, hint="where 1 changes nothing")
 
 
 def filter_logits(
@@ -60,27 +81,7 @@ def filter_logits(
     repetition_penalty: float | None = None,
     generated: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Apply the repetition penalty, temperature, top-k, top-p (the article's order) and min-p.
-
-    Args:
-        logits: `(B, V)` scores of the next token.
-        temperature: Divides the logits; below 1e-5 only the first maximum of each row is kept.
-        top_k: Keeps the k greatest logits and every tie with the k-th (Fan et al., "Hierarchical Neural Story
-            Generation", 2018); above `V` it keeps all.
-        top_p: Adds up probabilities from the likeliest token down and keeps the tokens up to the one at which the sum
-            exceeds p (Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020); 1 keeps all.
-        min_p: Keeps a token whose probability is at least this share of the likeliest one's (Nguyen et al., "Turning Up
-            the Heat", 2024).
-        repetition_penalty: Divides the positive scores of the ids in `generated`, and multiplies the negative ones
-            (Keskar et al., "CTRL", 2019).
-        generated: The `(B, T)` ids so far, which only repetition_penalty uses.
-
-    Returns:
-        `(B, V)` float32 logits, with `-inf` for each token that is cut.
-
-    Raises:
-        MiniGPTError: A parameter is outside its range.
-    """
+    """Filter `(B, V)` logits in one call: a shortcut for `SamplingParams(...).filter(logits, generated)`."""
     return SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty).filter(logits, generated)
 
 
@@ -107,8 +108,8 @@ def keep_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
     """Keep the likeliest tokens, up to the one with which the sum of their probabilities exceeds p."""
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     probabilities = ordered.softmax(dim=-1)
-    sum_before = probabilities.cumsum(dim=-1).roll(1, dims=-1)  # of the likelier tokens
-    sum_before[..., 0] = 0.0  # nothing is likelier than the first
+    # What the likelier tokens have together: probabilities of 0.5, 0.3 and 0.2 give 0, 0.5 and 0.8.
+    sum_before = F.pad(probabilities.cumsum(dim=-1)[..., :-1], (1, 0))
     ordered = ordered.masked_fill(sum_before > p, -math.inf)
     return torch.empty_like(logits).scatter(-1, order, ordered)  # back to the order of the ids
 
@@ -129,19 +130,21 @@ def draw(
 
     Args:
         probabilities: Rows that sum to one.
-        generator: One random generator for all rows, or a sequence with one for each; None for torch's global one.
+        generator: One random generator for all rows; a sequence with one for each row, so that a text does not depend
+            on the others in its batch; or None for torch's global one.
 
     Raises:
         MiniGPTError: The probabilities are NaN: the model's training diverged.
     """
     if probabilities.isnan().any():
         raise MiniGPTError("The model produced NaN: its training diverged. Train it again, at a lower learning rate.")
-    # What `torch.multinomial(probabilities, 1)` does, without its checks, which take longer: divide each probability by
-    # a random number with the exponential distribution. The greatest quotient is that of an id with its probability.
+    # Divide each probability by a random number with the exponential distribution. The id with the greatest quotient is
+    # then a random draw: each id wins with exactly its own probability (the exponential race). `torch.multinomial` does
+    # the same, after checks that take longer than the draw.
     noise = torch.empty_like(probabilities)
     if generator is None or isinstance(generator, torch.Generator):
         noise.exponential_(generator=generator)
     else:
         for row, row_generator in zip(noise.unbind(), generator, strict=True):
-            row.exponential_(generator=row_generator)
+            row.exponential_(generator=row_generator)  # `row` is a view, so this fills a row of `noise`
     return (probabilities / noise).argmax(dim=-1, keepdim=True)

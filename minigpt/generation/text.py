@@ -1,6 +1,6 @@
 """Generation of text: a model together with its tokenizer."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,12 @@ from torch import nn
 
 from minigpt.data.tokenizers import StreamDecoder, Tokenizer
 from minigpt.errors import MiniGPTError, check_number
-from minigpt.generation.engine import generate_ids
+from minigpt.generation.engine import IdSteps, generate_ids
 from minigpt.generation.sampling import SamplingParams
 from minigpt.models import device_of
 from minigpt.models.gpt import GPT
 from minigpt.models.stock import hooked
 from minigpt.seeds import derive_seed
-
-IdSteps = Generator[torch.Tensor, None, None]  # the (B,) new ids of each step
 
 
 class LanguageModel:

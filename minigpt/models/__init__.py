@@ -123,7 +123,8 @@ def build_network(description: dict[str, Any], allow_code: Collection[str] = ())
         MiniGPTError: The class is not allowed or does not exist, or its arguments are wrong or unknown.
     """
     path, init_args = description["class_path"], description["init_args"]
-    kind = NETWORKS.get(path) or _import(path, allow_code)
+    check_allowed(path, allow_code)
+    kind = NETWORKS.get(path) or import_network(path)
     if init_args is None:
         raise MiniGPTError(
             f"The network {path} was created in Python, so its arguments are unknown. Pass an instance: "
@@ -132,14 +133,22 @@ def build_network(description: dict[str, Any], allow_code: Collection[str] = ())
     return instantiate(kind, **init_args)
 
 
-def _import(path: str, allow_code: Collection[str]) -> type[nn.Module]:
+def check_allowed(path: str, allow_code: Collection[str]) -> None:
+    """Check that a network that a file names is minigpt's, or may be imported.
+
+    Args:
+        path: The import path of the class.
+        allow_code: The modules outside minigpt whose classes may be imported.
+
+    Raises:
+        MiniGPTError: The class is not allowed.
+    """
     module = path.rpartition(".")[0]
-    if not any(f"{path}.".startswith(f"{allowed}.") for allowed in allow_code):
+    if path not in NETWORKS and not any(f"{path}.".startswith(f"{allowed}.") for allowed in allow_code):
         raise MiniGPTError(
             f"The network of this run is {path}, which is code that minigpt does not know. If you trust it, pass "
             f"--allow_code {module} (in Python allow_code='{module}'), or an instance as network=."
         )
-    return import_network(path)
 
 
 def import_network(path: str) -> type[nn.Module]:

@@ -54,6 +54,7 @@ class Attention(nn.Module):
     def project(self, x: torch.Tensor, rope: tuple | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the queries `(B, H, T, D)`, and the keys and values `(B, n_kv_head, T, D)`, of `(B, T, C)`."""
         q, k, v = self.qkv(x).split(self.widths, dim=2)
+        # Separate the heads: (B, T, heads * D) -> (B, T, heads, D) -> (B, heads, T, D).
         q, k, v = (t.unflatten(2, (-1, self.head_size)).transpose(1, 2) for t in (q, k, v))
         if self.qk_norm:
             q, k = F.rms_norm(q, (self.head_size,)), F.rms_norm(k, (self.head_size,))
@@ -141,13 +142,14 @@ class GPT(nn.Module):
         softcap: Limit logits to ± this value by a tanh (Gemma 2, 2024); 0 for no limit.
         zero_init: Initialise the output layer, and the last layers of attention and MLP, with zeros, so that a block
             passes the stream on unchanged until it has learned something (Jordan et al., "modded-nanogpt", 2024).
-        ngrams: Add to each token's embedding one for the last two tokens and one for the last three. Each of the two
-            tables has this many rows, and a hash of the tokens picks the row (Pagnoni et al., "Byte Latent
-            Transformer", 2024). 0 for none.
+        ngrams: Add two more embeddings to that of each token: one for the pair of the token and the one before it, one
+            for the last three tokens. Each has a table of this many rows, and a hash of the tokens picks the row
+            (Pagnoni et al., "Byte Latent Transformer", 2024). 0 for none.
         head_size: `D`, the size of a head's queries, keys and values; None for n_embd / n_head.
         mlp_width: The hidden units of an MLP; None for 4 n_embd, and for 8/3 n_embd with swiglu.
         norm_eps: The number that norms add to the mean square before they divide; None for 1e-5, with rmsnorm 1e-6.
-        rope_base: The base of RoPE's angles. A larger one turns more slowly, for longer windows.
+        rope_base: RoPE rotates pair i of a head's D numbers by `position / rope_base ** (2 i / D)`. A larger base
+            rotates more slowly, for longer windows.
 
     Raises:
         MiniGPTError: A size does not divide another, or a switch has an unknown value.
@@ -190,9 +192,10 @@ class GPT(nn.Module):
         """Draw weights as GPT-2 does, with standard deviation 0.02, or less where layers add to the residual stream."""
         for name, parameter in self.named_parameters():
             to_stream = name.endswith(("attn.proj.weight", "mlp.down.weight"))
-            if parameter.dim() > 1:
-                # Each block adds to the stream twice, and the variances of 2 n_layer additions add up.
-                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.settings.n_layer) if to_stream else 0.02)
+            # Each block adds to the stream twice, and the variances of 2 n_layer additions add up.
+            std = 0.02 / math.sqrt(2 * self.settings.n_layer) if to_stream else 0.02
+            if parameter.dim() > 1:  # the weights of norms, which are vectors, stay at 1
+                nn.init.normal_(parameter, std=std)
             zero_init = self.settings.zero_init and (to_stream or name == "lm_head.weight")
             # Embeddings of n-grams start at zero, and so add nothing until they are learned.
             if zero_init or "ngrams." in name or name.endswith("bias"):
@@ -208,11 +211,11 @@ class GPT(nn.Module):
         """
         if idx.shape[1] > self.block_size:
             raise MiniGPTError(f"A window has {idx.shape[1]} ids, and this model's block_size is {self.block_size}.")
-        # `extend` makes room for the ids in the cache, and returns their positions there.
+        # `extend` adds the ids to the cache and returns their positions; `before` is then the two ids in front of them.
         positions = torch.arange(idx.shape[1], device=idx.device) if cache is None else cache.extend(idx)
         x = self.embed(idx)  # (B, T, C)
         if self.ngrams is not None:
-            x = x + self.ngrams(idx, None if cache is None else cache.before)  # the two ids before the new ones
+            x = x + self.ngrams(idx, None if cache is None else cache.before)
         if self.position is not None:
             x = x + self.position(positions)
         rope = None if self.rope is None else self.rope(positions)

@@ -70,9 +70,10 @@ class Settings:
             check_choice(name, values[name], known)
         check_number("softcap", values["softcap"], at_least=0, hint="where 0 means no cap")
         check_number("ngrams", values["ngrams"], at_least=0, whole=True, hint="where 0 means no table")
-        check_number("dropout", values["dropout"], at_least=0, below=1)
+        check_number("dropout", given["dropout"], at_least=0, below=1)
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
-            check_number(name, values[name], at_least=1, whole=True)
+            check_number(name, given[name], at_least=1, whole=True)
+        check_number("rope_base", given["rope_base"], above=0)
         n_embd, n_head = values["n_embd"], values["n_head"]
         if n_embd % n_head and "head_size" not in values:
             raise MiniGPTError(f"n_embd is {n_embd}, which is not divisible by n_head {n_head}. Change one of them.")
@@ -83,8 +84,7 @@ class Settings:
         settings = cls(**followed | values)
         for name in ("n_kv_head", "head_size", "mlp_width"):
             check_number(name, getattr(settings, name), at_least=1, whole=True)
-        for name in ("norm_eps", "rope_base"):
-            check_number(name, getattr(settings, name), above=0)
+        check_number("norm_eps", settings.norm_eps, above=0)
         if n_head % settings.n_kv_head:
             raise MiniGPTError(
                 f"n_head is {n_head}, which is not divisible by n_kv_head {settings.n_kv_head}. Change one of them."

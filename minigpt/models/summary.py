@@ -33,7 +33,7 @@ def parts(model: nn.Module, tokens: str = "tokens") -> list[Part]:
     """
     if not isinstance(model, GPT | TinyGPT) or type(model) not in (GPT, TinyGPT):
         return _modules(model)
-    vocab_size, n_embd = model.embed.weight.shape
+    vocab_size, n_embd = model.config["vocab_size"], model.embed.embedding_dim
     tokens = message(tokens)
     tied = model.lm_head.weight is model.embed.weight
     output = message("tied_role" if tied else "output_role", vocab_size, tokens)

@@ -18,7 +18,8 @@ class TinyGPT(nn.Module):
         MiniGPTError: A size is not a positive number.
     """
 
-    context_size = 1  # the prediction depends on the last id only, so generation can use a table of all predictions
+    # Read by generation: the prediction depends on the last id only, so a table of V rows holds all predictions.
+    context_size = 1
 
     def __init__(self, vocab_size: int, n_embd: int = 64, block_size: int = 64):
         super().__init__()

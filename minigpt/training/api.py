@@ -32,6 +32,7 @@ def train(
     recipe: str | Path,
     data: str | Path | None = None,
     ckpt_path: str | Path | None = None,
+    init_from: str | Path | None = None,
     allow_code: str | Iterable[str] = (),
     **settings: Any,
 ) -> LanguageModel:
@@ -43,6 +44,8 @@ def train(
         recipe: A config file, or the name of a recipe, such as `tiny` or `modern_nano`.
         data: The text to use instead of the recipe's: a file, a folder, a pattern or the name of a corpus.
         ckpt_path: The run to continue: `last`, a run folder or a checkpoint file.
+        init_from: The model to start a new run from: `last`, a run folder, a checkpoint file, a folder for
+            transformers, or its name on the hub.
         allow_code: The modules outside minigpt whose classes the recipe may name.
         **settings: Settings that override the recipe's, by their last name where it is unique (`max_steps=300`,
             `learning_rate=1e-3`, `n_embd=32`), else by their full name (`**{"validation.every_n_steps": 50}`).
@@ -60,8 +63,10 @@ def train(
         args.append(f"--data.path={data}")
     if ckpt_path is not None:
         args.append(f"--ckpt_path={ckpt_path}")
+    if init_from is not None:
+        args.append(f"--init_from={init_from}")
     known = _known_settings()
-    args += [f"--{_full_name(name, known)}={_as_text(value)}" for name, value in settings.items()]
+    args += [f"--{_full_name(name, known)}={recipes.as_text(value)}" for name, value in settings.items()]
     cli = MiniGPTCLI(args)
     try:
         if not cli.finished:
@@ -94,7 +99,3 @@ def _full_name(name: str, known: list[str]) -> str:
     if matches:
         raise MiniGPTError(f'Several settings are called {name}: {", ".join(matches)}. Pass **{{"{matches[0]}": ...}}.')
     raise MiniGPTError(f"Unknown setting '{name}'.{did_you_mean(name, known)}")
-
-
-def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else recipes.dump(value).removesuffix("...\n").strip()

@@ -27,7 +27,7 @@ from minigpt.command_line import CommandLine, command, example_recipe
 from minigpt.errors import MiniGPTError, check_number, note, writing
 from minigpt.generation.contract import check_network
 from minigpt.models import summary
-from minigpt.training import recipes, trust
+from minigpt.training import adapting, recipes, trust
 from minigpt.training.callbacks import Figures, Progress, Samples
 from minigpt.training.checkpointing import Checkpoints, WholeFileCheckpointIO, check_writable
 from minigpt.training.continuation import Continuation, note_changes
@@ -36,6 +36,7 @@ from minigpt.training.distributed import FSDP2Strategy, check_mesh
 from minigpt.training.module import LitLanguageModel
 from minigpt.training.parser import TrainParser, inner_reason
 from minigpt.training.resume import accumulation_schedulers, steps_of_passes, stopped_early
+from minigpt.training.start import Source, Start
 from minigpt.training.typed import callbacks_of
 from minigpt.words import message
 
@@ -94,6 +95,7 @@ class MiniGPTCLI(LightningCLI):
         _quiet()
         self.checkpoint: Path | None = None
         self._continued: Continuation | None = None
+        self._start: Start | None = None
         self._line = CommandLine(args)
         trust.allow_imports(self._line.settings)
         try:
@@ -127,6 +129,14 @@ class MiniGPTCLI(LightningCLI):
             "folder, or a checkpoint file. Without --config the settings of the run are used.",
         )
         parser.add_argument(
+            "--init_from",
+            type=str | None,
+            default=None,
+            metavar="SOURCE",
+            help="Start a new run from the network, the weights and the tokenizer of an earlier run (`last`, a run "
+            "folder or a checkpoint file), of a folder for transformers, or of a model on the Hugging Face hub.",
+        )
+        parser.add_argument(
             "--allow_code",
             type=str | None,
             default=None,
@@ -151,6 +161,7 @@ class MiniGPTCLI(LightningCLI):
             default=100,
             help="Optimizer steps between two validations; 0 for a validation at the end only.",
         )
+        parser.add_class_arguments(adapting.LoRA, "lora")
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_lightning_class_args(Samples, "samples")
         parser.add_lightning_class_args(Figures, "figures")
@@ -168,15 +179,44 @@ class MiniGPTCLI(LightningCLI):
             if self._continued.run:
                 self._line.files = [str(self._continued.run / "config.yaml")]
                 self._line.flags[:0] = self._continued.own_flags()
+        self._use_source(ckpt_path)
         self.config = self.parser.parse_line(self._line)
         if not self.config.config:
-            raise MiniGPTError(f"Pass a recipe with --config, such as --config {shlex.quote(example_recipe())}.")
+            example = shlex.quote(example_recipe("finetune" if self._start else "tiny"))
+            raise MiniGPTError(f"Pass a recipe with --config, such as --config {example}.")
         check_number("seed_everything", self.config.seed_everything, at_least=0, below=2**32, whole=True)
         self.name = runs.config_name(str(self.config.config[0]))
         trainer = self.config.trainer
         alone = trainer.devices in (1, "1") and trainer.num_nodes == 1 and not trainer.plugins
         if ignored := processes.forget_leftovers(alone):
             note(message("ignored_alone", ", ".join(ignored)))
+
+    def _use_source(self, ckpt_path: str | None) -> None:
+        """Take the network and the tokenizer from a source: that of --init_from, or a run that began so.
+
+        Raises:
+            MiniGPTError: The source cannot be used, or a setting contradicts it.
+        """
+        given, allowed = self.parser.given(self._line), self._line.values("--allow_code")
+        source: Source | None = None
+        if given.get("init_from") is not None:
+            if ckpt_path is not None:
+                raise MiniGPTError(
+                    "--init_from begins a new run and --ckpt_path continues an old one. Pass one of them."
+                )
+            source = self._start = Start(str(given["init_from"]))
+            self._start.check(given)
+        elif ckpt_path is not None:
+            if self._continued is None:
+                root = Path(os.path.expanduser(given.get("trainer.default_root_dir") or "."), runs.ROOT)
+                file = self._find_checkpoint(ckpt_path, root)
+                self._continued = Continuation(file) if file else None
+            if self._continued and self._continued.content["minigpt"]["data"].get("tokenizer_given"):
+                metadata = self._continued.content["minigpt"]
+                source = Source(metadata["model"], metadata["data"], str(self._continued.file))
+        if source:
+            self._line.flags[:0] = source.flags(given, allowed)
+            self.parser.tokenizer = source.tokenizer
 
     @staticmethod
     def configure_optimizers(
@@ -301,10 +341,12 @@ class MiniGPTCLI(LightningCLI):
         self.finished = False
         self.stopped: str | None = None  # the reason of an early stop
         self.start_step, kept = 0, 0  # the step to continue from, and the length of the checkpoint's schedule
-        if self._continued is None and self.config.ckpt_path is not None and (file := self._find_checkpoint(root)):
-            self._continued = Continuation(file)
+        if self._start:
+            self._start.load_weights(self.model.network)
+            note(message("started_from", self._start.name))
+            self.model.origin = self._start.origin
         if self._continued:
-            self._continued.check(self.datamodule, self.model, self.trainer)
+            self._continued.check(self.datamodule, self.model, self.trainer, self.config_init.lora.resolved())
             self.checkpoint, checkpoint = self._continued.file, self._continued.content
             self.start_step, kept = checkpoint["global_step"], checkpoint["minigpt"]["schedule_steps"]
             self.finished = 0 < self.trainer.max_steps <= self.start_step
@@ -314,6 +356,8 @@ class MiniGPTCLI(LightningCLI):
             if self.run_dir:
                 began = self.parser.recipe(str(self.run_dir / "config.yaml")).settings
                 note_changes(began, recipes.load(self._recipe()))
+        source = self._start or self._continued
+        adapting.adapt(self.model, self.trainer, self.config_init.lora, self.datamodule.vocab_size, source)
         # Raise on mistakes in the schedule and the network before a folder is created.
         self.model.build_schedule(max(kept, self.trainer.max_steps))
         check_network(self.model.network, self.datamodule.vocab_size, self.datamodule.block_size)
@@ -327,11 +371,14 @@ class MiniGPTCLI(LightningCLI):
             self.run_dir = runs.new_run(root / self.name)
             with writing(self.run_dir, "--trainer.default_root_dir"):
                 (self.run_dir / "config.yaml").write_text(self._recipe(), encoding="utf-8")
+                if self._start:
+                    self._start.copy_licence(self.run_dir)
         if self.run_dir and not self.finished:
             check_writable(self.run_dir)
             tokens, network = self.datamodule.tokens, self.model.network
             n_characters = round(tokens.n_characters * (1 - tokens.val_fraction))
-            if oversized := summary.oversized_note(network, self.model.architecture, n_characters):
+            oversized = summary.oversized_note(network, self.model.architecture, n_characters)
+            if oversized and self.parser.tokenizer is None:  # a source has learned from other texts too
                 note(oversized)
             most, n = self.datamodule.max_val_tokens, len(self.datamodule.val_ids) - 1
             if most and most < n:
@@ -371,19 +418,23 @@ class MiniGPTCLI(LightningCLI):
             ) from error
 
     def _recipe(self) -> str:
-        """Return all settings as YAML, without --config, --ckpt_path and --allow_code."""
+        """Return all settings as YAML, without --config, --ckpt_path, --init_from and --allow_code."""
         recipe = self.config.clone()
         recipe.pop("config")
         recipe.pop("ckpt_path")
+        recipe.pop("init_from")
         recipe.pop("allow_code")
         return self.parser.dump(recipe, skip_unset=False, skip_link_targets=True)
 
-    def _find_checkpoint(self, root: Path) -> Path | None:
-        if self.config.ckpt_path != "last":
-            return runs.find_checkpoint(self.config.ckpt_path, prefer=("last",))
-        run = runs.newest_run(self.name, root)
+    def _find_checkpoint(self, ckpt_path: str, root: Path) -> Path | None:
+        if ckpt_path != "last":
+            return runs.find_checkpoint(ckpt_path, prefer=("last",))
+        if not self._line.files:
+            return None
+        name = runs.config_name(self._line.files[0])
+        run = runs.newest_run(name, root)
         if run is None:
-            note(message("first_run", self.name))
+            note(message("first_run", name))
         return run and run / "checkpoints" / "last.ckpt"
 
 

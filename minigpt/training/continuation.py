@@ -44,7 +44,7 @@ class Continuation:
     @cached_property
     def content(self) -> dict[str, Any]:
         """The content of the checkpoint without weights and optimizer state."""
-        checkpoint = runs.read_checkpoint(self.file)
+        checkpoint = runs.read_checkpoint(self.file, merge=False)
         return {key: value for key, value in checkpoint.items() if key not in ("state_dict", "optimizer_states")}
 
     def own_flags(self) -> list[str]:
@@ -59,7 +59,9 @@ class Continuation:
             flags.append(f"--data.path={corpus}")
         return flags
 
-    def check(self, data: TextDataModule, model: LitLanguageModel, trainer: Trainer) -> None:
+    def check(
+        self, data: TextDataModule, model: LitLanguageModel, trainer: Trainer, lora: dict[str, Any] | None = None
+    ) -> None:
         """Compare the settings with the checkpoint's, and note differences that may change the last bits.
 
         Raises:
@@ -74,6 +76,10 @@ class Continuation:
         )
         now = resume_invariants(data.describe("."), model.architecture, model.hparams, trainer.accumulate_grad_batches)
         then["optimizer"], now["optimizer"] = metadata.get("optimizer"), model.optimizer_class
+        for key in ("rank", "alpha", "dropout"):
+            then[f"lora.{key}"], now[f"lora.{key}"] = (
+                (each or {"rank": 0}).get(key) for each in (metadata.get("lora"), lora)
+            )
         for key in then | now:
             if then.get(key) != now.get(key):
                 raise MiniGPTError(
@@ -110,7 +116,7 @@ def note_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
 
 def resume_invariants(data: dict, network: dict, settings: dict, accumulate_grad_batches: int) -> dict[str, Any]:
     """Return the settings that a resume cannot change, by the names of their options."""
-    cleaning = ("max_vocab_size", "byte_fallback", "val_fraction", "lower", "strip", "nfc")
+    cleaning = ("max_vocab_size", "byte_fallback", "val_fraction", "lower", "strip", "nfc", "unknown")
     return {
         "data.tokenizer": data["tokenizer"]["kind"],
         **{f"data.{key}": data[key] for key in cleaning},

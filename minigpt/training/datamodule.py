@@ -18,6 +18,7 @@ from minigpt.errors import MiniGPTError, check_number, note
 from minigpt.evaluation import baselines, eval_batches
 from minigpt.words import message
 
+MOST_NEW = 40  # the number of new characters that a note shows
 MAPPED_VAL_TOKENS = 1 << 20  # the most tokens scored at a validation if the text is too large for memory
 
 
@@ -50,6 +51,7 @@ class TextDataModule(LightningDataModule):
             of which all .txt and .md files that are not hidden are read, in the order of their names; or a pattern
             such as 'notes/*.txt'. Texts are joined with an empty line.
         tokenizer: `char`, `word` (words, spaces and signs; rare words are spelled in characters) or `bpe` (byte pairs).
+            With --init_from it is the source's.
         max_vocab_size: The largest vocabulary of words or byte pairs; null for 4,096.
         byte_fallback: Spell characters that the text lacks in bytes, which takes 256 more tokens; only for char.
         block_size: Tokens in a window: the context that the model is trained with; reduced if the text is too short.
@@ -60,6 +62,8 @@ class TextDataModule(LightningDataModule):
         lower: Convert the text to lower case.
         strip: Remove white space at both ends of the text.
         nfc: Compose Unicode, so that an accented letter is one character however it was typed.
+        unknown: How to treat characters that the source of --init_from does not know: `add` them to its characters, or
+            `skip` them.
         encoding: The encoding of the text, such as cp1252; null for UTF-8, or a guess if the text is not UTF-8.
         in_memory_mb: A text of more millions of characters is tokenised once, into a file, and read from there.
         cache_dir: The folder for such files; null for the user's cache folder.
@@ -84,6 +88,7 @@ class TextDataModule(LightningDataModule):
         lower: bool = False,
         strip: bool = False,
         nfc: bool = True,
+        unknown: str = "add",
         encoding: str | None = None,
         in_memory_mb: float = 16.0,
         cache_dir: str | None = None,
@@ -106,14 +111,21 @@ class TextDataModule(LightningDataModule):
         self._cleaning: dict[str, Any] = {"encoding": encoding, "lower": lower, "strip": strip, "nfc": nfc}
         self._splitting: dict[str, Any] = {
             "max_vocab_size": max_vocab_size, "byte_fallback": byte_fallback, "val_fraction": val_fraction,
+            "unknown": unknown,
         }  # fmt: skip
         self._path, self._kind, self._in_memory_mb, self._cache_dir = path, tokenizer, in_memory_mb, cache_dir
+        self._given: Tokenizer | None = None
 
     def __repr__(self) -> str:
         block_size = self.__dict__.get("block_size", self._block_size)  # the property would read the text
         return f"TextDataModule({str(self._path)!r}, {self._kind}, block {block_size:,}, batch {self.batch_size:,})"
 
     __str__ = __repr__  # Lightning's would create the loaders and thus read the text
+
+    def use_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Encode the text with a given tokenizer, such as that of a model to train further; before the text is read."""
+        self._given, self._kind = tokenizer, tokenizer.kind
+        self._cleaning |= {"lower": tokenizer.lower, "nfc": tokenizer.nfc}  # the text is cleaned as the tokenizer's was
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -124,8 +136,15 @@ class TextDataModule(LightningDataModule):
     def tokens(self) -> TokenizedCorpus:
         """The ids of the text and its tokenizer; the text is read at the first access."""
         tokens = tokenize(
-            self.corpus, self._kind, **self._splitting, in_memory_mb=self._in_memory_mb, cache_dir=self._cache_dir
+            self.corpus,
+            self._given or self._kind,
+            **self._splitting,
+            in_memory_mb=self._in_memory_mb,
+            cache_dir=self._cache_dir,
         )
+        if self._given and (new := tokens.tokenizer.tokens[self._given.vocab_size :]):
+            shown = " ".join(token.decode() for token in new[:MOST_NEW]) + " …" * (len(new) > MOST_NEW)
+            note(message("new_characters", len(new), shown))
         n = len(tokens.train)
         if self.batch_size > n:
             raise MiniGPTError(
@@ -265,4 +284,5 @@ class TextDataModule(LightningDataModule):
             **self._splitting,
             "block_size": self.block_size,
             "tokenizer": self.tokenizer.to_dict(),
+            "tokenizer_given": self._given is not None,  # not made from this text
         }

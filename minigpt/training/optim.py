@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from minigpt.errors import MiniGPTError, check_choice, check_number
+from minigpt.models import lora
 
 SCHEDULES = ("constant", "cosine", "wsd")
 
@@ -22,7 +23,7 @@ def parameter_groups(
     weight_decay: float,
     decay_vectors: bool = False,
 ) -> list[dict[str, Any]]:
-    """Return the parameter groups of a model; every parameter is in exactly one group.
+    """Return the parameter groups of a model; every parameter that is not frozen is in exactly one group.
 
     Args:
         model: The network; Muon is for the matrices of its `blocks`.
@@ -38,12 +39,18 @@ def parameter_groups(
     check_choice("model.optimizer", optimizer, OPTIMIZERS)
     hidden, matrices, vectors = [], [], []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         if optimizer == "muon" and parameter.dim() == 2 and "blocks." in name:
             hidden.append(parameter)
         elif parameter.dim() >= 2 or decay_vectors:
             matrices.append(parameter)
         else:
             vectors.append(parameter)
+    if optimizer == "muon" and lora.describe(model):
+        raise MiniGPTError(
+            "model.optimizer muon is for whole matrices, and --lora.rank trains two factors of each. Use adamw."
+        )
     if optimizer == "muon" and not hidden:
         raise MiniGPTError(
             "model.optimizer muon is for matrices in a network's `blocks`, and this network has none. Use adamw."
@@ -57,7 +64,9 @@ def parameter_groups(
     if not groups:
         raise MiniGPTError(f"{type(model).__name__} has no parameters, so there is nothing to train.")
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
-    assert sorted(grouped) == sorted(map(id, model.parameters())), "each parameter in exactly one group"
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad), (
+        "each parameter in exactly one group"
+    )
     return groups
 
 

@@ -6,6 +6,7 @@ import re
 import shlex
 import types
 from collections.abc import Collection
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
@@ -22,9 +23,11 @@ from minigpt.command_line import (
     missing_value,
     unexpected_argument,
 )
+from minigpt.data.tokenizers import Tokenizer
 from minigpt.errors import MiniGPTError, did_you_mean
 from minigpt.models import NETWORKS, import_network, instantiate
 from minigpt.training import recipes, trust
+from minigpt.training.datamodule import TextDataModule
 
 _PLAIN_TYPES = {
     int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list such as [a, b]",
@@ -66,6 +69,7 @@ class TrainParser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **{"parser_mode": recipes.MODE, "prog": command("train")} | kwargs)
         self.line = CommandLine()
+        self.tokenizer: Tokenizer | None = None  # that the data use instead of making one from the text
         self._recipes: dict[str, recipes.Recipe] = {}
 
     def parse_line(self, line: CommandLine) -> Namespace:
@@ -74,10 +78,7 @@ class TrainParser(LightningArgumentParser):
         Raises:
             MiniGPTError: An option, a file, a key, a class or a value is wrong.
         """
-        self.line, self._recipes = line, {}
-        for file in line.files:
-            self._check_recipe(file)
-        self._check_flags()
+        self.given(line)
         name = self._network()
         if name and name not in NETWORKS and re.fullmatch(r"\w+(\.\w+)+", name):
             import_network(name)  # for a message with the reason, which jsonargparse would not give
@@ -89,6 +90,24 @@ class TrainParser(LightningArgumentParser):
             if setting and not self._is_known(setting[1]):  # from the parser of the network's settings
                 message = f"model.network.{message}"
             raise MiniGPTError(message) from error
+
+    def given(self, line: CommandLine) -> dict[str, Any]:
+        """Return the settings of a command line and its files by their full names, after checking the names.
+
+        Raises:
+            MiniGPTError: An option, a file, a key or a class is wrong.
+        """
+        self.line = line
+        for file in line.files:
+            self._check_recipe(file)
+        self._check_flags()
+        settings: dict[str, Any] = {}
+        for file in line.files:
+            settings |= flatten(self.recipe(file).settings)
+        for flag, value in line.settings:
+            with suppress(yaml.YAMLError, RecursionError):  # the parser will say what is wrong
+                settings[flag.removeprefix("--").replace(".network.init_args.", ".network.")] = recipes.load(value)
+        return settings
 
     def _network(self) -> str | None:
         """Return the name of the network's class from the last option, else from the last file."""
@@ -111,8 +130,15 @@ class TrainParser(LightningArgumentParser):
 
     def instantiate_classes(self, cfg: Namespace, **kwargs: Any) -> Namespace:
         """Make the objects of the settings: Lightning's name for `instantiate`. A network remembers its arguments."""
-        made: Namespace = self.instantiate(cfg, instantiators=[(instantiate, nn.Module, True)], **kwargs)
+        instantiators = [(instantiate, nn.Module, True), (self._data, TextDataModule, False)]
+        made: Namespace = self.instantiate(cfg, instantiators=instantiators, **kwargs)
         return made
+
+    def _data(self, kind: type[TextDataModule], **settings: Any) -> TextDataModule:
+        data = kind(**settings)
+        if self.tokenizer:
+            data.use_tokenizer(self.tokenizer)  # now, since the size of its vocabulary goes to the network
+        return data
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Turn an error of jsonargparse into a sentence.

@@ -117,6 +117,11 @@ def dump(value: Any) -> str:
     return yaml.dump(value, Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
 
 
+def as_text(value: Any) -> str:
+    """Return a value as it is written after an option of a command line."""
+    return value if isinstance(value, str) else dump(value).removesuffix("...\n").strip()
+
+
 def _refuse_duplicates(node: yaml.Node | None, prefix: str, lines: dict[str, int], visited: set[int]) -> None:
     """Refuse keys with the same full name, since `model: {n_embd: 8}` is also `model.n_embd: 8`."""
     if id(node) in visited:  # an alias
