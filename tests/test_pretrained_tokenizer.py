@@ -207,6 +207,15 @@ def test_a_vocabulary_that_is_larger_than_the_models():
         from_definition(theirs.to_str(), size - 1)
 
 
+def test_definitions_of_older_versions_are_read():
+    content = json.loads(sentencepiece(metaspace="always").to_str())
+    content["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "add_prefix_space": True}
+    content["model"]["merges"] = [" ".join(pair) for pair in content["model"]["merges"]]
+    for key in ("type", "ignore_merges"):
+        del content["model"][key]
+    assert from_definition(json.dumps(content), 700).encode(TEXT) == ours("metaspace").encode(TEXT)
+
+
 def test_a_pretrained_tokenizer_is_not_made_from_a_text():
     with pytest.raises(MiniGPTError, match="--init_from"):
         PretrainedTokenizer.from_text("abc")

@@ -7,7 +7,7 @@ come from anywhere: everything is checked against the config before a weight is 
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -92,6 +92,7 @@ LLAMA = Family(
             "mlp.up": ("mlp.up_proj",), "mlp.down": ("mlp.down_proj",)},
     transposed=False,
 )  # fmt: skip
+BIASES = {"attn": "attention_bias", "mlp": "mlp_bias"}  # Llama's switches in a config
 FAMILIES = {family.model_type: family for family in (GPT2, LLAMA)}
 
 
@@ -185,7 +186,7 @@ def _settings(config: dict[str, Any], file: Path) -> tuple[Family, Settings]:
             check_number(name, value, at_least=1, at_most=largest, whole=True)
     switches: dict[str, bool] = {"tie_weights": _switch(config, "tie_word_embeddings", family is GPT2, file)}
     if family is LLAMA:
-        switches["bias"] = any(_switch(config, key, False, file) for key in ("attention_bias", "mlp_bias"))
+        switches["bias"] = any([_switch(config, key, False, file) for key in BIASES.values()])  # checks both
     try:
         return family, Settings.resolve(family.preset, **{"rope_base": 10_000.0} | values, dropout=0.0, **switches)
     except MiniGPTError as error:
@@ -319,6 +320,11 @@ class Source(NamedTuple):
     rows: list[tuple[int, str | None]]  # how many rows, and the name of the tensor in the file
     transposed: bool
 
+    def expected(self) -> dict[str, list[int]]:
+        """Return the shapes of the tensors in the file."""
+        shapes = {theirs: [n, *self.shape[1:]] for n, theirs in self.rows if theirs is not None}
+        return {theirs: shape[::-1] if self.transposed else shape for theirs, shape in shapes.items()}
+
     def read(self, stored: dict[str, StoredTensor]) -> torch.Tensor:
         """Return the tensor in float32."""
         tensor = torch.zeros(self.shape)
@@ -345,34 +351,13 @@ def _match(
             model = GPT(**asdict(settings))
     except (RuntimeError, MemoryError, OverflowError) as error:
         raise MiniGPTError(f"{wrong}a model of these sizes is too large for any memory.") from error
-    prefix = f"{family.block.partition('.')[0]}."  # the first files of GPT-2 have names without it
-    prefixed = any(name.startswith(prefix) for name in stored)
-    sources, expected = [], {}
-    for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight" and settings.tie_weights:
-            continue
-        all_theirs = family.names(name)
-        counts = model.blocks[0].attn.widths if len(all_theirs) > 1 else [len(tensor)]
-        transposed = family.is_transposed(name, tensor)
-        rows: list[tuple[int, str | None]] = []
-        for n, theirs in zip(counts, all_theirs, strict=True):
-            theirs = theirs if prefixed else theirs.removeprefix(prefix)
-            if family is LLAMA and name.endswith(".bias"):
-                which = "attention_bias" if ".attn." in name else "mlp_bias"
-                if not config.get(which):
-                    rows.append((n, None))
-                    continue
-            rows.append((n, theirs))
-            shape = [n, *tensor.shape[1:]]
-            expected[theirs] = shape[::-1] if transposed else shape
-        sources.append(Source(name, tensor.shape, rows, transposed))
-    ignored = {"lm_head.weight"} if settings.tie_weights else set()
-    for theirs in expected:
-        if theirs not in stored:
-            raise MiniGPTError(f"{wrong}{theirs} is missing.")
+    sources = _sources(config, family, model, stored.keys())
+    expected = {theirs: shape for source in sources for theirs, shape in source.expected().items()}
+    if missing := next((theirs for theirs in expected if theirs not in stored), None):
+        raise MiniGPTError(f"{wrong}{missing} is missing.")
     for theirs, (shape, dtype, _) in stored.items():
         if theirs not in expected:
-            if theirs in ignored or BUFFERS.search(theirs):
+            if BUFFERS.search(theirs) or (theirs == "lm_head.weight" and settings.tie_weights):
                 continue
             raise MiniGPTError(f"{wrong}there is {theirs[:100]}, which a {family.architecture} of it does not have.")
         if dtype not in FLOATS:
@@ -382,6 +367,24 @@ def _match(
             )
         if shape != expected[theirs]:
             raise MiniGPTError(f"{wrong}{theirs} has the shape {shape} instead of {expected[theirs]}.")
+    return sources
+
+
+def _sources(config: dict[str, Any], family: Family, model: GPT, stored: Iterable[str]) -> list[Source]:
+    """Return where each tensor of a model is in files that hold tensors of these names."""
+    prefix = f"{family.block.partition('.')[0]}."  # the first files of GPT-2 have names without it
+    removed = "" if any(name.startswith(prefix) for name in stored) else prefix
+    # Llama has a switch each for the biases of attention and MLP, and GPT one for both.
+    without = [part for part in ("attn", "mlp") if family is LLAMA and not config.get(BIASES[part])]
+    sources = []
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and model.settings.tie_weights:
+            continue
+        names = [theirs.removeprefix(removed) for theirs in family.names(name)]
+        counts = model.blocks[0].attn.widths if len(names) > 1 else [len(tensor)]
+        zeros = name.endswith(".bias") and any(f".{part}." in name for part in without)
+        rows = [(n, None if zeros else theirs) for n, theirs in zip(counts, names, strict=True)]
+        sources.append(Source(name, tensor.shape, rows, family.is_transposed(name, tensor)))
     return sources
 
 
