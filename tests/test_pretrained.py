@@ -346,6 +346,12 @@ def index_leading_out(folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def index_of_a_pickle(folder):
+    (folder / "model.safetensors").rename(folder / "model.bin")
+    index = {"weight_map": {"model.norm.weight": "model.bin"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 def index_of_missing_files(folder):
     (folder / "model.safetensors").unlink()
     index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
@@ -367,6 +373,7 @@ def weights_are_a_folder(folder):
         (other_dtype, "stored as I8"),
         (a_tensor_more, "router"),
         (index_leading_out, "does not name the files"),
+        (index_of_a_pickle, "does not name the files"),
         (index_of_missing_files, "no model-00001-of-00002.safetensors"),
         (weights_are_a_folder, "damaged, or cannot be read"),
     ],

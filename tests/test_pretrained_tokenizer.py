@@ -135,6 +135,13 @@ def test_the_space_that_the_library_puts_before_a_text_is_left_out():
     assert ours("llama 2").tokens[ours("llama 2").encode("chat")[0]] != b" "
 
 
+def test_white_space_beside_a_special_token_stays_and_the_token_is_one_id():
+    tokenizer = ours("greedy")
+    ids = tokenizer.encode("chat  <pad> \n dort")
+    assert ids.count(tokenizer.tokens.index(b"<pad>")) == 1
+    assert tokenizer.decode(ids) == "chat  <pad> \n dort"
+
+
 def test_the_tokens_are_bytes_and_the_rest_of_the_vocabulary_is_empty():
     tokenizer = ours("llama 2")
     assert tokenizer.vocab_size == 700
