@@ -278,7 +278,9 @@ class Parser(argparse.ArgumentParser):
 
 # The options that several commands share.
 SHARED: dict[str, dict[str, Any]] = {
-    "ckpt_path": {"default": "last", "help": "`last` (the newest run), a run folder or a checkpoint"},
+    "ckpt_path": {
+        "default": "last", "help": "`last` (the newest run), a run folder, a checkpoint, or a folder of Hugging Face",
+    },
     "allow_code": {
         "action": "append", "default": [], "metavar": "MODULE",
         "help": "allow the run's network to be a class of this module; may be repeated",
