@@ -13,6 +13,7 @@ from minigpt import BPETokenizer, CharTokenizer, MiniGPTError
 from minigpt.data import tokenizers
 from minigpt.data.pretrained_tokenizer import PretrainedTokenizer, from_definition
 from minigpt.data.tokenizers import StreamDecoder
+from minigpt.export import gguf
 from minigpt.export.hugging_face import tokenizer_json
 
 TEXT = "Le chat dort, le chien mange et l'œuf roule.\n\nIt's 1999 o'clock!  Ça va ? Été : « dès » demain…\t\n" * 3
@@ -221,6 +222,17 @@ def test_definitions_of_older_versions_are_read():
     for key in ("type", "ignore_merges"):
         del content["model"][key]
     assert from_definition(json.dumps(content), 700).encode(TEXT) == ours("metaspace").encode(TEXT)
+
+
+@pytest.mark.parametrize(("name", "splitting"), [("gpt2", "gpt-2"), ("smollm", "smollm"), ("llama 3", "llama-bpe")])
+def test_llama_cpps_name_for_the_cutting_of_words(name, splitting):
+    tokenizer = ours(name)
+    if name == "llama 3":  # with all of its pattern
+        definition = json.loads(tokenizer.definition)
+        definition["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = gguf._LLAMA_3
+        tokenizer = PretrainedTokenizer(json.dumps(definition), 700)
+        assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+    assert gguf._splitting(tokenizer) == splitting
 
 
 def test_a_pretrained_tokenizer_is_not_made_from_a_text():
