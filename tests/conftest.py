@@ -20,6 +20,7 @@ from minigpt import commands
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(set((ROOT / "configs").rglob("*.yaml")) - set((ROOT / "configs" / "sweeps").iterdir()))
+STARTS = [recipe for recipe in RECIPES if "--init_from" in recipe.read_text(encoding="utf-8")]  # without a network
 TINY = str(ROOT / "configs" / "tiny.yaml")
 QUICK = ["--trainer.accelerator", "cpu", "--samples.every_n_steps", "0"]
 

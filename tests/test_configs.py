@@ -5,11 +5,10 @@ import re
 import pytest
 import torch
 import yaml
-from conftest import RECIPES, ROOT
+from conftest import RECIPES, ROOT, STARTS
 
 COMPILED = [recipe for recipe in RECIPES if "compile: true" in recipe.read_text(encoding="utf-8")]
 LONG = [recipe for recipe in RECIPES if recipe.stem in ("shakespeare", "speedrun_cpu")]
-STARTS = [recipe for recipe in RECIPES if "--init_from" in recipe.read_text(encoding="utf-8")]
 FULL = sorted({*COMPILED, *LONG})  # in one order: each process of pytest-xdist must collect the same list
 CASES = [(recipe, []) for recipe in RECIPES if recipe not in [*FULL, *STARTS]]
 CASES += [pytest.param(recipe, [], marks=pytest.mark.full) for recipe in FULL]

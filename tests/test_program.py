@@ -153,8 +153,10 @@ def test_a_name_that_is_nowhere_gets_both_places_and_the_nearest_name(program, f
     assert no_config("mne").endswith("Did you mean 'mine'?")
     assert no_config("overfit").endswith("Did you mean 'debug/overfit'?")
     assert no_config("othr").endswith("Did you mean 'other.yaml'?")
-    assert no_config("zzzzzz").endswith("minigpt has bpe, debug/overfit, gpt_nano, llama_nano, mine, modern_nano, "
-                                        "quick_nano, shakespeare, speedrun_cpu, tiny, word.")  # fmt: skip
+    assert no_config("zzzzzz").endswith(
+        "minigpt has bpe, debug/overfit, finetune, finetune_hf, gpt_nano, llama_nano, mine, modern_nano, quick_nano, "
+        "shakespeare, speedrun_cpu, tiny, word."
+    )
     assert no_config("tiny.yml") == (
         "The config file 'tiny.yml' cannot be read: it does not exist. Did you mean 'tiny'?"
     )

@@ -167,6 +167,11 @@ def test_a_recipe_for_a_start_is_proposed_where_there_is_none(start, call):
     assert alone.status == 2
     assert "--config" in alone.err.splitlines()[-1]
     assert "finetune" in alone.err.splitlines()[-1]
+    without = start(source=None)
+    assert without.status == 2
+    assert without.err.splitlines()[-1] == (
+        "The recipe 'b.yaml' names no network. Start from a model with --init_from, or set --model.network."
+    )
 
 
 MISTAKES = {

@@ -97,7 +97,8 @@ class TrainParser(LightningArgumentParser):
         Raises:
             MiniGPTError: An option, a file, a key or a class is wrong.
         """
-        self.line = line
+        if line is not self.line:
+            self.line, self._recipes = line, {}
         for file in line.files:
             self._check_recipe(file)
         self._check_flags()
@@ -211,6 +212,11 @@ class TrainParser(LightningArgumentParser):
             typed = [arg for arg in self.line.given if any(arg == flag or arg.startswith(f"{flag}.") for flag in flags)]
             return missing_value(typed[-1:] or flags, self.line.given, self._option_string_actions)
         if message.startswith("the following arguments are required: model.network"):
+            if self.line.files:
+                return (
+                    f"The recipe '{self.line.files[-1]}' names no network. Start from a model with --init_from, or set "
+                    "--model.network."
+                )
             return f"Pass a recipe with --config, such as --config {shlex.quote(example_recipe())}."
         if match := re.match(r'Linked "(.+?)" must be given via "(.+?)"', message):
             return f"{match[1]} always equals {match[2]}. Set that one instead."
