@@ -16,7 +16,7 @@ model, that is, give the same logits as the loop above:
 - `cache`: the model stores the keys and values of the ids that it has read, so that it computes each id only once. It
   serves for the first block_size ids. After that the window drops its oldest id at each step: the others move to new
   positions, and the stored keys and values are out of date.
-- `compiled`: compiled code computes one id per row with the cache (`cpu/decoding.py`).
+- `compiled`: like `cache`, but C++ code, compiled before on request, computes one id per row (`cpu/decoding.py`).
 - `context`: the prediction depends on the last `context_size` ids only, so windows of that length are enough. For a
   bigram model, where this is 1, a table of the probabilities after each id is computed once (`table.py`).
 """
@@ -63,14 +63,15 @@ def generate_ids(
     try:
         length = max(map(len, prompts)) + max_new_tokens  # of the longest row at the end
         paths = usable_paths(model, length)  # GPT: {"cache"}, with "compiled" if it was compiled; TinyGPT: {"context"}
-        # TinyGPT: (V, V) probabilities, a row for each id. The table costs as much as V ids, so there is none for fewer
-        # ids, nor with a repetition penalty, which changes the probabilities at each step. GPT: None.
+        # TinyGPT: (V, V) probabilities, a row for each id. To make this table takes as long as to generate V ids, so it
+        # is not made for a shorter text, nor with a repetition penalty, which changes the rows at each step. GPT: None.
         table = transition_table(model, paths, params, max_new_tokens)
         if table is not None:
             yield from sample_from_table(table, prompts, max_new_tokens, generators)
             return
         size = window_size(model, paths, length)  # GPT: block_size; TinyGPT: 1; a model without a limit: all ids
-        # The ids of all rows; shorter rows are filled up on the right with one of their own ids (padding).
+        # The ids of all rows; shorter rows are padded on the right, with one of their own ids, since a repetition
+        # penalty must not fall on an id that a row does not have.
         buffer = TokenBuffer(prompts, device_of(model))
         next_logits = NextLogits(model, buffer, paths, size)
         for _ in range(max_new_tokens):
@@ -90,7 +91,7 @@ class NextLogits:
     def __init__(self, model: nn.Module, buffer: TokenBuffer, paths: set[str], size: int):
         self.model, self.buffer, self.size = model, buffer, size  # size: the length of the window
         self.cache: Any = None
-        # A prompt that is longer than the window would use a cache for one step only.
+        # With a prompt longer than the window, the window slides from the first step on, and a cache is no use.
         if "cache" in paths and has_cache(model) and buffer.longest <= size:
             self.cache = model.new_cache(len(buffer.lengths))
         self.step = compiled_step(model) if "compiled" in paths else None
@@ -116,7 +117,7 @@ class NextLogits:
         """Compute the prompts, padded on the right to one length, and store them in the cache."""
         windows, last = self.buffer.windows(self.size)
         logits = self.model(windows, self.cache)
-        self.cache.length = last + 1  # keep each row's own ids only: the next ids overwrite its padding in the cache
+        self.cache.length = last + 1  # (B,), where each row's next id goes: the padding is overwritten and never seen
         return logits[self.buffer.rows, last]
 
     def from_latest(self) -> torch.Tensor:

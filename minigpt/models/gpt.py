@@ -148,14 +148,15 @@ class GPT(nn.Module):
         head_size: `D`, the size of a head's queries, keys and values; None for n_embd / n_head.
         mlp_width: The hidden units of an MLP; None for 4 n_embd, and for 8/3 n_embd with swiglu.
         norm_eps: The number that norms add to the mean square before they divide; None for 1e-5, with rmsnorm 1e-6.
-        rope_base: RoPE rotates pair i of a head's D numbers by `position / rope_base ** (2 i / D)`. A larger base
-            rotates more slowly, for longer windows.
+        rope_base: RoPE takes numbers i and i + D/2 of a head as a point in the plane, and rotates it by the angle
+            `position / rope_base ** (2 i / D)`. A larger base rotates more slowly, for longer windows.
 
     Raises:
         MiniGPTError: A size does not divide another, or a switch has an unknown value.
     """
 
-    activation_checkpointing = False  # if True, store activations between blocks only, and compute the others again
+    # If True, training stores activations between blocks only, and the backward pass computes the others again.
+    activation_checkpointing = False
 
     def __init__(
         self, vocab_size: int, block_size: int = 256, n_layer: int = 4, n_head: int = 4, n_embd: int = 128,
@@ -166,7 +167,8 @@ class GPT(nn.Module):
         norm_eps: float | None = None, rope_base: float = 10_000.0,
     ):  # fmt: skip
         super().__init__()
-        # The settings as given; those that are None are filled in from the preset or from the others.
+        # The settings as given; those that are None are filled in from the preset, which is then no longer needed, or
+        # from the others.
         self.settings = settings = Settings.resolve(
             preset, vocab_size=vocab_size, block_size=block_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
             position=position, norm=norm, mlp=mlp, n_kv_head=n_kv_head, qk_norm=qk_norm, bias=bias, dropout=dropout,
@@ -211,7 +213,8 @@ class GPT(nn.Module):
         """
         if idx.shape[1] > self.block_size:
             raise MiniGPTError(f"A window has {idx.shape[1]} ids, and this model's block_size is {self.block_size}.")
-        # `extend` adds the ids to the cache and returns their positions; `before` is then the two ids in front of them.
+        # (T,) positions; from a cache (B, T), since its rows may differ in length. `extend` adds idx to the cache, and
+        # `before` is the two ids before idx, which the embeddings of pairs and triples need.
         positions = torch.arange(idx.shape[1], device=idx.device) if cache is None else cache.extend(idx)
         x = self.embed(idx)  # (B, T, C)
         if self.ngrams is not None:

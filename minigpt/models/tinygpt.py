@@ -18,7 +18,7 @@ class TinyGPT(nn.Module):
         MiniGPTError: A size is not a positive number.
     """
 
-    # Read by generation: the prediction depends on the last id only, so a table of V rows holds all predictions.
+    # Generation reads this: the last id is enough, so it may compute the predictions after all V ids once, as a table.
     context_size = 1
 
     def __init__(self, vocab_size: int, n_embd: int = 64, block_size: int = 64):

@@ -36,13 +36,13 @@ class LitLanguageModel(NetworkModule):
         warmup_steps: Steps in which the learning rates rise from zero; shortened if the training is shorter.
         min_lr: The learning rate at the end of cosine and wsd; Muon's falls by the same factor.
         decay_steps: The step at which cosine and wsd reach min_lr; None (`null` in YAML) for the last of the training.
-        cooldown: The last part of the steps up to decay_steps, as a share, over which wsd decays.
+        cooldown: For wsd, the share of the steps in which the rate falls: 0.4 for the last 40 % before decay_steps.
         activation_checkpointing: Store only the activations between blocks and recompute the others in the backward
             pass: less memory for a third more computation, with the same results. The network needs an attribute of
             this name, as GPT has.
         compile: Compile the training step, which takes up to a minute; training continues without if that fails.
-        seed: The seed of dropout, for which the command line passes `--seed_everything`. Each step has its own random
-            numbers, made from this seed and the number of the step, so that a resumed training repeats them.
+        seed: The seed of dropout; on the command line it is `--seed_everything`. Each step has its own random numbers,
+            made from this seed and the number of the step, so that a resumed training repeats them.
 
     Raises:
         MiniGPTError: A setting is out of range.
@@ -96,7 +96,7 @@ class LitLanguageModel(NetworkModule):
         After each step the scheduler, a LambdaLR, sets each learning rate to its first value times a factor.
         """
         optimizer = self.build_optimizer()
-        # All steps of the training; of a resumed one, the steps that it had in mind at first if they were more.
+        # The number of steps of the training; of a resumed one, the number planned at first if that was larger.
         schedule = self.build_schedule(resume.schedule_steps(self.trainer))
         if schedule.constant:  # as in the article; a scheduler would only cost time
             return optimizer
@@ -126,7 +126,7 @@ class LitLanguageModel(NetworkModule):
             MiniGPTError: The schedule is unknown, or does not fit the steps.
         """
         settings = self.hparams
-        # The factor of the last step brings the learning rate to min_lr, or leaves it as it is if min_lr is greater.
+        # A schedule multiplies the learning rate by a factor, which ends here: at min_lr / learning_rate, at most 1.
         last_factor = 0.0
         if settings.learning_rate > 0:
             last_factor = min(1.0, settings.min_lr / settings.learning_rate)
