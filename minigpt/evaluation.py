@@ -17,7 +17,7 @@ from torchmetrics import MeanMetric, Metric
 from minigpt.data.dataset import EvalWindows
 from minigpt.data.memmap import Ids
 from minigpt.data.order import EvalOrder
-from minigpt.data.tokenizers import Tokenizer
+from minigpt.data.tokenizer_base import Tokenizer
 from minigpt.errors import MiniGPTError, note
 from minigpt.generation.text import LanguageModel
 from minigpt.models import device_of

@@ -25,7 +25,7 @@ import minigpt
 from minigpt.command_line import command, first_training
 from minigpt.cpu.int8 import quantize_checked
 from minigpt.cpu.layers import order_weights
-from minigpt.data import pretrained_tokenizer, tokenizers
+from minigpt.data import tokenizers
 from minigpt.data.corpus import NAMES, Corpus
 from minigpt.data.prepare import TokenizedCorpus, tokenize
 from minigpt.errors import MiniGPTError, check_choice, writing
@@ -330,7 +330,7 @@ def _read_hugging_face(file: Path) -> dict:
         definition = tokenizer_file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise MiniGPTError(f"'{tokenizer_file}' cannot be read. Download the folder again.") from error
-    tokenizer = pretrained_tokenizer.from_definition(
+    tokenizer = tokenizers.from_definition(
         definition, init_args["vocab_size"], bos if isinstance(bos, int) else None, eos
     )
     data = {

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 import minigpt
 from minigpt import CharTokenizer, LanguageModel, MiniGPTError, TinyGPT
-from minigpt.data.tokenizers import StreamDecoder
+from minigpt.data.tokenizer_base import StreamDecoder
 from minigpt.generation.text import StopFilter
 
 

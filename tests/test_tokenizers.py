@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt import BPETokenizer, CharTokenizer, MiniGPTError, WordTokenizer
-from minigpt.data.tokenizers import StreamDecoder, difference, from_dict
+from minigpt.data.tokenizer_base import StreamDecoder
+from minigpt.data.tokenizers import difference, from_dict
 
 FRENCH = read("exemple")[:20_000]
 CHAR, FALLBACK = CharTokenizer.from_text(FRENCH), CharTokenizer.from_text(FRENCH, byte_fallback=True)

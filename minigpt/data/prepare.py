@@ -17,7 +17,8 @@ from minigpt import files
 from minigpt.data import reading
 from minigpt.data.corpus import Corpus, cache_folder
 from minigpt.data.memmap import Ids, MemmapIds
-from minigpt.data.tokenizers import KINDS, CharTokenizer, Tokenizer, from_dict
+from minigpt.data.tokenizer_base import Tokenizer
+from minigpt.data.tokenizers import KINDS, CharTokenizer, from_dict
 from minigpt.errors import MiniGPTError, check_choice, note, writing
 from minigpt.terminal import Bar
 from minigpt.words import message

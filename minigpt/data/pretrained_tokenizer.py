@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from minigpt.data.tokenizers import KINDS, CharTokenizer, Tokenizer, byte_letters, never_seen
+from minigpt.data.tokenizer_base import Tokenizer, byte_letters, never_seen
 from minigpt.errors import MiniGPTError, check_choice
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 # The pre-tokenizers that only cut a text. Split and Punctuation can also remove characters, which is refused.
 CUTTING = ("ByteLevel", "Metaspace", "Split", "Digits", "Punctuation", "UnicodeScripts", "FixedLength")
 BYTE_NAME = re.compile(r"<0x([0-9A-F]{2})>")  # a byte in vocabularies with `byte_fallback`
-CHARACTERS = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
 
 
 class PretrainedTokenizer(Tokenizer):
@@ -153,37 +152,6 @@ class PretrainedTokenizer(Tokenizer):
             return ids
         halves = text[: len(text) // 2], text[len(text) // 2 :]
         return [i for half, own in zip(halves, self._encode(halves), strict=True) for i in self._halved(half, own)]
-
-
-KINDS[PretrainedTokenizer.kind] = PretrainedTokenizer  # `tokenizers` cannot import this module before its own end
-
-
-def from_definition(
-    definition: str, vocab_size: int, bos: int | None = None, eos: int | Sequence[int] | None = None
-) -> Tokenizer:
-    """Return the tokenizer of a `tokenizer.json`: that of an exported `CharTokenizer`, or a `PretrainedTokenizer`.
-
-    Raises:
-        MiniGPTError: As `PretrainedTokenizer`.
-    """
-    return _characters(definition, vocab_size) or PretrainedTokenizer(definition, vocab_size, bos, eos)
-
-
-def _characters(definition: str, vocab_size: int) -> CharTokenizer | None:
-    """Return the CharTokenizer that `export.hugging_face.tokenizer_json` wrote; None for other definitions."""
-    try:
-        content = json.loads(definition)
-        model, steps = content["model"], [step["type"] for step in steps_of(content["normalizer"])]
-        ids: dict[str, int] = model["vocab"]
-        if content["pre_tokenizer"] != CHARACTERS or content["added_tokens"] or model["merges"]:
-            return None
-        names = sorted(ids, key=ids.__getitem__)
-        characters = names[:-256] if model["byte_fallback"] else names
-        if [ids[name] for name in names] != list(range(vocab_size)) or any(len(name) != 1 for name in characters):
-            return None
-        return CharTokenizer(characters, "Lowercase" in steps, "NFC" in steps, model["byte_fallback"])
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return None  # the caller reads it as a definition of any kind, and says what is wrong
 
 
 def steps_of(part: Any) -> list[dict[str, Any]]:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from minigpt.data.pretrained_tokenizer import PretrainedTokenizer, steps_of
-from minigpt.data.tokenizers import BPETokenizer, CharTokenizer, Tokenizer, byte_letters
+from minigpt.data.tokenizer_base import Tokenizer, byte_letters
+from minigpt.data.tokenizers import BPETokenizer, CharTokenizer
 from minigpt.errors import MiniGPTError, needs
 from minigpt.export.hugging_face import llama
 from minigpt.generation.text import LanguageModel

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 
 from minigpt.data.pretrained_tokenizer import PretrainedTokenizer
-from minigpt.data.tokenizers import BPETokenizer, CharTokenizer, Tokenizer
+from minigpt.data.tokenizer_base import Tokenizer
+from minigpt.data.tokenizers import BPETokenizer, CharTokenizer
 from minigpt.errors import MiniGPTError
 from minigpt.export.safetensors import as_json, as_safetensors
 from minigpt.generation.text import LanguageModel

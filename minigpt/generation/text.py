@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from minigpt.data.tokenizers import StreamDecoder, Tokenizer
+from minigpt.data.tokenizer_base import StreamDecoder, Tokenizer
 from minigpt.errors import MiniGPTError, check_number
 from minigpt.generation.engine import IdSteps, generate_ids
 from minigpt.generation.sampling import SamplingParams

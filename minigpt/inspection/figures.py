@@ -26,7 +26,7 @@ from matplotlib.transforms import ScaledTranslation
 from torch import nn
 
 from minigpt.data.memmap import Ids
-from minigpt.data.tokenizers import Tokenizer
+from minigpt.data.tokenizer_base import Tokenizer
 from minigpt.errors import MiniGPTError
 from minigpt.inspection.introspection import (
     attention,

@@ -13,7 +13,7 @@ from minigpt.data.dataset import CharDataset
 from minigpt.data.memmap import Ids, MemmapIds
 from minigpt.data.order import BatchOrder
 from minigpt.data.prepare import SHORTEST, TokenizedCorpus, tokenize
-from minigpt.data.tokenizers import Tokenizer
+from minigpt.data.tokenizer_base import Tokenizer
 from minigpt.errors import MiniGPTError, check_number, note
 from minigpt.evaluation import baselines, eval_batches
 from minigpt.words import message

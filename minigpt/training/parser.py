@@ -23,7 +23,7 @@ from minigpt.command_line import (
     missing_value,
     unexpected_argument,
 )
-from minigpt.data.tokenizers import Tokenizer
+from minigpt.data.tokenizer_base import Tokenizer
 from minigpt.errors import MiniGPTError, did_you_mean
 from minigpt.models import NETWORKS, import_network, instantiate
 from minigpt.training import recipes, trust
