@@ -1,8 +1,8 @@
 """Finding and loading checkpoints, without Lightning.
 
 A checkpoint is given as `last`, a run folder or a file. A run is a folder such as `lightning_logs/tiny/version_0`, with
-`checkpoints/last.ckpt` and `checkpoints/best.ckpt`. Two other kinds of folders are read as checkpoints too: those that
-`minigpt export --format safetensors` wrote, and those of Hugging Face.
+`checkpoints/last.ckpt` and `checkpoints/best.ckpt`. A folder that `minigpt export --format safetensors` wrote, or a
+folder of Hugging Face, is read as a checkpoint too.
 """
 
 import glob
@@ -37,7 +37,7 @@ from minigpt.models.pretrained import CONFIG, LARGEST_BLOCK, PICKLE, build_aroun
 
 ROOT = "lightning_logs"
 EXPORTED = "minigpt.json"  # beside model.safetensors, in a folder that `minigpt export` wrote
-USUAL_BLOCK = 1024  # tokens; the window for scoring a pretrained model that takes longer ones
+USUAL_BLOCK = 1024  # tokens in a window, unless asked for more, of models that take longer ones: attention costs T ** 2
 # The files of a model on the hub that are downloaded.
 HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*.json", "LICENSE*"]
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")

@@ -283,6 +283,13 @@ def test_a_run_of_lora_is_a_source_like_any_other(place):
     torch.testing.assert_close(model(ids), again.model.network(ids))
 
 
+def test_a_training_without_checkpoints_returns_a_network_without_adapters(place):
+    settings = {"lora.rank": 2, "max_steps": 2, "enable_checkpointing": False, "accelerator": "cpu"}
+    model = minigpt.train("b.yaml", init_from=SOURCE, **settings).model
+    assert lora.describe(model) is None
+    assert all(type(layer) is nn.Linear for layer in model.modules() if isinstance(layer, nn.Linear))
+
+
 def lose_source(place: Path, path: str = "/nowhere/best.ckpt") -> None:
     """Make the run say that its source is elsewhere."""
     for name in ("best", "last"):

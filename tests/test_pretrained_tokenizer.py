@@ -11,8 +11,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from minigpt import BPETokenizer, CharTokenizer, MiniGPTError
 from minigpt.data import tokenizers
-from minigpt.data.pretrained_tokenizer import PretrainedTokenizer, from_definition
+from minigpt.data.pretrained_tokenizer import PretrainedTokenizer
 from minigpt.data.tokenizer_base import StreamDecoder
+from minigpt.data.tokenizers import from_definition
 from minigpt.export import gguf
 from minigpt.export.hugging_face import tokenizer_json
 

@@ -11,7 +11,7 @@ from minigpt import runs
 from minigpt.command_line import find_config
 from minigpt.errors import MiniGPTError, did_you_mean
 from minigpt.generation.text import LanguageModel
-from minigpt.models import NETWORKS
+from minigpt.models import NETWORKS, lora
 from minigpt.training import recipes
 from minigpt.training.callbacks import Figures, Progress, Samples
 from minigpt.training.checkpointing import Checkpoints
@@ -75,6 +75,7 @@ def train(
         raise KeyboardInterrupt from stop
     run = cli.run_dir or cli.checkpoint
     if run is None or not (cli.finished or callbacks_of(cli.trainer, Checkpoints)):
+        lora.merge(cli.model.network)
         runs.for_inference(cli.model.network)
         return LanguageModel(cli.model.network, cli.datamodule.tokenizer, cli.run_dir)
     network = cli.model.architecture["class_path"]

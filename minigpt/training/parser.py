@@ -92,16 +92,16 @@ class TrainParser(LightningArgumentParser):
             raise MiniGPTError(message) from error
 
     def given(self, line: CommandLine) -> dict[str, Any]:
-        """Return the settings of a command line and its files by their full names, after checking the names.
+        """Return the settings of a command line and its files by their full names; the names are checked once.
 
         Raises:
             MiniGPTError: An option, a file, a key or a class is wrong.
         """
         if line is not self.line:
             self.line, self._recipes = line, {}
-        for file in line.files:
-            self._check_recipe(file)
-        self._check_flags()
+            for file in line.files:
+                self._check_recipe(file)
+            self._check_flags()
         settings: dict[str, Any] = {}
         for file in line.files:
             settings |= flatten(self.recipe(file).settings)

@@ -19,7 +19,6 @@ from minigpt.models.settings import PRESETS
 from minigpt.training.recipes import as_text
 from minigpt.words import message
 
-LARGEST_BLOCK = 1024  # the largest block_size that a new run takes over unasked: attention takes T ** 2 operations
 FREE = ("vocab_size", "block_size", "dropout")  # settings of a network that may differ from the source's
 
 
@@ -56,7 +55,7 @@ class Source:
             )
         settings = self._of_tokenizer() | {"data.max_vocab_size": None}
         if "data.block_size" not in given:
-            settings["data.block_size"] = min(self.block_size, LARGEST_BLOCK)
+            settings["data.block_size"] = min(self.block_size, runs.USUAL_BLOCK)
         arguments = {key: value for key, value in self.init_args.items() if key not in ("vocab_size", "block_size")}
         settings |= {f"model.network.{key}": value for key, value in arguments.items() if value is not None}
         flags = [f"--{key}={as_text(value)}" for key, value in settings.items() if key not in given]
@@ -82,8 +81,8 @@ class Source:
         if "model.network.preset" in given:
             preset = PRESETS.get(given["model.network.preset"], {})
             given = {f"model.network.{key}": value for key, value in preset.items()} | given
+        short = {kind.__name__: path for path, kind in NETWORKS.items()}
         for key, value in given.items():
-            short = {kind.__name__: path for path, kind in NETWORKS.items()}
             if key == "model.network":
                 value = short.get(value, value)
             of_network = key.startswith("model.network.") and key.rpartition(".")[2] not in (*FREE, "preset")
