@@ -250,7 +250,7 @@ def baselines(train: Ids, val: Ids, tokenizer: Tokenizer) -> dict[str, float]:
     tokens_per_char = len(targets) / max(1, int(tokenizer.lengths[targets].sum()))
     counts = torch.bincount(train, minlength=vocab_size).double() + 1
     unigram = counts / counts.sum()
-    # Pairs are numbered, and only those that occur are counted: a V x V table may be too large.
+    # Count only the pairs that occur, under one number each: a V x V table may be too large.
     pairs, pair_counts = torch.unique(train[:-1] * vocab_size + train[1:], return_counts=True)
     index = torch.searchsorted(pairs, before * vocab_size + targets).clamp(max=len(pairs) - 1)
     seen = torch.where(pairs[index] == before * vocab_size + targets, pair_counts[index], 0)

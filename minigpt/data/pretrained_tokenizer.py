@@ -26,8 +26,8 @@ class PretrainedTokenizer(Tokenizer):
     There are two kinds. The tokens of GPT-2's kind are bytes, spelled in the letters of `byte_letters`. The tokens of
     Llama's kind are characters, with "▁" for a space, and tokens such as <0x0A> for the bytes of others.
 
-    The ids are those that the library gives, with three exceptions, so that `decode(encode(text))` is the text. A space
-    that the library would put before a text is left out. White space beside special tokens stays. A text that the
+    The ids are the library's, with three exceptions that make `decode(encode(text))` the text. A space that the library
+    would put before a text is left out. White space beside special tokens stays. A text that the
     library does not give back, such as one with the character "▁", is spelled in part with tokens of single bytes.
 
     Args:

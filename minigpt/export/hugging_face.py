@@ -102,7 +102,7 @@ def to_hugging_face(model: torch.nn.Module) -> tuple[dict[str, Any], dict[str, t
 
 
 def _is_preset(settings: Settings, preset: str) -> bool:
-    """Return whether the switches are those of a preset, apart from those that Hugging Face's config has too.
+    """Return whether a model has the switches of a preset, apart from switches that Hugging Face's config can express.
 
     Zeros at the beginning of a training change nothing afterwards.
     """

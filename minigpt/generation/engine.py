@@ -91,7 +91,7 @@ class NextLogits:
     def __init__(self, model: nn.Module, buffer: TokenBuffer, paths: set[str], size: int):
         self.model, self.buffer, self.size = model, buffer, size  # size: the length of the window
         self.cache: Any = None
-        # With a prompt longer than the window, the window slides from the first step on, and a cache is no use.
+        # If the prompt is longer than the window, the window moves at every step, and a cache would not help.
         if "cache" in paths and has_cache(model) and buffer.longest <= size:
             self.cache = model.new_cache(len(buffer.lengths))
         self.step = compiled_step(model) if "compiled" in paths else None

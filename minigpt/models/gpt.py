@@ -167,8 +167,7 @@ class GPT(nn.Module):
         norm_eps: float | None = None, rope_base: float = 10_000.0,
     ):  # fmt: skip
         super().__init__()
-        # The settings as given; those that are None are filled in from the preset, which is then no longer needed, or
-        # from the others.
+        # Fill in the settings that are None, from the preset or from other settings. The preset has no other use.
         self.settings = settings = Settings.resolve(
             preset, vocab_size=vocab_size, block_size=block_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
             position=position, norm=norm, mlp=mlp, n_kv_head=n_kv_head, qk_norm=qk_norm, bias=bias, dropout=dropout,

@@ -40,7 +40,7 @@ class KVCache:
             self.two = torch.arange(2, device=weight.device)
 
     def make_room(self, columns: int) -> None:
-        """Make room for at least this many columns, up to block_size; those that are stored stay."""
+        """Enlarge the cache to at least this many columns, up to block_size, and keep its content."""
         before, self.room = self.room, min(max(columns, 2 * self.room), self.block_size)
         self.stored = F.pad(self.stored, (0, 0, 0, self.room - before))  # (2, n_layer, B, H, room, D)
         self.keys, self.values = (part.unbind() for part in self.stored)  # a tensor per layer

@@ -25,7 +25,7 @@ class LoRALinear(nn.Linear):
 def add(network: nn.Module, rank: int, alpha: float | None = None, dropout: float = 0.0, n_new: int = 0) -> None:
     """Freeze a network and give its linear layers adapters, in place; names in the state dict and logits stay the same.
 
-    All `nn.Linear` are adapted but the last, the output layer, and those that a `TransformerEncoderLayer` may bypass.
+    Every `nn.Linear` gets one, except the last (the output layer) and those that a TransformerEncoderLayer may bypass.
 
     Args:
         network: Any network.

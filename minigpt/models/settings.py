@@ -59,7 +59,7 @@ class Settings:
 
     @classmethod
     def resolve(cls, preset: str, **given: Any) -> "Settings":
-        """Return the given settings; those that are None come from the preset or follow from the others.
+        """Return the settings, and replace None by the value of the preset or by one derived from other settings.
 
         Raises:
             MiniGPTError: A setting has an unknown value, or two do not fit together.

@@ -1,4 +1,4 @@
-"""What a LitLanguageModel needs around the lesson: callbacks, checks, and the metadata of its checkpoints."""
+"""The callbacks, checks and checkpoint metadata of LitLanguageModel."""
 
 from typing import Any
 
