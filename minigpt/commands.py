@@ -352,8 +352,10 @@ def app(args: list[str]) -> int:
     print(str(page.local_url).rstrip("/") if ":" in asked.host else f"http://{asked.host}:{asked.port}", flush=True)
     try:
         threading.Event().wait()  # until Ctrl-C; Gradio's own waiting would end with status 0
-    finally:
-        page.close(verbose=False)
+    except KeyboardInterrupt:
+        print(file=sys.stderr, flush=True)
+        os._exit(130)  # Python's usual end aborts if a thread is still computing
+    page.close(verbose=False)
     return 0
 
 

@@ -184,6 +184,48 @@ def page(place):
     assert server.wait(30) == 130
 
 
+SLOW = """
+import os
+import pathlib
+
+import torch
+
+
+class Net(torch.nn.Module):
+    def __init__(self, vocab_size):
+        super().__init__()
+        self.table = torch.nn.Embedding(vocab_size, vocab_size)
+
+    def forward(self, idx):
+        if "SLOW" in os.environ:
+            pathlib.Path("computing").touch()
+            for _ in range(2000):
+                torch.ones(600, 600) @ torch.ones(600, 600)
+        return self.table(idx)
+"""
+
+
+@pytest.mark.full
+def test_ctrl_c_ends_the_page_while_a_network_computes(folder, call):
+    """Python's usual end would abort, since a thread returns from PyTorch at that moment."""
+    from gradio_client import Client
+
+    (folder / "slow.py").write_text(SLOW)
+    flags = [*QUICK, "--trainer.max_steps", "1", "--figures.every_n_steps", "0", "--model.network", "slow.Net"]
+    (folder / "slow.yaml").write_text("data: {batch_size: 2}\n")
+    assert call("train", "--config", "slow.yaml", *flags).status == 0
+    command = [sys.executable, str(ROOT / "scripts" / "app.py"), "--port", str(free_port()), "--allow_code", "slow"]
+    server = subprocess.Popen(command, env=os.environ | {"SLOW": "1"}, stdout=subprocess.PIPE, text=True)
+    try:
+        Client(server.stdout.readline().strip(), verbose=False).submit(**SETTINGS, api_name="/generate")
+        while not (folder / "computing").exists():
+            time.sleep(0.05)
+        server.send_signal(signal.SIGINT)
+        assert server.wait(30) == 130
+    finally:
+        server.kill()
+
+
 def has_ipv6() -> bool:
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
