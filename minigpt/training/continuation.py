@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from minigpt import runs
+from minigpt.checkpoints import EXPORTED
 from minigpt.data.corpus import locate
 from minigpt.data.tokenizers import difference
 from minigpt.data.tokenizers import from_dict as tokenizer_from_dict
@@ -31,8 +32,8 @@ class Continuation:
     """
 
     def __init__(self, file: Path):
-        if file.name in (runs.EXPORTED, CONFIG):
-            kind = "an export" if file.name == runs.EXPORTED else "a model of Hugging Face"
+        if file.name in (EXPORTED, CONFIG):
+            kind = "an export" if file.name == EXPORTED else "a model of Hugging Face"
             raise MiniGPTError(
                 f"'{file.parent}' is {kind}, which has no training to resume. Pass --ckpt_path a run, or start a new "
                 f"run from this model: --init_from {file.parent}."
