@@ -1,8 +1,9 @@
 """Finding and loading checkpoints, without Lightning.
 
-A checkpoint is given as `last`, a run folder or a file. A run is a folder such as `lightning_logs/tiny/version_0`, with
-`checkpoints/last.ckpt` and `checkpoints/best.ckpt`. A folder that `minigpt export --format safetensors` wrote, or a
-folder of Hugging Face, is read as a checkpoint too.
+A checkpoint is given as `last`, a run folder, `RUN@STEP` or a file. A run is a folder such as
+`lightning_logs/tiny/version_0`, with `checkpoints/last.ckpt` and `checkpoints/best.ckpt`, and perhaps with snapshots of
+other steps in `snapshots/`. A folder that `minigpt export --format safetensors` wrote, or a folder of Hugging Face, is
+read as a checkpoint too.
 """
 
 import glob
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from minigpt.checkpoints import EXPORTED, checksum, read
+from minigpt.checkpoints import EXPORTED, SNAPSHOT, checksum, is_snapshot, read
 from minigpt.command_line import first_training
 from minigpt.cpu.int8 import quantize_checked
 from minigpt.cpu.layers import order_weights
@@ -72,32 +73,39 @@ def newest_run(name: str | None = None, root: str | Path = ROOT) -> Path | None:
 def run_of(file: Path) -> Path | None:
     """Return the run folder of a checkpoint file, or of the file that a link points to; None if it is in none."""
     file = file.resolve() if file.is_symlink() else file
-    return file.parent.parent if file.parent.name == "checkpoints" else None
+    return file.parent.parent if file.parent.name in ("checkpoints", "snapshots") else None
+
+
+def snapshots(run_dir: Path) -> dict[int, Path]:
+    """Return the snapshot files of a run by their steps, in ascending order."""
+    files = [(SNAPSHOT.fullmatch(file.name), file) for file in (run_dir / "snapshots").glob("step_*.safetensors")]
+    return dict(sorted((int(match[1]), file) for match, file in files if match))
 
 
 def find_checkpoint(
     ckpt_path: str | Path = "last", prefer: tuple[str, ...] = ("best", "last"), flag: str = "--ckpt_path"
 ) -> Path:
-    """Return the checkpoint file that `last`, a folder or a file names.
+    """Return the checkpoint file that `last`, a folder, `RUN@STEP` or a file names.
 
     Args:
         ckpt_path: `last` for the newest run under `lightning_logs/`, a run folder, a checkpoint file, or a folder of
-            an export or of Hugging Face. In these two, the checkpoint is the .json file beside the weights.
+            an export or of Hugging Face. In these two, the checkpoint is the .json file beside the weights. After
+            `last` or a run folder, `@100` means the snapshot of step 100, and `@best` and `@last` the checkpoints.
         prefer: The checkpoints of a run folder to look for, in this order.
         flag: The option that messages name.
 
     Raises:
-        MiniGPTError: There is no run yet, or no checkpoint at this path.
+        MiniGPTError: There is no run yet, no checkpoint at this path, or no snapshot of this step.
     """
     if str(ckpt_path) == "last":
-        run = newest_run()
-        if run is None:
-            raise MiniGPTError(f"There is no run under {ROOT}/ yet. Start one: {first_training()}")
+        run = _last_run()
     else:
         if not str(ckpt_path):
             raise MiniGPTError(f"{flag} is empty. Pass a run folder, a checkpoint file, or 'last'.")
         run = Path(os.path.expanduser(ckpt_path))
-        if run.suffix == ".safetensors" and run.is_file():
+        if "@" in run.name and not run.exists() and (file := _find_point(str(ckpt_path))):
+            return file
+        if run.suffix == ".safetensors" and run.is_file() and not is_snapshot(run):
             run = run.parent
         if _is_checkpoint(run):
             return run
@@ -115,6 +123,45 @@ def find_checkpoint(
     if any(run.glob("*.safetensors")) or (run / PICKLE).exists():
         raise MiniGPTError(f"The folder '{run}' has weights, but no {CONFIG}. Download it again, or pass a run.")
     raise MiniGPTError(f"The folder '{run}' holds no checkpoint (checkpoints/{prefer[-1]}.ckpt). Pass a different run.")
+
+
+def _last_run() -> Path:
+    run = newest_run()
+    if run is None:
+        raise MiniGPTError(f"There is no run under {ROOT}/ yet. Start one: {first_training()}")
+    return run
+
+
+def _find_point(ckpt_path: str) -> Path | None:
+    """Return the file for `RUN@STEP`, `RUN@best` or `RUN@last`; None if there is no folder RUN.
+
+    Raises:
+        MiniGPTError: The run does not have this file, or there is something else after the @.
+    """
+    name, _, point = ckpt_path.rpartition("@")
+    run = _last_run() if name == "last" else Path(os.path.expanduser(name))
+    if not name or not run.is_dir():
+        return None
+    if point in ("best", "last"):
+        file = run / "checkpoints" / f"{point}.ckpt"
+        if not _is_checkpoint(file):
+            raise MiniGPTError(f"The folder '{run}' holds no checkpoints/{point}.ckpt. Pass a different run.")
+        return file
+    if not re.fullmatch("[0-9]{1,18}", point):
+        raise MiniGPTError(f"'{point}' after the @ of '{ckpt_path}' is not a step. Pass a number, best or last.")
+    kept = snapshots(run)
+    if not kept:
+        raise MiniGPTError(
+            f"The run '{run}' has no snapshots, so its weights of step {int(point)} are lost. Train with "
+            f"--checkpoint.snapshots 10 to keep some, or pass {name}."
+        )
+    if int(point) not in kept:
+        nearest = min(kept, key=lambda step: abs(step - int(point)))
+        raise MiniGPTError(
+            f"The run '{run}' has no snapshot of step {int(point)}. The nearest is of step {nearest}: pass "
+            f"{name}@{nearest}."
+        )
+    return kept[int(point)]
 
 
 def find_source(name: str | Path) -> Path:
@@ -164,7 +211,7 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def read_checkpoint(file: Path, merge: bool = True) -> dict:
-    """Load a checkpoint of minigpt, an export of one, or a model of Hugging Face, on the CPU without unpickling code.
+    """Load a checkpoint or snapshot, an export, or a model of Hugging Face, on the CPU without unpickling code.
 
     Args:
         file: The checkpoint, as `find_checkpoint` returns it.
@@ -329,8 +376,8 @@ def load(
     """Load a trained model from its run folder.
 
     Args:
-        ckpt_path: `last` for the newest run, a run folder (its best checkpoint if it has one), a file, or a folder of
-            an export or of Hugging Face.
+        ckpt_path: `last` for the newest run, a run folder (its best checkpoint if it has one), `RUN@STEP` for a
+            snapshot, a file, or a folder of an export or of Hugging Face.
         device: The device of the model; `auto` for a GPU if there is one.
         precision: `32`; `bf16`, which keeps two to three digits of the weights in half the memory; or `int8`, which
             rounds the weights of linear layers to 255 steps per output in a quarter of the memory. With both, the

@@ -101,7 +101,7 @@ class Start(Source):
     """The source of a new run, with its weights.
 
     Args:
-        source: `last`, a run folder, a checkpoint file, a folder for transformers, or the name of one on the hub.
+        source: `last`, a run folder, `RUN@STEP`, a checkpoint file, a folder for transformers, or its name on the hub.
 
     Raises:
         MiniGPTError: There is nothing to start from there, or it cannot be read.
