@@ -36,9 +36,8 @@ class Int8Linear(nn.Module):
     def __init__(self, linear: nn.Linear):
         super().__init__()
         self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
-        weight = linear.weight.detach().float()
-        scale = (weight.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.bfloat16).tiny).bfloat16()
-        self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8))
+        weight, scale = round_rows(linear.weight.detach().float())
+        self.register_buffer("weight", weight)
         self.register_buffer("scale", scale)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -51,6 +50,12 @@ class Int8Linear(nn.Module):
         else:
             y = F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
         return y if self.bias is None else y + self.bias
+
+
+def round_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return `(N, C)` float32 weights as int8 numbers from -127 to 127, and the bfloat16 scale of each row, `(N,)`."""
+    scale = (weight.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.bfloat16).tiny).bfloat16()
+    return (weight / scale[:, None]).round().to(torch.int8), scale
 
 
 def quantize(model: nn.Module) -> None:

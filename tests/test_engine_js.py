@@ -1,0 +1,373 @@
+"""The JavaScript engine of the HTML page computes what PyTorch computes with the same weights."""
+
+import json
+import math
+import random
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, lack
+from test_gpt import randomise
+from test_pretrained_tokenizer import MAKERS, TEXT, ours, sentencepiece
+
+from minigpt import GPT, BPETokenizer, CharTokenizer, LanguageModel, MiniGPTError, TinyGPT, WordTokenizer
+from minigpt.data.tokenizer_base import Tokenizer, never_seen
+from minigpt.data.tokenizers import from_definition
+from minigpt.export.packing import description, pack, unpacked
+from minigpt.export.web_tokenizer import definition_of
+from minigpt.generation.sampling import filter_logits
+from minigpt.inspection.introspection import attention
+from minigpt.models.settings import PRESETS
+
+WEB = ROOT / "minigpt" / "export" / "web"
+SOURCE = "\n".join((WEB / f"{name}.js").read_text(encoding="utf-8") for name in ("network", "sampling", "tokenizers"))
+
+
+def node(program: str, given: object, folder: Path) -> object:
+    """Run a program after the engine under Node, with `given` as its data, and return its `result`."""
+    if not (found := shutil.which("node")):
+        lack("Node")
+    (folder / "given.json").write_text(json.dumps(given), encoding="utf-8")
+    code = (
+        "const fs = require('fs');\nconst given = JSON.parse(fs.readFileSync('given.json', 'utf8'));\nlet result;\n"
+        "const said = (f) => { try { f(); return null; } catch (error) { return error.message; } };\n"
+    )
+    ending = "\nfs.writeFileSync('result.json', JSON.stringify(result));"
+    (folder / "program.js").write_text(SOURCE + code + program + ending, encoding="utf-8")
+    ran = subprocess.run([found, "program.js"], cwd=folder, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+
+
+SIZES = {"vocab_size": 29, "block_size": 12, "n_layer": 2, "n_head": 4, "n_embd": 16}
+SWITCHES = {
+    "position": ("learned", "rope"), "norm": ("layernorm", "rmsnorm"), "mlp": ("gelu", "swiglu", "relu2"),
+    "qk_norm": (False, True), "bias": (False, True), "tie_weights": (False, True), "softcap": (0.0, 3.0),
+}  # fmt: skip
+OTHERS = [
+    {"n_kv_head": 2}, {"n_kv_head": 1, "head_size": 6}, {"head_size": 10}, {"mlp_width": 7}, {"n_layer": 1},
+    {"n_layer": 3}, {"n_embd": 12, "n_head": 3}, {"norm_eps": 0.3}, {"vocab_size": 2}, {"block_size": 1},
+    {"rope_base": 100.0, "preset": "llama"}, {"ngrams": 50}, {"zero_init": True},
+    {"ngrams": 997, "vocab_size": 20_011, "preset": "modern"}, {"n_embd": 3, "n_head": 1, "preset": "gpt2"},
+]  # fmt: skip
+GPTS: list[dict] = [{"preset": preset} for preset in PRESETS]
+for preset, switches in PRESETS.items():
+    flips = [(name, value) for name, values in SWITCHES.items() for value in values if value != switches[name]]
+    GPTS += [{"preset": preset, name: value} for name, value in flips]
+GPTS += [{"preset": preset} | other for other in OTHERS for preset in ("llama", "gpt2") if "preset" not in other]
+GPTS += [other for other in OTHERS if "preset" in other]
+CASES = [(settings, precision) for settings in [{}, *GPTS] for precision in ("32", "int8")]
+OFF = [(0, 1), (1, 2)]  # layer and head of those that are switched off
+
+
+def named(case: tuple[dict, str]) -> str:
+    settings, precision = case
+    return "-".join([*(f"{name}={value}" for name, value in settings.items()), precision]) or "TinyGPT"
+
+
+@cache
+def network(n: int) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """Return a network with random weights, and a second one with the weights that the engine gets."""
+    settings, precision = CASES[n]
+    pair = [GPT(**SIZES | settings) if settings else TinyGPT(29, 7, 12) for _ in range(2)]
+    model, rounded = (randomise(each, n) for each in pair)
+    rounded.load_state_dict(unpacked(*pack(model.state_dict(), precision)))
+    return model, rounded
+
+
+def ids_of(n: int) -> list[int]:
+    """Return more ids than the window of a case has, the largest among them."""
+    V, size = network(n)[0].config["vocab_size"], network(n)[0].block_size
+    ids = torch.randint(V, (size + 5,), generator=torch.Generator().manual_seed(n))
+    ids[::3] = V - 1 - ids[::3] % min(V, 3)
+    return ids.tolist()
+
+
+COMPUTE = """
+result = given.map(({ description, specs, file, ids, first, off }) => {
+  const network = new Network(description, readWeights(specs, new Uint8Array(fs.readFileSync(file))));
+  const size = Math.min(network.blockSize, ids.length);
+  const some = (logits) => Array.from(logits).filter((_, i) => i < 30 || i % 500 === 0);
+  const window = ids.slice(0, size), heads = new Set(off);
+  const steps = network.newCache(), one = network.newCache(), two = network.newCache(), watched = network.newCache();
+  const watch = {};
+  const seen = window.map((id) => some(network.step(id, watched, watch)));
+  return {
+    steps: window.map((id) => some(network.step(id, steps))),
+    seen, length: steps.length,
+    all: network.feed(window, network.newCache(), null, true).map(some),
+    last: some(network.feed(window, network.newCache())),
+    parts: [some(network.feed(window.slice(0, first), one)),
+            ...window.slice(first).map((id) => some(network.step(id, one)))],
+    twice: [network.feed(window.slice(0, first), two, null, true),
+            size > first ? network.feed(window.slice(first), two, null, true) : []].flat().map(some),
+    predicted: some(network.predict(ids)), again: some(network.predict(ids)), short: some(network.predict([ids[0]])),
+    off: network.feed(window, network.newCache(), heads, true).map(some),
+    predictedOff: some(network.predict(ids, heads)),
+    attention: watch.attention.map((layer) => layer.map((head) => Array.from(head))),
+    lens: watch.lens.map(some), norms: watch.norms,
+    full: said(() => network.step(0, steps)), fields: [network.vocabSize, network.blockSize, network.nLayer,
+      network.nHead, network.bigram],
+  };
+});
+"""
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("engine")
+    given = []
+    for n, (_, precision) in enumerate(CASES):
+        model = network(n)[0]
+        specs, data = pack(model.state_dict(), precision)
+        (folder / f"{n}.bin").write_bytes(data)
+        H = model.config.get("n_head", 1)
+        heads = [layer * H + head % H for layer, head in OFF]
+        given.append(
+            {"description": description(model), "specs": specs, "file": f"{n}.bin", "ids": ids_of(n), "off": heads}
+            | {"first": min(5, model.block_size)}
+        )
+    return node(COMPUTE, given, folder)
+
+
+def some(logits: torch.Tensor) -> torch.Tensor:
+    """The logits that the program returns, of a large vocabulary not all."""
+    shown = torch.arange(logits.shape[-1])
+    return logits[..., (shown < 30) | (shown % 500 == 0)]
+
+
+def close(theirs: list, ours: torch.Tensor) -> bool:
+    return torch.allclose(torch.tensor(theirs, dtype=torch.float32), ours, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("n", range(len(CASES)), ids=[named(case) for case in CASES])
+@torch.no_grad()
+def test_logits_are_those_of_pytorch(computed, n):
+    model, ids, found = network(n)[1], torch.tensor(ids_of(n)), computed[n]
+    size = model.block_size
+    logits = some(model(ids[None, :size])[0])
+    assert found["length"] == size
+    assert close(found["steps"], logits)
+    assert found["seen"] == found["steps"]  # watching changes nothing
+    assert close(found["all"], logits)
+    assert close(found["last"], logits[-1])
+    assert close(found["parts"], logits[min(5, size) - 1 :])
+    assert close(found["twice"], logits)
+    assert close(found["predicted"], some(model(ids[None, -size:])[0, -1]))
+    assert found["again"] == found["predicted"]
+    assert close(found["short"], some(model(ids[None, :1])[0, -1]))
+    assert f"window of {size} tokens is full" in found["full"]
+
+
+@pytest.mark.parametrize("n", range(len(CASES)), ids=[named(case) for case in CASES])
+@torch.no_grad()
+def test_what_happens_inside_is_what_happens_in_pytorch(computed, n):
+    model, ids, found = network(n)[1], torch.tensor(ids_of(n)), computed[n]
+    window = ids[: model.block_size]
+    streams = []  # the residual stream at the last token, after the embeddings and each layer
+    if isinstance(model, TinyGPT):
+        streams = [model.embed(window)[-1]]
+        assert found["fields"] == [29, 12, 0, 0, True]
+    else:
+        hooks = [block.register_forward_pre_hook(lambda _, x: streams.append(x[0][0, -1])) for block in model.blocks]
+        hooks.append(model.norm.register_forward_pre_hook(lambda _, x: streams.append(x[0][0, -1])))
+        model(window[None])
+        for hook in hooks:
+            hook.remove()
+        s = model.settings
+        assert found["fields"] == [s.vocab_size, s.block_size, s.n_layer, s.n_head, False]
+        assert close(found["attention"], attention(model, window)[:, :, -1])
+    assert close(found["norms"], torch.stack(streams).norm(dim=-1))
+    for lens, x in zip(found["lens"], streams, strict=True):
+        logits = model.lm_head(model.norm(x) if isinstance(model, GPT) else x)
+        cap = getattr(model, "softcap", 0)
+        assert close(lens, some(cap * torch.tanh(logits / cap) if cap else logits))
+    assert found["lens"][-1] == found["steps"][-1]
+
+
+@pytest.mark.parametrize("n", range(2, len(CASES)), ids=[named(case) for case in CASES[2:]])
+@torch.no_grad()
+def test_a_head_that_is_off_adds_nothing(computed, n):
+    ids = torch.tensor(ids_of(n))
+    without = GPT(**SIZES | CASES[n][0]).eval()
+    without.load_state_dict(network(n)[1].state_dict())
+    D, H = without.settings.head_size, without.settings.n_head
+    for layer, head in OFF:
+        if layer < len(without.blocks):
+            without.blocks[layer].attn.proj.weight[:, head % H * D : head % H * D + D] = 0
+    size = without.block_size
+    assert close(computed[n]["off"], some(without(ids[None, :size])[0]))
+    assert close(computed[n]["predictedOff"], some(without(ids[None, -size:])[0, -1]))
+    assert computed[n]["off"] != computed[n]["all"] or not without.blocks[0].attn.proj.weight.any()
+
+
+def kinds() -> dict[str, Tokenizer]:
+    """One or more tokenizers of each kind, by name."""
+    found = {f"pretrained {name}": ours(name) for name in MAKERS}
+    found["pretrained without bytes"] = from_definition(sentencepiece(byte_fallback=False).to_str(), 200)
+    for name, options in {"": {}, " lower": {"lower": True}, " without nfc": {"nfc": False}}.items():
+        found[f"char{name}"] = CharTokenizer.from_text(TEXT, **options)
+        found[f"char with bytes{name}"] = CharTokenizer.from_text(TEXT, byte_fallback=True, **options)
+        found[f"word{name}"] = WordTokenizer.from_text(TEXT, max_vocab_size=330, **options)
+        found[f"bpe{name}"] = BPETokenizer.from_text(TEXT, max_vocab_size=330, **options)
+    # The last two merges make one token, and the first of its pairs comes before one of its parts.
+    merges = [(98, 99), (97, 256), (257, 100), (97, 98), (259, 99), (32, 32)]
+    return found | {"bpe with two ways to a token": BPETokenizer(merges)}
+
+
+NASTY = [
+    "", " ", "\n", "\r\n", "a\r\nb", "  a  b ", "\t\t\n \n\n x",
+    "e\u0301", "É", "ÉE\u0301", "İ", "ΑΣ ΑΣΑ", "ẞß", "ſ K",
+    "a\u00a0b", "a \u00a0 b", "\u202f!", "\ufeff a", "a\ufeffb \ufeff", "x\x1cy\x1d \x1f\x85z", "\u200b\u2028\u2029",
+    "\x00\x7f",
+    "٣٤ ²½Ⅷ 12345", "👩‍👩‍👧 𝄞🇫🇷", "中文字符", "नमस्ते", "a" * 2000, "ab" * 700, "é" * 600, "abcabcdabc  d   abcd",
+    "\ud800", "a\udc00b", "\udc00\ud800", "\ud800a\ud83d\ude00\udfff", "It's IT'S 'll 'Ve l'œuf",
+    "<s>a</s> <|im_start|><pad>",
+    "<<s>s>", "▁", " ▁a▁▁ b", "<0x0A>", "__proto__ constructor toString", "\\d+ $& </script>", "—–«»…“”", "_a_1_",
+]  # fmt: skip
+
+
+def texts() -> list[str]:
+    """Nasty texts, and some that are put together at random."""
+    drawn = random.Random(0)
+    letters = [*"aaeté \n\t'12.,!\u0301\u00a0\rœ▁👩\u200d\x1d\ufeff\u0663É", "<s>"]
+    return [*NASTY, TEXT, *("".join(drawn.choices(letters, k=drawn.randrange(40))) for _ in range(150))]
+
+
+@pytest.fixture(scope="module")
+def tokenized(tmp_path_factory):
+    # As the export does: JSON whose lone surrogates are escaped.
+    given = {"definitions": {name: definition_of(each) for name, each in kinds().items()}, "texts": texts()}
+    drawn = random.Random(1)
+    given["ids"] = [[drawn.randrange(128, 256) for _ in range(drawn.randrange(12))] for _ in range(100)]
+    program = """
+    result = {};
+    for (const [name, definition] of Object.entries(given.definitions)) {
+      const tokenizer = makeTokenizer(definition);
+      const streamed = (ids) => {
+        const decoder = tokenizer.decoder();
+        return ids.map((id) => decoder.add(id)).join("") + decoder.rest();
+      };
+      result[name] = {
+        texts: given.texts.map((text) => {
+          const { ids, missing } = tokenizer.encode(tokenizer.clean(text));
+          const clean = tokenizer.clean(text), decoded = tokenizer.decode(ids);
+          return { clean, ids, missing, decoded, streamed: streamed(ids) };
+        }),
+        bytes: given.ids.map((ids) => tokenizer.vocabSize < 256 ? "" : tokenizer.decode(ids)),
+        opening: tokenizer.opening, prefix: tokenizer.prefix, size: tokenizer.vocabSize,
+        tokens: tokenizer.tokens.map((token) => Array.from(token)),
+      };
+    }
+    """
+    return given["ids"], node(program, given, tmp_path_factory.mktemp("tokenizers"))
+
+
+@pytest.mark.parametrize("name", kinds())
+def test_ids_are_those_of_the_tokenizer_in_python(tokenized, name):
+    tokenizer, (ids, found) = kinds()[name], tokenized
+    found = found[name]
+    assert [bytes(token) for token in found["tokens"]] == tokenizer.tokens
+    assert (found["prefix"], found["size"]) == (list(tokenizer.prefix), tokenizer.vocab_size)
+    assert found["opening"] == LanguageModel(torch.nn.Module(), tokenizer)._opening_id()
+    for text, theirs in zip(texts(), found["texts"], strict=True):
+        clean = tokenizer.clean(text)
+        assert theirs["clean"] == clean
+        assert theirs["ids"] == tokenizer.encode(clean, "skip"), clean
+        assert theirs["decoded"] == theirs["streamed"] == tokenizer.decode(theirs["ids"])
+        if theirs["missing"]:
+            with pytest.raises(MiniGPTError) as error:
+                tokenizer.encode(clean)
+            assert (
+                str(error.value).split(". Write")[0] == str(never_seen(sorted(theirs["missing"]))).split(". Write")[0]
+            )
+        else:
+            assert theirs["decoded"] == clean
+    if tokenizer.vocab_size >= 256:  # of ids that are no text, the same number of U+FFFD
+        assert found["bytes"] == [tokenizer.decode(each) for each in ids]
+
+
+def sampling_cases() -> list[tuple[list[float], dict, list[int]]]:
+    """Logits, some with ties or far apart, parameters, and the ids so far."""
+    drawn, cases = torch.Generator().manual_seed(0), []
+    kinds = [torch.randn(40, generator=drawn) * scale for scale in (0.5, 3, 30)]
+    kinds += [
+        torch.zeros(8),
+        torch.tensor([1.0, 3, 3, -2, 3, 0, 0, -0.0]),
+        torch.randint(-2, 3, (30,), generator=drawn),
+    ]
+    kinds += [torch.randn(1, generator=drawn), torch.tensor([0.5, 0.25, 0.125, 0.125]).log()]
+    for logits in kinds:
+        for temperature in (None, 0, 1e-6, 1e-5, 0.7, 1, 2.5):
+            for params in (
+                {}, {"top_k": 1}, {"top_k": 3}, {"top_k": 500}, {"top_p": 0.05}, {"top_p": 0.5}, {"top_p": 0.75},
+                {"top_p": 0.95}, {"top_p": 1}, {"min_p": 0}, {"min_p": 0.1}, {"min_p": 1},
+                {"repetition_penalty": 1.3}, {"repetition_penalty": 0.5},
+                {"repetition_penalty": 1.7, "top_k": 9, "top_p": 0.8, "min_p": 0.05},
+            ):  # fmt: skip
+                ids = torch.randint(len(logits), (6,), generator=drawn).tolist()
+                cases.append((logits.float().tolist(), {"temperature": temperature} | params, ids))
+    return cases
+
+
+def test_filters_keep_the_same_tokens_with_the_same_probabilities(tmp_path):
+    cases = sampling_cases()
+    program = """
+    result = given.map(([numbers, params, ids]) => {
+      const logits = Float32Array.from(numbers);
+      const filtered = filterLogits(logits, params, ids), steps = filterSteps(logits, params, ids);
+      const last = steps.length ? steps.at(-1).logits : logits;
+      return {
+        kept: Array.from(filtered, Number.isFinite), probabilities: Array.from(softmax(filtered)),
+        names: steps.map(({ name }) => name), same: filtered.every((logit, id) => logit === last[id]),
+        untouched: numbers.every((number, id) => number === logits[id]), bits: surprisal(logits, ids[0]),
+      };
+    });
+    """
+    for (logits, params, ids), found in zip(cases, node(program, cases, tmp_path), strict=True):
+        given = {name: value for name, value in params.items() if value is not None}
+        ours = filter_logits(torch.tensor([logits]), **given, generated=torch.tensor([ids]))[0]
+        assert found["kept"] == ours.isfinite().tolist(), (logits, params)
+        assert torch.allclose(torch.tensor(found["probabilities"]).float(), ours.softmax(-1), atol=1e-6)
+        assert found["same"]
+        assert found["untouched"]
+        assert found["bits"] == pytest.approx(-math.log2(torch.tensor(logits).double().softmax(-1)[ids[0]]), abs=1e-5)
+        order = ["repetition_penalty", "temperature", "top_k", "top_p", "min_p"]
+        greedy = given.get("temperature", 1) < 1e-5
+        assert found["names"] == [name for name in (order[:2] if greedy else order) if name in given]
+
+
+def test_draws_have_their_probabilities_and_repeat_with_their_seed(tmp_path):
+    program = """
+    const probabilities = Float32Array.from([0.5, 0, 0.25, 0.125, 0.125, 0]);
+    const drawn = (seed, n) => {
+      const random = makeRandom(seed);
+      return Array.from({ length: n }, () => draw(probabilities, random));
+    };
+    const numbers = Array.from({ length: 100000 }, makeRandom(1));
+    result = {
+      many: drawn(0, 40000), twice: [drawn(7, 50), drawn(7, 50)],
+      others: [0, 1, 2, 2 ** 32, 2 ** 32 + 1, 2 ** 53 - 1, -1, 0.5].map((seed) => makeRandom(seed)()),
+      last: draw(probabilities, () => 1 - 2 ** -33), first: draw(probabilities, () => 2 ** -33),
+      least: Math.min(...numbers), greatest: Math.max(...numbers),
+      mean: numbers.reduce((a, b) => a + b) / numbers.length,
+      nan: said(() => draw(Float32Array.from([NaN, NaN]), makeRandom(0))),
+      infinite: said(() => draw(softmax(Float32Array.from([Infinity, 0])), makeRandom(0))),
+    };
+    """
+    found = node(program, None, tmp_path)
+    shares = torch.tensor(found["many"]).bincount(minlength=6) / 40_000
+    assert torch.allclose(shares, torch.tensor([0.5, 0, 0.25, 0.125, 0.125, 0]), atol=0.01)
+    assert shares[1] == shares[5] == 0
+    assert found["twice"][0] == found["twice"][1]
+    assert len(set(found["others"])) >= 7
+    assert (found["first"], found["last"]) == (0, 4)
+    assert 0 < found["least"] < 1e-3
+    assert 0.999 < found["greatest"] < 1
+    assert found["mean"] == pytest.approx(0.5, abs=0.005)
+    assert "NaN" in found["nan"]
+    assert "NaN" in found["infinite"]
