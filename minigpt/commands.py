@@ -311,8 +311,11 @@ def export(args: list[str]) -> int:
     parser.add_argument(
         "--precision",
         choices=("32", "bf16", "int8"),
-        default="32",
-        help="of the matrices; gguf alone has bf16 and int8",
+        default=None,
+        help="of the matrices: 32, for html int8 unless set; gguf has bf16 and int8 too",
+    )
+    parser.add_argument(
+        "--max_mb", type=float, default=None, help="the largest size of the html page in megabytes, 8 unless set"
     )
     asked = parser.parse(args)
 
@@ -322,7 +325,7 @@ def export(args: list[str]) -> int:
     from minigpt.export import export as write
 
     file, checkpoint, lm = runs.open_checkpoint(asked.ckpt_path, allow_code=asked.allow_code)
-    write(checkpoint, lm, asked.out, asked.format, asked.precision)
+    write(checkpoint, lm, asked.out, asked.format, asked.precision, max_mb=asked.max_mb)
     note(f"({file})")
     print(asked.out)
     return 0
