@@ -273,7 +273,7 @@ def done(tab) -> str:
 def percents(tab, panel: str = "#why-bars") -> list[tuple[str, str]]:
     """The names in a bar chart, with their probability after."""
     rows = tab.locator(f"{panel} tbody tr")
-    return [(row.locator("th").inner_text(), row.locator("td").last.inner_text().split(" ←")[0]) for row in rows.all()]
+    return [(row.locator("th").inner_text(), row.locator("td").last.inner_text()) for row in rows.all()]
 
 
 @pytest.mark.full

@@ -59,20 +59,21 @@ function bars({ before, after, came = null, caption = null, nameOf, choose = nul
   const most = Math.max(...ids.map((id) => Math.max(before[id], after[id])), 1e-9);
   const rows = ids.map((id) => {
     const name = nameOf(id);
-    const label = `${name}, ${say("before")} ${percent(before[id])}, ${say("after")} ${percent(after[id])}`;
+    const written = id === came ? `, ${say("came")}` : "";
+    const label = `${name}${written}, ${say("before")} ${percent(before[id])}, ${say("after")} ${percent(after[id])}`;
     const token = choose
       ? make("button", { type: "button", click: () => choose(id), "aria-label": label, "data-id": id }, name) : name;
     const width = (p) => `width: ${((100 * p) / most).toFixed(2)}%`;
     const kinds = [after[id] === 0 ? "cut" : "", id === came ? "came" : ""].join(" ").trim();
-    const note = id === came ? ` ← ${say("came")}` : "";
     return make("tr", { class: kinds },
       make("th", { scope: "row", class: "token" }, token),
+      make("td", { class: "sign" }, id === came ? "←" : ""),
       make("td", { class: "bar", "aria-hidden": "true" },
         make("i", { class: "before", style: width(before[id]) }),
         make("i", { class: "after", style: width(after[id]) })),
-      make("td", { class: "number" }, percent(before[id])), make("td", { class: "number" }, percent(after[id]), note));
+      make("td", { class: "number" }, percent(before[id])), make("td", { class: "number" }, percent(after[id])));
   });
-  const heads = ["candidate", null, "before", "after"].map((name) =>
+  const heads = ["candidate", null, null, "before", "after"].map((name) =>
     make("th", { scope: "col", class: name === "before" || name === "after" ? "number" : "" }, name ? say(name) : ""));
   return make("table", { class: "bars" }, ...(caption ? [make("caption", {}, caption)] : []),
     make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...rows));

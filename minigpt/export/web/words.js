@@ -13,10 +13,10 @@ const WORDS = {
     unknown: "The model has never seen {tokens}: left out.",
     empty: "The text begins with a line break, since the prompt is empty.",
     text: "The text, {n} tokens. The arrow keys choose a token.", token: "{token}, {bits} bits of surprise",
-    whyWhere: "After “{context}” the model expects:", came: "came", candidate: "token", before: "before",
+    whyWhere: "After “{context}” the model expects:", came: "written", candidate: "token", before: "before",
     after: "after",
-    whyHint: "Outlined: before. Filled: after. Struck out: cut. Select a token to write it here instead, and go "
-      + "on from there; move a sampling parameter to see what it does.",
+    whyHint: "Outlined: before. Filled: after. Struck out: cut. ←: written. Select a token to write it here "
+      + "instead, and go on from there; move a sampling parameter to see what it does.",
     stageModel: "Model", stageAll: "All", cut: "−{n}",
     insideBigram: "The whole model: after the token of a row, how probable is the token of each column? The row "
       + "of the chosen place is framed.",
@@ -50,10 +50,10 @@ const WORDS = {
     unknown: "Le modèle n'a jamais vu {tokens} : omis.",
     empty: "Le texte commence par un saut de ligne, car l'amorce est vide.",
     text: "Le texte, {n} jetons. Les flèches choisissent un jeton.", token: "{token}, surprise de {bits} bits",
-    whyWhere: "Après « {context} », le modèle attend :", came: "venu", candidate: "jeton", before: "avant",
+    whyWhere: "Après « {context} », le modèle attend :", came: "écrit", candidate: "jeton", before: "avant",
     after: "après",
-    whyHint: "En contour : avant. Plein : après. Barré : écarté. Choisissez un jeton pour l'écrire ici à la "
-      + "place et continuer à partir de là ; déplacez un réglage pour voir son effet.",
+    whyHint: "En contour : avant. Plein : après. Barré : écarté. ← : écrit. Choisissez un jeton pour l'écrire "
+      + "ici à la place et continuer à partir de là ; déplacez un réglage pour voir son effet.",
     stageModel: "Modèle", stageAll: "Tout", cut: "−{n}",
     insideBigram: "Le modèle entier : après le jeton d'une ligne, quelle est la probabilité du jeton de chaque "
       + "colonne ? La ligne de l'endroit choisi est encadrée.",
