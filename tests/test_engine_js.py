@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, lack
+from conftest import ROOT, lack, read
 from test_gpt import randomise
-from test_pretrained_tokenizer import MAKERS, TEXT, ours, sentencepiece
+from test_pretrained_tokenizer import MAKERS, TEXT, bytes_level, ours, sentencepiece
+from tokenizers import Regex, pre_tokenizers
+from torch.nn import functional as F
 
 from minigpt import GPT, BPETokenizer, CharTokenizer, LanguageModel, MiniGPTError, TinyGPT, WordTokenizer
+from minigpt.cpu.int8 import quantize
 from minigpt.data.tokenizer_base import Tokenizer, never_seen
 from minigpt.data.tokenizers import from_definition
 from minigpt.export.packing import description, pack, unpacked
@@ -371,3 +374,206 @@ def test_draws_have_their_probabilities_and_repeat_with_their_seed(tmp_path):
     assert found["mean"] == pytest.approx(0.5, abs=0.005)
     assert "NaN" in found["nan"]
     assert "NaN" in found["infinite"]
+
+
+@pytest.fixture(scope="module")
+def trained() -> LanguageModel:
+    """A small transformer after a short training on the embedded text."""
+    torch.manual_seed(0)
+    text = read("exemple")
+    tokenizer = CharTokenizer.from_text(text)
+    data = torch.tensor(tokenizer.encode(text))
+    model = GPT(tokenizer.vocab_size, 24, 2, 4, 32, "modern", ngrams=500)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    for _ in range(150):
+        starts = torch.randint(len(data) - 25, (16,))
+        windows = torch.stack([data[start : start + 25] for start in starts])
+        loss = F.cross_entropy(model(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 2.9
+    return LanguageModel(model.eval(), tokenizer)
+
+
+WRITE = """
+const tokenizer = makeTokenizer(given.tokenizer);
+const bytes = new Uint8Array(fs.readFileSync("weights.bin"));
+const network = new Network(given.description, readWeights(given.specs, bytes));
+result = given.prompts.map((prompt) => {
+  const { ids } = tokenizer.encode(tokenizer.clean(prompt));
+  if (!ids.length) ids.push(tokenizer.opening);
+  const cache = network.newCache(), decoder = tokenizer.decoder();
+  let text = prompt && tokenizer.decode(ids);
+  let logits = network.feed(ids, cache);
+  for (let n = 0; n < 100; n++) {
+    const id = draw(softmax(filterLogits(logits, { temperature: 0 }, ids)), () => 0.5);
+    ids.push(id);
+    text += decoder.add(id);
+    logits = ids.length <= network.blockSize ? network.step(id, cache) : network.predict(ids);
+  }
+  return text + decoder.rest();
+});
+"""
+
+
+def test_greedy_text_is_that_of_minigpt_generate_also_beyond_the_window(trained, tmp_path):
+    specs, data = pack(trained.model.state_dict(), "32")
+    (tmp_path / "weights.bin").write_bytes(data)
+    prompts = ["", "Un matin, ", "é"]
+    given = {"description": description(trained.model), "specs": specs, "prompts": prompts}
+    texts = node(WRITE, given | {"tokenizer": definition_of(trained.tokenizer)}, tmp_path)
+    assert texts == [trained.generate(prompt, 100, temperature=0) for prompt in prompts]
+    assert len(set(texts[1][10:])) > 5
+
+
+def test_eight_bits_cost_little(trained):
+    """The cost in bits per character, which docs/export.md states for a longer training."""
+    rounded = GPT(**trained.model.config).eval()
+    specs, data = pack(trained.model.state_dict(), "int8")
+    rounded.load_state_dict(unpacked(specs, data))
+    ids = torch.tensor(trained.tokenizer.encode(read("exemple")))[: 200 * 25].view(200, 25)
+    with torch.no_grad():
+        exact, less = (
+            F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).item() / math.log(2)
+            for model in (trained.model, rounded)
+        )
+    assert abs(less - exact) < 0.01
+    assert len(data) < len(pack(trained.model.state_dict(), "32")[1]) / 3
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("precision", ["32", "int8"])
+def test_packed_weights_are_given_back_and_rounded_by_half_a_step_at_most(tied, precision):
+    model = randomise(GPT(7, 5, 1, 1, 6, "gpt2", tie_weights=tied), 0)
+    specs, data = pack(model.state_dict(), precision)
+    again = unpacked(specs, data)
+    assert ("lm_head.weight" in {spec["name"] for spec in specs}) is not tied
+    assert all(spec["offset"] % 4 == 0 for spec in specs)
+    for name, weight in model.state_dict().items():
+        if precision == "32" or weight.dim() == 1:
+            assert torch.equal(again[name], weight)
+        else:
+            step = weight.abs().amax(1, keepdim=True) / 127
+            assert ((again[name] - weight).abs() <= 0.51 * step + 1e-3 * weight.abs()).all()
+            assert not torch.equal(again[name], weight)
+
+
+def test_another_network_or_a_changed_one_is_refused_by_name():
+    class Mine(GPT):
+        pass
+
+    class Bigram(TinyGPT):
+        pass
+
+    hooked, changed, replaced, rounded = TinyGPT(5), TinyGPT(5), GPT(5, n_embd=16), GPT(5, n_embd=16)
+    hooked.register_forward_hook(lambda *_: None)
+    changed.lm_head = torch.nn.Linear(64, 5, bias=False)
+    replaced.blocks[1].mlp.activation = torch.nn.ReLU()
+    quantize(rounded)
+    for model, said in (
+        (torch.nn.GRU(2, 3), "no engine for a GRU"), (Mine(5), "the class Mine"), (Bigram(5), "the class Bigram"),
+        (hooked, "the forward hook of TinyGPT"), (changed, r"lm_head\.bias"), (replaced, r"mlp\.activation \(ReLU\)"),
+        (rounded, "rounded to 8 bits"),
+    ):  # fmt: skip
+        with pytest.raises(MiniGPTError, match=said):
+            description(model)
+    assert description(TinyGPT(5, 6, 7)) == {
+        "class": "TinyGPT",
+        "settings": {"vocab_size": 5, "n_embd": 6, "block_size": 7},
+    }
+
+
+def test_an_edited_file_ends_in_a_sentence(tmp_path):
+    """Numbers up to 10⁹ and wrong types in the header: nothing hangs, and no memory is allocated for them."""
+    model = randomise(GPT(7, 5, 1, 2, 8, "llama", tie_weights=True), 0)
+    specs, data = pack(model.state_dict(), "int8")
+    (tmp_path / "weights.bin").write_bytes(data)
+    program = """
+    const bytes = new Uint8Array(fs.readFileSync("weights.bin"));
+    const build = (description, specs) => said(() => new Network(description, readWeights(specs, bytes)));
+    const { description, specs } = given;
+    const wrong = [1e9, 1e300, -1, 0.5, null, "7", [7], undefined, {}];
+    const changed = [];
+    for (const name of Object.keys(description.settings)) {
+      for (const value of wrong) {
+        const settings = { ...description.settings, [name]: value };
+        changed.push([name, value, build({ ...description, settings }, specs)]);
+      }
+    }
+    for (const [n, spec] of specs.entries()) {
+      for (const name of Object.keys(spec)) {
+        for (const value of [...wrong, [1e9, 1e9], [0], [], [2 ** 53], "__proto__", "int4"]) {
+          const other = specs.map((each, m) => (m === n ? { ...each, [name]: value } : each));
+          changed.push([`${spec.name} ${name}`, value, build(description, other)]);
+        }
+      }
+    }
+    const cut = [0, 1, bytes.length - 1].map((size) => said(() => readWeights(specs, bytes.slice(0, size))));
+    const many = Array.from({ length: 1e5 }, () => specs[0]);
+    const odd = [null, {}, [], 5, "GPT"];
+    result = {
+      fine: build(description, specs), changed, cut, many: said(() => readWeights(many, bytes)),
+      network: build({ class: "GRU", settings: {} }, specs), missing: build(description, specs.slice(1)),
+      description: odd.map((each) => build(each, specs)), specs: odd.map((each) => build(description, each)),
+      settings: odd.map((each) => build({ class: "GPT", settings: each }, specs)),
+    };
+    """
+    found = node(program, {"description": description(model), "specs": specs}, tmp_path)
+    assert found["fine"] is None
+    assert found["network"] == "This page has no engine for the network GRU."
+    assert found["missing"] == "This file is damaged: the weight embed.weight is missing. Export the model again."
+    sentences = [*found["cut"], found["many"], *found["description"], *found["specs"], *found["settings"]]
+    unused = {"block_size", "dropout", "tie_weights", "zero_init", "rope_base", "norm_eps", "softcap"}
+    for name, value, sentence in found["changed"]:
+        if sentence is None:
+            assert name in unused or name.endswith(" name"), (name, value)
+        else:
+            sentences.append(sentence)
+    for sentence in sentences:
+        assert sentence, sentences
+        assert sentence.startswith(("This file is damaged: ", "This page has no engine for the network "))
+
+
+def test_a_damaged_definition_of_a_tokenizer_ends_in_a_sentence(tmp_path):
+    definitions = [definition_of(kinds()[name]) for name in ("char", "word", "bpe", "pretrained llama 2")]
+    program = """
+    const wrong = [null, 5, "x", {}, [1e9], [-1], [0.5], ["("], [[1, 2]], [[1, 2, 1e9]], [null, null], [{}]];
+    const odd = [null, undefined, 5, {}, []].map((each) => said(() => makeTokenizer(each)));
+    result = { fine: [], changed: [], odd };
+    for (const definition of given) {
+      result.fine.push(said(() => makeTokenizer(definition)));
+      for (const name of Object.keys(definition)) {
+        for (const value of wrong) {
+          const sentence = said(() => {
+            const tokenizer = makeTokenizer({ ...definition, [name]: value });
+            tokenizer.decode(tokenizer.encode(tokenizer.clean("Le chat <s> 12 é\\u4e2d")).ids);
+          });
+          result.changed.push([name, value, sentence]);
+        }
+      }
+    }
+    """
+    found = node(program, definitions, tmp_path)
+    assert found["fine"] == [None] * 4
+    assert all(sentence.startswith("This file is damaged: ") for sentence in found["odd"])
+    for name, value, sentence in found["changed"]:
+        assert sentence is None or sentence.startswith("This file is damaged: "), (name, value, sentence)
+    refused = {name for name, _, sentence in found["changed"] if sentence}
+    assert refused >= {"tokens", "prefix", "opening", "special", "cuts", "whole", "units", "bytes", "merges", "longest"}
+
+
+@pytest.mark.parametrize(
+    ("cutting", "named"),
+    [
+        (pre_tokenizers.Punctuation(), "the pre-tokenizer Punctuation Isolated"),
+        (pre_tokenizers.Split("a", "merged_with_next"), "the pre-tokenizer Split MergedWithNext"),
+        (pre_tokenizers.Split(Regex(r"\p{Han}+"), "isolated"), "the regular expression"),
+        (pre_tokenizers.Split(Regex(r"(?<=a)b|c++"), "isolated"), "the regular expression"),
+        (pre_tokenizers.UnicodeScripts(), "the pre-tokenizer UnicodeScripts"),
+    ],
+)
+def test_a_pretrained_tokenizer_with_other_parts_is_refused_by_name(cutting, named):
+    theirs = bytes_level(cutting, pre_tokenizers.ByteLevel(add_prefix_space=False))
+    with pytest.raises(MiniGPTError, match=named):
+        definition_of(from_definition(theirs.to_str(), 400))

@@ -11,32 +11,28 @@ function check(condition, fault) {
 const isSize = (number) => Number.isSafeInteger(number) && number >= 1;
 
 /**
- * Read weights that minigpt/export/packing.py packed, as float32. All is checked before memory is allocated.
+ * Read weights that minigpt/export/packing.py packed, as float32. Each is checked before memory is allocated.
  * @param {{name: string, shape: number[], precision: string, offset: number}[]} specs
  * @param {Uint8Array} bytes
  * @returns {Object<string, {shape: number[], data: Float32Array}>}
  */
 function readWeights(specs, bytes) {
   check(Array.isArray(specs), "it has no list of weights");
-  let total = 0;
-  const parts = specs.map((spec) => {
-    const { name, shape, precision, offset } = spec ?? {};
-    const fits = Array.isArray(shape) && [1, 2].includes(shape.length) && shape.every(isSize);
-    check(fits && ["float32", "int8"].includes(precision), `the description of the weight ${name} is wrong`);
-    const [count, isInt8] = [shape[0] * (shape[1] ?? 1), precision === "int8"];
-    const middle = offset + 4 * (isInt8 ? shape[0] : count); // where the scales of rows, or all numbers, end
-    total += middle - offset + (isInt8 ? count : 0);
-    const isInside = isSize(offset + 1) && Math.max(middle + isInt8 * count, total) <= bytes.length;
-    check(isInside, `the weight ${name} is cut off`);
-    return { ...spec, count, middle, isInt8 };
-  });
   const weights = Object.create(null);
-  for (const { name, shape, offset, count, middle, isInt8 } of parts) {
-    let data = new Float32Array(bytes.slice(offset, middle).buffer);
-    if (isInt8) {
-      const scales = data, whole = new Int8Array(bytes.buffer, bytes.byteOffset + middle, count), columns = shape[1];
-      data = Float32Array.from(whole, (number, i) => number * scales[Math.floor(i / columns)]);
-    }
+  let total = 0;
+  for (const spec of specs) {
+    const { name, shape, precision, offset } = spec ?? {};
+    const isShape = Array.isArray(shape) && [1, 2].includes(shape.length) && shape.every(isSize);
+    check(isShape && ["float32", "int8"].includes(precision), `the description of the weight ${name} is wrong`);
+    const count = shape[0] * (shape[1] ?? 1), isInt8 = precision === "int8";
+    const middle = offset + 4 * (isInt8 ? shape[0] : count); // the end of the scales of the rows, or of all numbers
+    const end = middle + (isInt8 ? count : 0);
+    total += end - offset;
+    const isInside = (offset === 0 || isSize(offset)) && end <= bytes.length && total <= bytes.length;
+    check(isInside, `the weight ${name} is cut off`);
+    const floats = new Float32Array(bytes.slice(offset, middle).buffer);
+    const whole = new Int8Array(bytes.buffer, bytes.byteOffset + middle, end - middle);
+    const data = isInt8 ? Float32Array.from(whole, (number, i) => number * floats[Math.floor(i / shape[1])]) : floats;
     weights[name] = { shape, data };
   }
   return weights;
@@ -51,34 +47,25 @@ function multiply(x, xAt, count, w, wAt, stride, rows, columns, y) {
   for (let r = 0; r < rows; r += 4) {
     const r1 = Math.min(r + 1, rows - 1), r2 = Math.min(r + 2, rows - 1), r3 = Math.min(r + 3, rows - 1);
     const a = wAt + r * stride, b = wAt + r1 * stride, c = wAt + r2 * stride, d = wAt + r3 * stride;
-    let t = 0, p = xAt;
-    for (; t + 1 < count; t += 2, p += 2 * columns) {
+    for (let t = 0; t < count; t += 2) {
+      const p = xAt + t * columns, q = p + columns, yp = t * rows, yq = yp + rows, isPair = t + 1 < count;
       let p0 = 0, p1 = 0, p2 = 0, p3 = 0, q0 = 0, q1 = 0, q2 = 0, q3 = 0;
-      for (let i = 0, q = p + columns; i < columns; i++) {
+      for (let i = 0; isPair && i < columns; i++) {
         const xp = x[p + i], xq = x[q + i], wa = w[a + i], wb = w[b + i], wc = w[c + i], wd = w[d + i];
         p0 += xp * wa; p1 += xp * wb; p2 += xp * wc; p3 += xp * wd;
         q0 += xq * wa; q1 += xq * wb; q2 += xq * wc; q3 += xq * wd;
       }
-      const first = t * rows, second = first + rows;
-      y[first + r] = p0; y[first + r1] = p1; y[first + r2] = p2; y[first + r3] = p3;
-      y[second + r] = q0; y[second + r1] = q1; y[second + r2] = q2; y[second + r3] = q3;
-    }
-    if (t < count) {
-      let p0 = 0, p1 = 0, p2 = 0, p3 = 0;
-      for (let i = 0; i < columns; i++) {
+      for (let i = 0; !isPair && i < columns; i++) {
         const xp = x[p + i];
         p0 += xp * w[a + i]; p1 += xp * w[b + i]; p2 += xp * w[c + i]; p3 += xp * w[d + i];
       }
-      const first = t * rows;
-      y[first + r] = p0; y[first + r1] = p1; y[first + r2] = p2; y[first + r3] = p3;
+      y[yp + r] = p0; y[yp + r1] = p1; y[yp + r2] = p2; y[yp + r3] = p3;
+      if (isPair) { y[yq + r] = q0; y[yq + r1] = q1; y[yq + r2] = q2; y[yq + r3] = q3; }
     }
   }
 }
 
-/**
- * Apply a linear layer, or `rows` of its rows from `row` on, to `count` vectors, from vector `from` of x on. The result
- * is in y from its beginning on.
- */
+/** Apply `rows` rows of a linear layer, from `row` on, to `count` vectors, from vector `from` of x on. */
 function linear(x, from, count, { weight, bias, columns }, y, rows, row = 0) {
   multiply(x, from * columns, count, weight, row * columns, columns, rows, columns, y);
   if (bias) for (let i = 0; i < count * rows; i++) y[i] += bias[row + i % rows];
@@ -88,29 +75,31 @@ function linear(x, from, count, { weight, bias, columns }, y, rows, row = 0) {
 function normalise(x, count, width, eps, subtract = false, weight = null, bias = null) {
   for (let t = 0, at = 0; t < count; t++, at += width) {
     let mean = 0, square = 0;
-    if (subtract) for (let i = 0; i < width; i++) mean += x[at + i] / width;
-    for (let i = 0; i < width; i++) square += (x[at + i] - mean) ** 2;
-    const scale = 1 / Math.sqrt(square / width + eps);
+    for (let i = 0; subtract && i < width; i++) mean += x[at + i] / width;
+    for (let i = 0; i < width; i++) square += (x[at + i] - mean) ** 2 / width;
+    const scale = 1 / Math.sqrt(square + eps);
     for (let i = 0; i < width; i++) {
       x[at + i] = (x[at + i] - mean) * scale * (weight ? weight[i] : 1) + (bias ? bias[i] : 0);
     }
   }
 }
 
-/** Replace the first `count` scores by their softmax. */
+/** Replace the first `count` numbers by their softmax, and return the array. */
 function softmaxInPlace(x, count) {
   let greatest = -Infinity, sum = 0;
   for (let i = 0; i < count; i++) if (x[i] > greatest) greatest = x[i];
   for (let i = 0; i < count; i++) sum += x[i] = Math.exp(x[i] - greatest);
   for (let i = 0; i < count; i++) x[i] /= sum;
+  return x;
 }
 
-/** Return an array of at least `length` numbers that begins with those of `array`. */
-function grown(array, length) {
-  if (array?.length >= length) return array;
-  const larger = new Float32Array(Math.max(length, 2 * (array?.length ?? 0)));
-  if (array) larger.set(array);
-  return larger;
+/** Return the array of a store, made or enlarged to at least `length` numbers. */
+function arrayIn(store, name, length) {
+  const old = store[name];
+  if (old?.length >= length) return old;
+  store[name] = new Float32Array(Math.max(length, 2 * (old?.length ?? 0)));
+  if (old) store[name].set(old);
+  return store[name];
 }
 
 const HASH = 1_000_003n; // of n-grams, in big integers: with a large vocabulary the products exceed 2^53
@@ -137,11 +126,13 @@ class Network {
   constructor(description, weights) {
     const { class: kind, settings: s } = description ?? {};
     if (!["GPT", "TinyGPT"].includes(kind)) throw new Error(`This page has no engine for the network ${kind}.`);
-    this.bigram = kind === "TinyGPT";
-    const valid = (name, test) => check(test(s?.[name]), `its setting ${name} is wrong`);
-    SIZES.slice(0, this.bigram ? 3 : SIZES.length).forEach((name) => valid(name, isSize));
-    const { vocab_size: V, n_embd: C, block_size: blockSize, n_layer: nLayer = 0, n_head: nHead = 0 } = s;
-    Object.assign(this, { settings: s, width: C, vocabSize: V, blockSize, nLayer, nHead, scratch: {}, ngrams: [] });
+    const isGPT = kind === "GPT", valid = (name, test) => check(test(s?.[name]), `its setting ${name} is wrong`);
+    SIZES.slice(0, isGPT ? SIZES.length : 3).forEach((name) => valid(name, isSize));
+    if (isGPT) NUMBERS.forEach((name) => valid(name, (value) => Number.isFinite(value) && value >= 0));
+    if (isGPT) Object.keys(CHOICES).forEach((name) => valid(name, (value) => CHOICES[name].includes(value)));
+    const { vocab_size: V, n_embd: C, block_size: blockSize, n_kv_head: KV, head_size: D, mlp_width: hidden } = s;
+    const [nLayer, H] = isGPT ? [s.n_layer, s.n_head] : [0, 0];
+    Object.assign(this, { settings: s, bigram: !isGPT, vocabSize: V, blockSize, nLayer, nHead: H, scratch: {} });
     const tensor = (name, ...shape) => {
       check(weights[name], `the weight ${name} is missing`);
       check(String(weights[name].shape) === String(shape), `the weight ${name} is not ${shape.join(" × ")}`);
@@ -151,25 +142,19 @@ class Network {
       rows, columns, weight: tensor(`${name}.weight`, rows, columns), bias: bias && tensor(`${name}.bias`, rows),
     });
     this.embedding = tensor("embed.weight", V, C);
-    // An output layer that equals the embedding is not stored.
-    this.head = layer(weights["lm_head.weight"] ? "lm_head" : "embed", V, C, false);
-    this.blocks = [];
-    if (this.bigram) this.head.bias = tensor("lm_head.bias", V);
-    if (this.bigram) return;
-    Object.entries(CHOICES).forEach(([name, known]) => valid(name, (value) => known.includes(value)));
-    NUMBERS.forEach((name) => valid(name, (value) => value >= 0 && value < Infinity));
-    const { n_kv_head: KV, head_size: D, mlp_width: hidden } = s;
-    check(nHead % KV === 0 && (D % 2 === 0 || s.position === "learned"), "its heads cannot be shared out");
+    this.head = layer(weights["lm_head.weight"] ? "lm_head" : "embed", V, C, false); // not stored if both are equal
+    if (!isGPT) this.head.bias = tensor("lm_head.bias", V);
+    else check(H % KV === 0 && (D % 2 === 0 || s.position === "learned"), "its numbers of heads do not fit together");
     const norm = (name) => [tensor(`${name}.weight`, C), s.bias && s.norm === "layernorm" && tensor(`${name}.bias`, C)];
-    this.norm = norm("norm");
-    if (s.position === "learned") this.positions = tensor("position.weight", blockSize, C);
-    else this.frequencies = Float32Array.from({ length: D / 2 }, (_, i) => s.rope_base ** -Math.fround(2 * i / D));
-    if (s.ngrams) this.ngrams = [0, 1].map((n) => tensor(`ngrams.${n}.weight`, s.ngrams, C));
+    this.norm = isGPT && norm("norm");
+    this.positions = s.position === "learned" && tensor("position.weight", blockSize, C);
+    this.ngrams = isGPT && s.ngrams ? [0, 1].map((n) => tensor(`ngrams.${n}.weight`, s.ngrams, C)) : [];
+    this.blocks = [];
     for (let n = 0; n < nLayer; n++) {
       const at = `blocks.${n}`;
       this.blocks.push({
-        norm1: norm(`${at}.norm1`), qkv: layer(`${at}.attn.qkv`, (nHead + 2 * KV) * D, C),
-        proj: layer(`${at}.attn.proj`, C, nHead * D), norm2: norm(`${at}.norm2`), up: layer(`${at}.mlp.up`, hidden, C),
+        norm1: norm(`${at}.norm1`), qkv: layer(`${at}.attn.qkv`, (H + 2 * KV) * D, C),
+        proj: layer(`${at}.attn.proj`, C, H * D), norm2: norm(`${at}.norm2`), up: layer(`${at}.mlp.up`, hidden, C),
         gate: s.mlp === "swiglu" && layer(`${at}.mlp.gate`, hidden, C), down: layer(`${at}.mlp.down`, C, hidden),
       });
     }
@@ -204,111 +189,100 @@ class Network {
   }
 
   #run(ids, cache, all, watch, off) {
-    const T = ids.length;
+    const T = ids.length, C = this.settings.n_embd;
     const wrong = ids.find((id) => !(Number.isInteger(id) && id >= 0 && id < this.vocabSize));
     if (wrong !== undefined) throw new Error(`The model has no token ${wrong}.`);
     if (T === 0) throw new Error("There is no token to continue.");
     if (cache.length + T > this.blockSize) throw new Error(`The window of ${this.blockSize} tokens is full.`);
     const x = this.#embed(ids, cache); // the residual stream, (T, C)
-    const turns = this.#turns(cache.length, T);
-    if (watch) Object.assign(watch, { attention: [], lens: [], norms: [] });
-    this.#look(watch, x);
+    if (watch) Object.assign(watch, { attention: this.blocks.map(() => []), lens: [], norms: [] });
+    const look = () => {
+      watch?.lens.push(this.#readOut(x, 0));
+      watch?.norms.push(Math.hypot(...x.subarray(0, C)));
+    };
+    look();
     this.blocks.forEach((block, layer) => {
-      const from = all || layer < this.nLayer - 1 ? 0 : T - 1; // earlier tokens only need keys in the last layer
-      this.#attend(block, layer, x, T, from, turns, cache, watch?.attention, off);
+      const from = all || layer < this.nLayer - 1 ? 0 : T - 1; // in the last layer the others only need keys and values
+      this.#attend(block, layer, x, T, from, cache, watch?.attention[layer], off);
       this.#transform(block, x, T, from);
-      this.#look(watch, x);
+      look();
     });
     cache.length += T;
     return all ? ids.map((_, t) => this.#readOut(x, t)) : [this.#readOut(x, T - 1)];
   }
 
-  /** Return an array of at least `length` numbers, which is used again for the next call with this name. */
-  #buffer(name, length) {
-    return (this.scratch[name] = grown(this.scratch[name], length));
-  }
-
   /** Return the embeddings of ids, (T, C), and add the ids to the cache. */
   #embed(ids, cache) {
-    const [C, x] = [this.width, this.#buffer("x", ids.length * this.width)];
+    const C = this.settings.n_embd, x = arrayIn(this.scratch, "x", ids.length * C);
+    x.fill(0, 0, ids.length * C);
     cache.ids.length = cache.length;
     ids.forEach((id, t) => {
       const position = cache.ids.push(id) - 1;
       const add = (table, row) => {
         for (let i = 0; i < C; i++) x[t * C + i] += table[row * C + i];
       };
-      x.fill(0, t * C, t * C + C);
       add(this.embedding, id);
       let hash = BigInt(id);
       this.ngrams.forEach((table, n) => { // of two and three ids; before the first there are zeros
         hash = hash * HASH + BigInt(cache.ids[position - 1 - n] ?? 0);
-        add(table, Number(hash % BigInt(table.length / C)));
+        add(table, Number(hash % BigInt(this.settings.ngrams)));
       });
       if (this.positions) add(this.positions, position);
     });
     return x;
   }
 
-  /** Return the cosines and sines of the angles at T positions, (T, D / 2), rounded to float32 as in torch. */
-  #turns(first, T) {
-    const f = this.frequencies;
-    if (!f) return null;
-    const [cos, sin] = [this.#buffer("cos", T * f.length), this.#buffer("sin", T * f.length)];
-    for (let i = 0; i < T * f.length; i++) {
-      const angle = Math.fround((first + Math.floor(i / f.length)) * f[i % f.length]);
-      [cos[i], sin[i]] = [Math.cos(angle), Math.sin(angle)];
-    }
-    return { cos, sin };
-  }
-
-  /** Normalise the queries or keys of `count` tokens, and rotate them by the angles from token `from` on. */
-  #prepare(x, from, count, heads, turns) {
-    const D = this.settings.head_size, half = D / 2;
-    if (this.settings.qk_norm) normalise(x, count * heads, D, QK_EPS);
-    for (let n = 0; turns && n < count * heads; n++) {
-      for (let i = 0, angle = (from + Math.floor(n / heads)) * half; i < half; i++, angle++) {
-        const a = n * D + i, b = a + half, xa = x[a], xb = x[b], cos = turns.cos[angle], sin = turns.sin[angle];
+  /** Normalise the queries or keys of `count` tokens, the first of which is at `position`, and rotate them. */
+  #prepare(x, position, count, heads) {
+    const { head_size: D, qk_norm, rope_base } = this.settings, half = D / 2, { fround } = Math;
+    if (qk_norm) normalise(x, count * heads, D, QK_EPS);
+    for (let n = 0; !this.positions && n < count * half; n++) {
+      const t = Math.floor(n / half), i = n % half; // angles are rounded to float32 as in torch
+      const angle = fround((position + t) * fround(rope_base ** -fround(i / half)));
+      const cos = Math.cos(angle), sin = Math.sin(angle);
+      for (let head = 0, a = t * heads * D + i; head < heads; head++, a += D) {
+        const xa = x[a], xb = x[a + half];
         x[a] = xa * cos - xb * sin;
-        x[b] = xb * cos + xa * sin;
+        x[a + half] = xb * cos + xa * sin;
       }
     }
   }
 
   /** Return a normalised copy of `count` vectors, from vector `from` of x on. */
   #normalised(x, from, count, [weight, bias]) {
-    const [C, y] = [this.width, this.#buffer("normalised", count * this.width)];
+    const { n_embd: C, norm_eps, norm } = this.settings, y = arrayIn(this.scratch, "normalised", count * C);
     y.set(x.subarray(from * C, (from + count) * C));
-    normalise(y, count, C, this.settings.norm_eps, this.settings.norm === "layernorm", weight, bias);
+    normalise(y, count, C, norm_eps, norm === "layernorm", weight, bias);
     return y;
   }
 
   /** Add the output of a linear layer to `count` vectors of the residual stream x, from vector `from` on. */
   #addTo(x, from, count, layer, input) {
-    const output = this.#buffer("output", count * this.width);
-    linear(input, 0, count, layer, output, layer.rows);
-    for (let i = 0, at = from * this.width; i < count * this.width; i++) x[at + i] += output[i];
+    const C = layer.rows, output = arrayIn(this.scratch, "output", count * C);
+    linear(input, 0, count, layer, output, C);
+    for (let i = 0; i < count * C; i++) x[from * C + i] += output[i];
   }
 
   /** Attention: store the keys and values of all T tokens, and add to the tokens from `from` on what they gather. */
-  #attend({ norm1, qkv, proj }, layer, x, T, from, turns, cache, watched, off) {
+  #attend({ norm1, qkv, proj }, layer, x, T, from, cache, watched, off) {
     const { n_head: H, n_kv_head: KV, head_size: D } = this.settings;
-    const [first, count, width] = [cache.length, T - from, KV * D];
-    const normalised = this.#normalised(x, 0, T, norm1), q = this.#buffer("queries", count * H * D);
-    const k = (cache.keys[layer] = grown(cache.keys[layer], (first + T) * width)), newKeys = k.subarray(first * width);
-    const v = (cache.values[layer] = grown(cache.values[layer], (first + T) * width));
+    const first = cache.length, count = T - from, width = KV * D;
+    const normalised = this.#normalised(x, 0, T, norm1), q = arrayIn(this.scratch, "queries", count * H * D);
+    const [k, v] = [cache.keys, cache.values].map((all) => arrayIn(all, layer, (first + T) * width));
+    const newKeys = k.subarray(first * width);
     linear(normalised, from, count, qkv, q, H * D);
     linear(normalised, 0, T, qkv, newKeys, width, H * D);
     linear(normalised, 0, T, qkv, v.subarray(first * width), width, (H + KV) * D);
-    this.#prepare(q, from, count, H, turns);
-    this.#prepare(newKeys, 0, T, KV, turns);
+    this.#prepare(q, first + from, count, H);
+    this.#prepare(newKeys, first, T, KV);
     for (let i = 0; i < count * H * D; i++) q[i] /= Math.sqrt(D);
-    const gathered = this.#buffer("gathered", count * H * D).fill(0, 0, count * H * D);
-    const weights = this.#buffer("weights", first + T);
+    const gathered = arrayIn(this.scratch, "gathered", count * H * D).fill(0, 0, count * H * D);
+    const weights = arrayIn(this.scratch, "weights", first + T);
     for (let n = 0; n < count * H; n++) { // each head of each token
       const seen = first + from + Math.floor(n / H) + 1, head = n % H, base = Math.floor(head / (H / KV)) * D;
       multiply(q, n * D, 1, k, base, width, seen, D, weights);
       softmaxInPlace(weights, seen);
-      if (watched) (watched[layer] ??= [])[head] = weights.slice(0, seen);
+      if (watched) watched[head] = weights.slice(0, seen);
       for (let j = 0, at = base; j < seen && !off?.has(layer * H + head); j++, at += width) {
         for (let i = 0, weight = weights[j]; i < D; i++) gathered[n * D + i] += weight * v[at + i];
       }
@@ -319,26 +293,20 @@ class Network {
   /** MLP: add its output to the tokens from `from` on. */
   #transform({ norm2, up, gate, down }, x, T, from) {
     const count = T - from, total = count * up.rows, f = ACTIVATIONS[this.settings.mlp];
-    const normalised = this.#normalised(x, from, count, norm2), hidden = this.#buffer("hidden", total);
+    const normalised = this.#normalised(x, from, count, norm2), hidden = arrayIn(this.scratch, "hidden", total);
+    const inside = gate ? arrayIn(this.scratch, "inside", total) : hidden;
     linear(normalised, 0, count, up, hidden, up.rows);
-    const inside = gate ? this.#buffer("inside", total) : hidden;
-    if (gate) linear(normalised, 0, count, gate, inside, gate.rows);
+    if (gate) linear(normalised, 0, count, gate, inside, up.rows);
     for (let i = 0; i < total; i++) hidden[i] = gate ? f(inside[i]) * hidden[i] : f(hidden[i]);
     this.#addTo(x, from, count, down, hidden);
   }
 
   /** Return the logits after vector t of the residual stream. */
   #readOut(x, t) {
-    const logits = new Float32Array(this.vocabSize), cap = this.settings.softcap;
-    const last = this.norm ? this.#normalised(x, t, 1, this.norm) : x.subarray(t * this.width);
-    linear(last, 0, 1, this.head, logits, this.vocabSize);
-    if (cap) for (let i = 0; i < logits.length; i++) logits[i] = cap * Math.tanh(logits[i] / cap);
+    const { n_embd: C, softcap: cap } = this.settings, logits = new Float32Array(this.vocabSize);
+    const last = this.norm ? this.#normalised(x, t, 1, this.norm) : x.subarray(t * C);
+    linear(last, 0, 1, this.head, logits, logits.length);
+    for (let i = 0; cap && i < logits.length; i++) logits[i] = cap * Math.tanh(logits[i] / cap);
     return logits;
-  }
-
-  /** Note the logits and the length of the residual stream, of one token. */
-  #look(watch, x) {
-    watch?.lens.push(this.#readOut(x, 0));
-    watch?.norms.push(Math.hypot(...x.subarray(0, this.width)));
   }
 }

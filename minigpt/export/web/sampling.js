@@ -1,18 +1,13 @@
 "use strict";
 
-// From logits to the next id, as in minigpt/generation/sampling.py: float32 arithmetic, the same tokens kept.
-
-const GREEDY_BELOW = 1e-5; // temperatures below take the likeliest token
+// From logits to the next id, as in minigpt/generation/sampling.py: the same tokens are kept, in float32.
 
 const greatestOf = (numbers) => numbers.reduce((a, b) => Math.max(a, b), -Infinity);
+const descending = (numbers) => Float32Array.from(numbers).sort().reverse();
+const keep = (logits, test) => logits.map((logit, id) => (test(logit, id) ? logit : -Infinity));
 
-/** Return the probabilities of logits, (V), as a Float32Array. */
-function softmax(logits) {
-  const greatest = greatestOf(logits);
-  const powers = logits.map((logit) => Math.exp(logit - greatest));
-  const sum = powers.reduce((a, b) => a + b, 0);
-  return powers.map((power) => power / sum);
-}
+/** Return the probabilities of logits, both (V). */
+const softmax = (logits) => softmaxInPlace(Float32Array.from(logits), logits.length);
 
 /** Return how surprising an id is, in bits: 0 is certain, 1 a toss of a coin. */
 function surprisal(logits, id) {
@@ -21,12 +16,8 @@ function surprisal(logits, id) {
   return (Math.log(sum) + greatest - logits[id]) / Math.LN2;
 }
 
-/** Return the logits that `keeps` accepts, and -Infinity for the others. */
-const cut = (logits, keeps) => logits.map((logit, id) => (keeps(logit, id) ? logit : -Infinity));
-
-const descending = (logits) => Float32Array.from(logits).sort().reverse();
-
-// Each step takes logits, a parameter and the ids so far. The order of the steps is that of their application.
+const GREEDY_BELOW = 1e-5; // a temperature below leaves one token, and nothing to cut
+// The steps in their order; each takes logits, the value of its parameter, and the ids so far.
 const STEPS = {
   repetition_penalty(logits, penalty, ids) {
     const lowered = Float32Array.from(logits), by = Math.fround(penalty);
@@ -36,55 +27,43 @@ const STEPS = {
   temperature(logits, temperature) {
     if (temperature >= GREEDY_BELOW) return logits.map((logit) => logit / Math.fround(temperature));
     const best = logits.indexOf(greatestOf(logits)); // the first maximum
-    return cut(logits, (_, id) => id === best);
+    return keep(logits, (_, id) => id === best);
   },
-  top_k(logits, k) { // ties with the k-th are kept
+  top_k(logits, k) { // with all that are equal to the k-th
     const least = descending(logits)[Math.min(k, logits.length) - 1];
-    return cut(logits, (logit) => logit >= least);
+    return keep(logits, (logit) => logit >= least);
   },
-  top_p(logits, p) { // up to the token with which the sum of the probabilities exceeds p; of equal ones the first ids
-    if (p >= 1) return logits;
+  top_p(logits, p) { // up to the token with which the sum of probabilities exceeds p; among equal ones the first ids
     const ordered = descending(logits), probabilities = softmax(ordered);
-    let kept = 0, before = 0; // before: the sum of those that are kept
-    while (kept < ordered.length && Math.fround(before) <= Math.fround(p)) before += probabilities[kept++];
-    const least = ordered[kept - 1];
-    let ties = kept - ordered.indexOf(least);
-    return cut(logits, (logit) => logit > least || (logit === least && ties-- > 0));
+    let kept = 0, before = 0, ties = 0;
+    while (kept < ordered.length && (p >= 1 || Math.fround(before) <= Math.fround(p))) before += probabilities[kept++];
+    const least = ordered[kept - 1], most = kept - ordered.indexOf(least);
+    return keep(logits, (logit) => logit > least || (logit === least && ties++ < most));
   },
   min_p(logits, share) {
-    const probabilities = softmax(logits);
-    const least = Math.fround(Math.fround(share) * greatestOf(probabilities));
-    return cut(logits, (_, id) => probabilities[id] >= least);
+    const probabilities = softmax(logits), least = Math.fround(Math.fround(share) * greatestOf(probabilities));
+    return keep(logits, (_, id) => probabilities[id] >= least);
   },
 };
 
 /**
- * Apply the sampling parameters that are set, one after the other.
- * @param {Float32Array} logits - (V)
- * @param {Object} params - temperature, top_k, top_p, min_p and repetition_penalty; null or undefined for off.
- * @param {number[]} ids - The ids so far, for the repetition penalty.
- * @returns {{name: string, logits: Float32Array}[]} The logits after each step, -Infinity for tokens that are cut.
+ * Apply the parameters that are set: temperature, top_k, top_p, min_p, repetition_penalty; null or undefined for off.
+ * @returns {{name: string, logits: Float32Array}[]} The (V) logits after each step, -Infinity for tokens that are cut.
  */
 function filterSteps(logits, params, ids = []) {
-  const steps = [];
-  const greedy = (params.temperature ?? 1) < GREEDY_BELOW; // leaves nothing to cut
-  for (const [name, step] of Object.entries(STEPS)) {
-    const value = params[name] ?? null;
-    if (value === null || (greedy && ["top_k", "top_p", "min_p"].includes(name))) continue;
-    logits = step(logits, value, ids);
-    steps.push({ name, logits });
-  }
-  return steps;
+  const names = Object.keys(STEPS).slice(0, (params.temperature ?? 1) < GREEDY_BELOW ? 2 : 5);
+  return names.filter((name) => (params[name] ?? null) !== null).map((name) => {
+    logits = STEPS[name](logits, params[name], ids);
+    return { name, logits };
+  });
 }
 
 /** Return the logits after the last step of `filterSteps`. */
-function filterLogits(logits, params, ids = []) {
-  return filterSteps(logits, params, ids).at(-1)?.logits ?? Float32Array.from(logits);
-}
+const filterLogits = (logits, params, ids = []) => filterSteps(logits, params, ids).at(-1)?.logits ?? logits.slice();
 
 /**
- * Return a function that returns uniform random numbers in (0, 1), the same ones for a seed: xoshiro128++ (Blackman and
- * Vigna, "Scrambled linear pseudorandom number generators", 2021), with a state from the finaliser of MurmurHash3.
+ * Return a function that draws uniform numbers in (0, 1), the same for a seed: xoshiro128++ (Blackman and Vigna,
+ * "Scrambled linear pseudorandom number generators", 2021), whose first state is hashed as in MurmurHash3.
  */
 function makeRandom(seed) {
   const state = Uint32Array.from({ length: 4 }, (_, n) => {
@@ -96,21 +75,17 @@ function makeRandom(seed) {
   const rotated = (number, by) => (number << by) | (number >>> (32 - by));
   return () => {
     const drawn = (rotated(state[0] + state[3], 7) + state[0]) >>> 0, shifted = state[1] << 9;
-    state[2] ^= state[0];
-    state[3] ^= state[1];
-    state[1] ^= state[2];
-    state[0] ^= state[3];
+    for (const [to, from] of [[2, 0], [3, 1], [1, 2], [0, 3]]) state[to] ^= state[from];
     state[2] ^= shifted;
     state[3] = rotated(state[3], 11);
     return (drawn + 0.5) / 2 ** 32;
   };
 }
 
-/** Draw an id with its probability, given a function like that of `makeRandom`. */
+/** Draw an id with its probability, given a function that `makeRandom` returned. */
 function draw(probabilities, random) {
-  const total = probabilities.reduce((a, b) => a + b, 0);
-  if (!(total > 0)) throw new Error("The model produced NaN: its training diverged. Train it again, more slowly.");
-  let left = random() * total;
+  let left = random() * probabilities.reduce((a, b) => a + b, 0);
+  if (Number.isNaN(left)) throw new Error("The model produced NaN: its training diverged.");
   const id = probabilities.findIndex((probability) => (left -= probability) < 0);
   return id >= 0 ? id : probabilities.findLastIndex((probability) => probability > 0);
 }
