@@ -383,6 +383,8 @@ def test_time_brings_back_the_model_of_each_snapshot(call, runs_with_snapshots, 
     tab.keyboard.press("Home")
     tab.locator("#step", has_text="20").wait_for()
     assert tab.locator("#sample").inner_text().split() == samples[20].split()
+    labels = [tab.locator(f"#token-{n}").get_attribute("aria-label") for n in (1, 100, 200, 300)]
+    assert all("bits" in label for label in labels)  # the whole text is scored by this step's model
     tab.locator("#write").click()
     early = done(tab)
     assert model_of(exported(call, run + "@20"))["start"] == 0

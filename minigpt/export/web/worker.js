@@ -72,11 +72,16 @@ class Server {
     return true;
   }
 
-  // Return the surprise of each id in bits, as far as one window at the end of the text shows it; null before it.
+  // Return the surprise of each id in bits, seen with half a window before it at least; null for the first.
   scores({ ids }) {
-    const start = Math.max(0, ids.length - this.network.blockSize);
-    const logits = this.network.feed(ids.slice(start), this.network.newCache(), null, true);
-    return ids.map((id, n) => (n > start ? surprisal(logits[n - start - 1], id) : null));
+    const { blockSize } = this.network;
+    const bits = [null];
+    for (let start = 0; bits.length < ids.length; start += Math.ceil(blockSize / 2)) {
+      const logits = this.network.feed(ids.slice(start, start + blockSize), this.network.newCache(), null, true);
+      const end = Math.min(start + blockSize + 1, ids.length);
+      for (let n = bits.length; n < end; n++) bits.push(surprisal(logits[n - start - 1], ids[n]));
+    }
+    return bits;
   }
 
   // Return the logits after ids, without and with some heads turned off.
