@@ -73,8 +73,8 @@ function bars({ before, after, came = null, caption = null, nameOf, choose = nul
         make("i", { class: "after", style: width(after[id]) })),
       make("td", { class: "number" }, percent(before[id])), make("td", { class: "number" }, percent(after[id])));
   });
-  const heads = ["candidate", null, null, "before", "after"].map((name) =>
-    make("th", { scope: "col", class: name === "before" || name === "after" ? "number" : "" }, name ? say(name) : ""));
+  const head = (name) => make("th", { scope: "col", class: name === "candidate" ? "token" : "number" }, say(name));
+  const heads = [head("candidate"), make("td"), make("td"), head("before"), head("after")];
   return make("table", { class: "bars" }, ...(caption ? [make("caption", {}, caption)] : []),
     make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...rows));
 }

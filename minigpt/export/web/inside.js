@@ -58,7 +58,7 @@ panels.inside = {
       const best = likeliest(probabilities, 4).map((id) =>
         make("li", {}, make("b", {}, nameOf(id)), ` ${percent(probabilities[id])}`));
       const layer = make("div", { class: "layer" },
-        make("h3", {}, n ? say("layer", { n }) : say("start")), make("ol", {}, ...best));
+        make("h2", {}, n ? say("layer", { n }) : say("start")), make("ol", {}, ...best));
       const heads = Array.from({ length: n && model.nHead }, (_, head) => this.thumbnail(n - 1, head, maps, shown));
       if (n) layer.append(make("div", { class: "heads" }, ...heads));
       return layer;
