@@ -162,8 +162,8 @@ class Network {
 
   /**
    * Compute one id after those in the cache, add it to the cache, and return the (V) logits of the next id. `off` is a
-   * set of heads that add nothing, each as `layer * nHead + head`. Into the object `watch` come `attention[layer][head]`,
-   * the weights over the positions, `lens[k]`, the logits after k layers, and `norms[k]`, the length of the stream there.
+   * set of heads that add nothing, each as `layer * nHead + head`. `watch`, an object, gets `attention[layer][head]`:
+   * the weights over the positions, `lens[k]`: the logits after k layers, `norms[k]`: the length of the stream there.
    */
   step(id, cache, watch = null, off = null) {
     return this.#run([id], cache, false, watch, off)[0];
