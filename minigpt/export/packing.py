@@ -10,7 +10,7 @@ from torch import nn
 from minigpt.cpu.int8 import round_rows
 from minigpt.errors import MiniGPTError, check_choice
 from minigpt.models.gpt import GPT
-from minigpt.models.stock import hooked, unknown_part
+from minigpt.models.stock import PARTS, hooked, unknown_part
 from minigpt.models.tinygpt import TinyGPT
 
 # The output layer is not stored if it equals the embedding, as it does with tie_weights.
@@ -49,7 +49,8 @@ def _unknown_part(model: TinyGPT) -> str | None:
         return f"{others[0]} with the shape {found.get(others[0])}"
     known = {"": TinyGPT, "embed": nn.Embedding, "lm_head": nn.Linear}
     for name, module in model.named_modules():
-        if not isinstance(module, known.get(name, ())):
+        stock = type(module) in (TinyGPT, *PARTS)  # a subclass may compute something else
+        if not (stock and isinstance(module, known.get(name, ()))):
             return f"the module {name} ({type(module).__name__})"
         if "forward" in vars(module):
             return f"the replaced forward of {name or 'the model'}"

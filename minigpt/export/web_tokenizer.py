@@ -30,7 +30,20 @@ ALSO = {"s": "ſ", "k": "\u212a"}  # capital letters other than the usual one, i
 
 
 def definition_of(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return the definition of a tokenizer; web/tokenizers.js says what its values mean.
+    """Return the definition of a tokenizer.
+
+    A text is cut into pieces. A piece that is not an id as a whole is spelled in characters, or in bytes where these
+    have no ids, and then pairs of ids are merged. All kinds of tokenizers differ in these values only:
+
+    - `tokens`: the bytes of each id, each byte as a character up to U+00FF.
+    - `lower`, `nfc`: how a prompt is cleaned.
+    - `prefix`, `opening`: the ids before each text, and the id in place of an empty text.
+    - `special`: the ids that are found in a text before it is cut.
+    - `cuts`: regular expressions. Their matches and the text between them are pieces, which the next one cuts again.
+    - `whole`, `units`: the ids that are found as a piece, and as a character.
+    - `bytes`: the ids of the 256 bytes, None for a byte without one; or an empty list.
+    - `merges`: pairs of ids with the id that they become, the first pair first.
+    - `longest`: how many ids are merged at once, None for all of a piece.
 
     Raises:
         MiniGPTError: The page has no such tokenizer; the message names the part.

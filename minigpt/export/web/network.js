@@ -11,10 +11,8 @@ function check(condition, fault) {
 const isSize = (number) => Number.isSafeInteger(number) && number >= 1;
 
 /**
- * Read weights that minigpt/export/packing.py packed, as float32. Each is checked before memory is allocated.
- * @param {{name: string, shape: number[], precision: string, offset: number}[]} specs
- * @param {Uint8Array} bytes
- * @returns {Object<string, {shape: number[], data: Float32Array}>}
+ * Read weights that minigpt/export/packing.py packed, as `{name: {shape, data}}` with float32 numbers. Each is checked
+ * before memory is allocated. `specs` is a list of `{name, shape, precision, offset}`, and `bytes` a Uint8Array.
  */
 function readWeights(specs, bytes) {
   check(Array.isArray(specs), "it has no list of weights");
@@ -39,17 +37,18 @@ function readWeights(specs, bytes) {
 }
 
 /**
- * Multiply `count` vectors, which begin at `xAt` in x, by the rows of a matrix, which begin at `wAt` in w and are
- * `stride` apart: y[t * rows + r] is the product of vector t and row r, both of `columns` numbers. Two vectors and four
- * rows at a time make eight products of six numbers; where there are no more rows, the last one is computed again.
+ * Add to y[t * rows + r] the product of vector t and row r, both of `columns` numbers. The vectors begin at `xAt` in x,
+ * the rows at `wAt` in w, `stride` apart. Two vectors and four rows at a time make eight products of six numbers; where
+ * there are no more rows, the last one is computed again.
  */
 function multiply(x, xAt, count, w, wAt, stride, rows, columns, y) {
   for (let r = 0; r < rows; r += 4) {
     const r1 = Math.min(r + 1, rows - 1), r2 = Math.min(r + 2, rows - 1), r3 = Math.min(r + 3, rows - 1);
     const a = wAt + r * stride, b = wAt + r1 * stride, c = wAt + r2 * stride, d = wAt + r3 * stride;
     for (let t = 0; t < count; t += 2) {
-      const p = xAt + t * columns, q = p + columns, yp = t * rows, yq = yp + rows, isPair = t + 1 < count;
-      let p0 = 0, p1 = 0, p2 = 0, p3 = 0, q0 = 0, q1 = 0, q2 = 0, q3 = 0;
+      const p = xAt + t * columns, q = p + columns, yp = t * rows, isPair = t + 1 < count, yq = isPair ? yp + rows : yp;
+      let p0 = y[yp + r], p1 = y[yp + r1], p2 = y[yp + r2], p3 = y[yp + r3];
+      let q0 = y[yq + r], q1 = y[yq + r1], q2 = y[yq + r2], q3 = y[yq + r3];
       for (let i = 0; isPair && i < columns; i++) {
         const xp = x[p + i], xq = x[q + i], wa = w[a + i], wb = w[b + i], wc = w[c + i], wd = w[d + i];
         p0 += xp * wa; p1 += xp * wb; p2 += xp * wc; p3 += xp * wd;
@@ -59,29 +58,31 @@ function multiply(x, xAt, count, w, wAt, stride, rows, columns, y) {
         const xp = x[p + i];
         p0 += xp * w[a + i]; p1 += xp * w[b + i]; p2 += xp * w[c + i]; p3 += xp * w[d + i];
       }
-      y[yp + r] = p0; y[yp + r1] = p1; y[yp + r2] = p2; y[yp + r3] = p3;
       if (isPair) { y[yq + r] = q0; y[yq + r1] = q1; y[yq + r2] = q2; y[yq + r3] = q3; }
+      y[yp + r] = p0; y[yp + r1] = p1; y[yp + r2] = p2; y[yp + r3] = p3;
     }
   }
 }
 
-/** Apply `rows` rows of a linear layer, from `row` on, to `count` vectors, from vector `from` of x on. */
-function linear(x, from, count, { weight, bias, columns }, y, rows, row = 0) {
-  multiply(x, from * columns, count, weight, row * columns, columns, rows, columns, y);
+/** Apply `rows` rows of a linear layer, from `row` on, to `count` vectors, from `xAt` on; `add` the results to y. */
+function linear(x, xAt, count, { weight, bias, columns }, y, rows, row = 0, add = false) {
+  if (!add) y.fill(0, 0, count * rows);
   if (bias) for (let i = 0; i < count * rows; i++) y[i] += bias[row + i % rows];
+  multiply(x, xAt, count, weight, row * columns, columns, rows, columns, y);
 }
 
-/** Scale `count` vectors to mean square 1, in place, then apply weights and biases; LayerNorm subtracts the mean. */
-function normalise(x, count, width, eps, subtract = false, weight = null, bias = null) {
+/** Scale `count` vectors, from `xAt` on, to mean square 1; LayerNorm subtracts the mean. Return the results, y. */
+function normalise(x, xAt, count, width, y, eps, subtract = false, [weight, bias] = []) {
   for (let t = 0, at = 0; t < count; t++, at += width) {
     let mean = 0, square = 0;
-    for (let i = 0; subtract && i < width; i++) mean += x[at + i] / width;
-    for (let i = 0; i < width; i++) square += (x[at + i] - mean) ** 2 / width;
+    for (let i = 0; subtract && i < width; i++) mean += x[xAt + at + i] / width;
+    for (let i = 0; i < width; i++) square += (x[xAt + at + i] - mean) ** 2 / width;
     const scale = 1 / Math.sqrt(square + eps);
     for (let i = 0; i < width; i++) {
-      x[at + i] = (x[at + i] - mean) * scale * (weight ? weight[i] : 1) + (bias ? bias[i] : 0);
+      y[at + i] = (x[xAt + at + i] - mean) * scale * (weight ? weight[i] : 1) + (bias ? bias[i] : 0);
     }
   }
+  return y;
 }
 
 /** Replace the first `count` numbers by their softmax, and return the array. */
@@ -95,10 +96,10 @@ function softmaxInPlace(x, count) {
 
 /** Return the array of a store, made or enlarged to at least `length` numbers. */
 function arrayIn(store, name, length) {
-  const old = store[name];
-  if (old?.length >= length) return old;
-  store[name] = new Float32Array(Math.max(length, 2 * (old?.length ?? 0)));
-  if (old) store[name].set(old);
+  const old = store[name] ?? [];
+  if (old.length >= length) return old;
+  store[name] = new Float32Array(Math.max(length, 2 * old.length));
+  store[name].set(old);
   return store[name];
 }
 
@@ -106,30 +107,26 @@ const HASH = 1_000_003n; // of n-grams, in big integers: with a large vocabulary
 const QK_EPS = 2 ** -23; // in the norm of queries and keys, as in torch for float32
 const sigmoid = (z) => 1 / (1 + Math.exp(-z));
 const ACTIVATIONS = {
-  gelu: (x) => x * sigmoid(2 * Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3)), // since tanh(z) = 2 sigmoid(2 z) - 1
+  gelu: (x) => x * sigmoid(Math.sqrt(8 / Math.PI) * (x + 0.044715 * x * x * x)), // since tanh(z) = 2 sigmoid(2 z) - 1
   swiglu: (x) => x * sigmoid(x),
   relu2: (x) => Math.max(x, 0) ** 2,
 };
-const SIZES = ["vocab_size", "block_size", "n_embd", "n_layer", "n_head", "n_kv_head", "head_size", "mlp_width"];
-const NUMBERS = ["softcap", "norm_eps", "rope_base", "ngrams"];
-const CHOICES = {
-  position: ["learned", "rope"], norm: ["layernorm", "rmsnorm"], mlp: Object.keys(ACTIVATIONS), bias: [false, true],
-  qk_norm: [false, true],
+const isNumber = (value) => Number.isFinite(value) && value >= 0;
+const oneOf = (...known) => (value) => known.includes(value);
+const RULES = { // for the settings; TinyGPT has the first three
+  vocab_size: isSize, block_size: isSize, n_embd: isSize, n_layer: isSize, n_head: isSize, n_kv_head: isSize,
+  head_size: isSize, mlp_width: isSize, softcap: isNumber, norm_eps: isNumber, rope_base: isNumber, ngrams: isNumber,
+  position: oneOf("learned", "rope"), norm: oneOf("layernorm", "rmsnorm"), mlp: oneOf(...Object.keys(ACTIVATIONS)),
+  bias: oneOf(false, true), qk_norm: oneOf(false, true),
 };
 
+/** A network, made from what `description` in minigpt/export/packing.py says, and from the weights of `readWeights`. */
 class Network {
-  /**
-   * @param {{class: string, settings: Object}} description - From `description` in minigpt/export/packing.py.
-   * @param {Object} weights - From `readWeights`.
-   * @throws {Error} The class is unknown, or settings and weights do not fit together.
-   */
   constructor(description, weights) {
     const { class: kind, settings: s } = description ?? {};
     if (!["GPT", "TinyGPT"].includes(kind)) throw new Error(`This page has no engine for the network ${kind}.`);
-    const isGPT = kind === "GPT", valid = (name, test) => check(test(s?.[name]), `its setting ${name} is wrong`);
-    SIZES.slice(0, isGPT ? SIZES.length : 3).forEach((name) => valid(name, isSize));
-    if (isGPT) NUMBERS.forEach((name) => valid(name, (value) => Number.isFinite(value) && value >= 0));
-    if (isGPT) Object.keys(CHOICES).forEach((name) => valid(name, (value) => CHOICES[name].includes(value)));
+    const isGPT = kind === "GPT", names = Object.keys(RULES).slice(0, isGPT ? undefined : 3);
+    for (const name of names) check(RULES[name](s?.[name]), `its setting ${name} is wrong`);
     const { vocab_size: V, n_embd: C, block_size: blockSize, n_kv_head: KV, head_size: D, mlp_width: hidden } = s;
     const [nLayer, H] = isGPT ? [s.n_layer, s.n_head] : [0, 0];
     Object.assign(this, { settings: s, bigram: !isGPT, vocabSize: V, blockSize, nLayer, nHead: H, scratch: {} });
@@ -161,16 +158,12 @@ class Network {
   }
 
   /** Return an empty cache of keys and values; its `length` is the number of ids in it. */
-  newCache() {
-    return { length: 0, ids: [], keys: [], values: [] };
-  }
+  newCache = () => ({ length: 0, ids: [], keys: [], values: [] });
 
   /**
-   * Compute one id after those in the cache, and add it to the cache.
-   * @param {Object} [watch] - To be filled: `attention[layer][head]`, the weights over the positions so far; `lens[k]`,
-   *   the logits if the model ended after k layers; `norms[k]`, the length of the residual stream there.
-   * @param {Set<number>} [off] - Heads that add nothing, each as `layer * nHead + head`.
-   * @returns {Float32Array} The logits of the next id, (V).
+   * Compute one id after those in the cache, add it to the cache, and return the (V) logits of the next id. `off` is a
+   * set of heads that add nothing, each as `layer * nHead + head`. `watch`, an object, gets `attention[layer][head]`:
+   * the weights over the positions, `lens[k]`: the logits after k layers, `norms[k]`: the length of the stream there.
    */
   step(id, cache, watch = null, off = null) {
     return this.#run([id], cache, false, watch, off)[0];
@@ -235,42 +228,31 @@ class Network {
   /** Normalise the queries or keys of `count` tokens, the first of which is at `position`, and rotate them. */
   #prepare(x, position, count, heads) {
     const { head_size: D, qk_norm, rope_base } = this.settings, half = D / 2, { fround } = Math;
-    if (qk_norm) normalise(x, count * heads, D, QK_EPS);
+    if (qk_norm) normalise(x, 0, count * heads, D, x, QK_EPS);
     for (let n = 0; !this.positions && n < count * half; n++) {
       const t = Math.floor(n / half), i = n % half; // angles are rounded to float32 as in torch
       const angle = fround((position + t) * fround(rope_base ** -fround(i / half)));
       const cos = Math.cos(angle), sin = Math.sin(angle);
-      for (let head = 0, a = t * heads * D + i; head < heads; head++, a += D) {
-        const xa = x[a], xb = x[a + half];
-        x[a] = xa * cos - xb * sin;
-        x[a + half] = xb * cos + xa * sin;
+      for (let a = t * heads * D + i, b = a + half; a < (t + 1) * heads * D; a += D, b += D) {
+        [x[a], x[b]] = [x[a] * cos - x[b] * sin, x[b] * cos + x[a] * sin];
       }
     }
   }
 
   /** Return a normalised copy of `count` vectors, from vector `from` of x on. */
-  #normalised(x, from, count, [weight, bias]) {
+  #normalised(x, from, count, weights) {
     const { n_embd: C, norm_eps, norm } = this.settings, y = arrayIn(this.scratch, "normalised", count * C);
-    y.set(x.subarray(from * C, (from + count) * C));
-    normalise(y, count, C, norm_eps, norm === "layernorm", weight, bias);
-    return y;
-  }
-
-  /** Add the output of a linear layer to `count` vectors of the residual stream x, from vector `from` on. */
-  #addTo(x, from, count, layer, input) {
-    const C = layer.rows, output = arrayIn(this.scratch, "output", count * C);
-    linear(input, 0, count, layer, output, C);
-    for (let i = 0; i < count * C; i++) x[from * C + i] += output[i];
+    return normalise(x, from * C, count, C, y, norm_eps, norm === "layernorm", weights);
   }
 
   /** Attention: store the keys and values of all T tokens, and add to the tokens from `from` on what they gather. */
   #attend({ norm1, qkv, proj }, layer, x, T, from, cache, watched, off) {
-    const { n_head: H, n_kv_head: KV, head_size: D } = this.settings;
+    const { n_embd: C, n_head: H, n_kv_head: KV, head_size: D } = this.settings;
     const first = cache.length, count = T - from, width = KV * D;
     const normalised = this.#normalised(x, 0, T, norm1), q = arrayIn(this.scratch, "queries", count * H * D);
     const [k, v] = [cache.keys, cache.values].map((all) => arrayIn(all, layer, (first + T) * width));
     const newKeys = k.subarray(first * width);
-    linear(normalised, from, count, qkv, q, H * D);
+    linear(normalised, from * C, count, qkv, q, H * D);
     linear(normalised, 0, T, qkv, newKeys, width, H * D);
     linear(normalised, 0, T, qkv, v.subarray(first * width), width, (H + KV) * D);
     this.#prepare(q, first + from, count, H);
@@ -280,31 +262,31 @@ class Network {
     const weights = arrayIn(this.scratch, "weights", first + T);
     for (let n = 0; n < count * H; n++) { // each head of each token
       const seen = first + from + Math.floor(n / H) + 1, head = n % H, base = Math.floor(head / (H / KV)) * D;
-      multiply(q, n * D, 1, k, base, width, seen, D, weights);
+      multiply(q, n * D, 1, k, base, width, seen, D, weights.fill(0, 0, seen));
       softmaxInPlace(weights, seen);
       if (watched) watched[head] = weights.slice(0, seen);
       for (let j = 0, at = base; j < seen && !off?.has(layer * H + head); j++, at += width) {
         for (let i = 0, weight = weights[j]; i < D; i++) gathered[n * D + i] += weight * v[at + i];
       }
     }
-    this.#addTo(x, from, count, proj, gathered);
+    linear(gathered, 0, count, proj, x.subarray(from * C), C, 0, true);
   }
 
   /** MLP: add its output to the tokens from `from` on. */
   #transform({ norm2, up, gate, down }, x, T, from) {
-    const count = T - from, total = count * up.rows, f = ACTIVATIONS[this.settings.mlp];
+    const { n_embd: C, mlp, mlp_width } = this.settings, count = T - from, total = count * mlp_width;
     const normalised = this.#normalised(x, from, count, norm2), hidden = arrayIn(this.scratch, "hidden", total);
     const inside = gate ? arrayIn(this.scratch, "inside", total) : hidden;
-    linear(normalised, 0, count, up, hidden, up.rows);
-    if (gate) linear(normalised, 0, count, gate, inside, up.rows);
-    for (let i = 0; i < total; i++) hidden[i] = gate ? f(inside[i]) * hidden[i] : f(hidden[i]);
-    this.#addTo(x, from, count, down, hidden);
+    linear(normalised, 0, count, up, hidden, mlp_width);
+    if (gate) linear(normalised, 0, count, gate, inside, mlp_width);
+    for (let i = 0; i < total; i++) hidden[i] = ACTIVATIONS[mlp](inside[i]) * (gate ? hidden[i] : 1);
+    linear(hidden, 0, count, down, x.subarray(from * C), C, 0, true);
   }
 
   /** Return the logits after vector t of the residual stream. */
   #readOut(x, t) {
     const { n_embd: C, softcap: cap } = this.settings, logits = new Float32Array(this.vocabSize);
-    const last = this.norm ? this.#normalised(x, t, 1, this.norm) : x.subarray(t * C);
+    const last = this.norm ? this.#normalised(x, t, 1, this.norm) : x.subarray(t * C, t * C + C);
     linear(last, 0, 1, this.head, logits, logits.length);
     for (let i = 0; cap && i < logits.length; i++) logits[i] = cap * Math.tanh(logits[i] / cap);
     return logits;

@@ -62,23 +62,18 @@ function filterSteps(logits, params, ids = []) {
 const filterLogits = (logits, params, ids = []) => filterSteps(logits, params, ids).at(-1)?.logits ?? logits.slice();
 
 /**
- * Return a function that draws uniform numbers in (0, 1), the same for a seed: xoshiro128++ (Blackman and Vigna,
- * "Scrambled linear pseudorandom number generators", 2021), whose first state is hashed as in MurmurHash3.
+ * Return a function that draws uniform numbers in (0, 1), the same for a seed: a counter, hashed as in SplitMix (Steele
+ * et al., "Fast splittable pseudorandom number generators", 2014), in 32 bits with the finaliser of MurmurHash3.
  */
 function makeRandom(seed) {
-  const state = Uint32Array.from({ length: 4 }, (_, n) => {
-    let hash = (seed >>> 0) + Math.imul(seed / 2 ** 32, 0x9e3779b9) + Math.imul(n + 1, 0x6a09e667);
-    hash = Math.imul(hash ^ (hash >>> 16), 0x85ebca6b);
-    hash = Math.imul(hash ^ (hash >>> 13), 0xc2b2ae35);
-    return hash ^ (hash >>> 16);
-  });
-  const rotated = (number, by) => (number << by) | (number >>> (32 - by));
+  const hash = (number) => {
+    const half = Math.imul(number ^ (number >>> 16), 0x85ebca6b), most = Math.imul(half ^ (half >>> 13), 0xc2b2ae35);
+    return (most ^ (most >>> 16)) >>> 0;
+  };
+  let count = hash(hash(seed) + seed / 2 ** 32);
   return () => {
-    const drawn = (rotated(state[0] + state[3], 7) + state[0]) >>> 0, shifted = state[1] << 9;
-    for (const [to, from] of [[2, 0], [3, 1], [1, 2], [0, 3]]) state[to] ^= state[from];
-    state[2] ^= shifted;
-    state[3] = rotated(state[3], 11);
-    return (drawn + 0.5) / 2 ** 32;
+    count = (count + 0x9e3779b9) >>> 0;
+    return (hash(count) + 0.5) / 2 ** 32;
   };
 }
 

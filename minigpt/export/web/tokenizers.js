@@ -3,13 +3,8 @@
 // Text to ids and back, for all tokenizers of minigpt, whose differences are in their definitions.
 
 /**
- * Make a tokenizer from what minigpt/export/web_tokenizer.py says about it. A text is cut into pieces. A piece is one
- * id if it is in `whole`; if not, it is spelled in characters, or in bytes where these have no ids, and merged.
- * @param {Object} definition - `tokens`: the bytes of each id, each byte a character; `lower`, `nfc`: the cleaning;
- *   `prefix`: the ids before each text; `opening`: the id instead of an empty text; `special`, `whole`, `units`: ids
- *   that are found in a text before it is cut, as a piece, and as a character; `cuts`: regular expressions, whose
- *   matches and the text between them are pieces; `bytes`: the ids of the 256 bytes, null for a byte without one;
- *   `merges`: pairs of ids and what they become, the first pair first; `longest`: how many ids are merged at once.
+ * Make a tokenizer from what `definition_of` in minigpt/export/web_tokenizer.py returned. A text is cut into pieces. A
+ * piece that is not an id as a whole is spelled in characters, or in bytes where these have no ids, and then merged.
  */
 function makeTokenizer(definition) {
   const { lower, nfc, prefix, opening, special, whole, units, bytes, cuts, merges, longest } = definition ?? {};
