@@ -52,9 +52,10 @@ def done(tab: Page) -> None:
 
 def write(tab: Page, count: int) -> None:
     """Let the page write some tokens."""
-    tab.locator("#set-count").fill(str(count))
+    tab.evaluate("count => { state.settings.count = count; makeSliders(); }", count)
     tab.locator("#write").click()
     done(tab)
+    tab.evaluate("scrollTo(0, 0)")
 
 
 def still(browser: Browser, tiny: Path, modern: Path) -> None:
@@ -68,8 +69,11 @@ def still(browser: Browser, tiny: Path, modern: Path) -> None:
         tab.screenshot(path=GUIDE / f"bigram_page{name}.png", full_page=True)
         tab = opened(browser, modern, locale, 1000, 620)
         write(tab, 120)
-        tab.locator("#token-40").click()
-        tab.wait_for_timeout(500)
+        for position in range(30, 100):  # a place where some of the candidates are cut
+            tab.locator(f"#token-{position}").click()
+            tab.wait_for_timeout(200)
+            if 4 <= tab.locator("#why-bars .cut").count() <= 6:
+                break
         tab.screenshot(path=IMAGES / f"page_why{name}.png", full_page=True)
         tab.locator("#stages button").nth(-2).click()
         tab.wait_for_timeout(500)
@@ -85,7 +89,8 @@ def still(browser: Browser, tiny: Path, modern: Path) -> None:
 def film(browser: Browser, page: Path) -> None:
     """Take a moving picture of a run's snapshots."""
     for name, locale in LOCALES.items():
-        tab = opened(browser, page, locale, 980, 640)
+        tab = opened(browser, page, locale, 980, 660)
+        tab.locator("#parameters summary").click()
         tab.locator("#tab-time").click()
         frames = []
         for moment in range(int(tab.locator("#moment").get_attribute("max") or 0) + 1):
