@@ -87,10 +87,11 @@ function makeTokenizer(definition) {
     encode(text) {
       const unspelled = (part) => (specialIds.has(part) ? [] : Array.from(part).filter((letter) => !spelled(letter)));
       const isKnown = cut(text, specialCutter).every((part) => unspelled(part).length === 0);
-      const missing = isKnown ? [] : [...new Set(Array.from(text).flatMap(unspelled))].sort();
+      const missing = new Set(isKnown ? [] : Array.from(text).flatMap(unspelled));
       const parts = [""];
-      for (const letter of text) missing.includes(letter) ? parts.push("") : parts.push(parts.pop() + letter);
-      return { ids: parts.flatMap((part) => cut(part, specialCutter)).flatMap(encodePart), missing };
+      for (const letter of text) missing.has(letter) ? parts.push("") : parts.push(parts.pop() + letter);
+      const ids = parts.flatMap((part) => cut(part, specialCutter)).flatMap(encodePart);
+      return { ids, missing: [...missing].sort() };
     },
   };
 }
