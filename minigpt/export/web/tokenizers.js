@@ -72,12 +72,16 @@ function makeTokenizer(definition) {
     return cutters.reduce((all, cutter) => all.flatMap((piece) => cut(piece, cutter)), [part]).flatMap(encodePiece);
   }
 
-  const decoder = (stream = utf8()) => ({
-    add: (id) => stream.decode(tokens[id], { stream: true }), rest: () => stream.decode(),
-  });
+  const decoder = () => {
+    const stream = utf8();
+    return { add: (id) => stream.decode(tokens[id], { stream: true }), rest: () => stream.decode() };
+  };
   return {
     tokens, prefix, opening, vocabSize: tokens.length, decoder,
-    decode: (ids, stream = decoder()) => ids.map(stream.add).join("") + stream.rest(),
+    decode(ids) {
+      const { add, rest } = decoder();
+      return ids.map(add).join("") + rest();
+    },
     /** Clean a prompt as the training text was. */
     clean(text) {
       const compose = (string) => (nfc ? string.normalize("NFC") : string);
