@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, lack, read
 from test_gpt import randomise
-from test_pretrained_tokenizer import MAKERS, TEXT, bytes_level, ours, sentencepiece
+from test_pretrained_tokenizer import MAKERS, TEXT, bytes_level, gpt2, ours, sentencepiece
 from tokenizers import Regex, pre_tokenizers
 from torch.nn import functional as F
 
@@ -218,9 +218,13 @@ def kinds() -> dict[str, Tokenizer]:
         found[f"char with bytes{name}"] = CharTokenizer.from_text(TEXT, byte_fallback=True, **options)
         found[f"word{name}"] = WordTokenizer.from_text(TEXT, max_vocab_size=330, **options)
         found[f"bpe{name}"] = BPETokenizer.from_text(TEXT, max_vocab_size=330, **options)
-    # The last two merges make one token, and the first of its pairs comes before one of its parts.
-    merges = [(98, 99), (97, 256), (257, 100), (97, 98), (259, 99), (32, 32)]
-    return found | {"bpe with two ways to a token": BPETokenizer(merges)}
+    # abxy has two pairs, and what follows the first one has a rank between theirs: merging the second pair at one place
+    # makes a pair that comes before merging it at the next.
+    merges = [(97, 98), (120, 121), (98, 257), (97, 258), (259, 256), (256, 257), (32, 32)]
+    found["bpe with two pairs for a token"] = BPETokenizer(merges)
+    nested = gpt2()
+    nested.add_special_tokens(["<", "<s><s>"])  # parts of others
+    return found | {"pretrained with nested special tokens": from_definition(nested.to_str(), 400)}
 
 
 NASTY = [
@@ -228,8 +232,9 @@ NASTY = [
     "e\u0301", "É", "ÉE\u0301", "İ", "ΑΣ ΑΣΑ", "ẞß", "ſ K",
     "a\u00a0b", "a \u00a0 b", "\u202f!", "\ufeff a", "a\ufeffb \ufeff", "x\x1cy\x1d \x1f\x85z", "\u200b\u2028\u2029",
     "\x00\x7f",
-    "٣٤ ²½Ⅷ 12345", "👩‍👩‍👧 𝄞🇫🇷", "中文字符", "नमस्ते", "a" * 2000, "ab" * 700, "é" * 600, "abcabcdabc  d   abcd",
-    "\ud800", "a\udc00b", "\udc00\ud800", "\ud800a\ud83d\ude00\udfff", "It's IT'S 'll 'Ve l'œuf",
+    "٣٤ ²½Ⅷ 12345", "👩‍👩‍👧 𝄞🇫🇷", "中文字符", "नमस्ते", "a" * 2000, "ab" * 700, "é" * 600, "abxyabxyabxy  d   abxyaabxy",
+    "xab" * 400, "H\u0331J\u030c", "<s><s><s>",
+    "\ud800", "a\udc00b", "\udc00\ud800", "\ud800a\ud83d\ude00\udfff", "It's IT'S 'll 'Ve l'œuf x'ſa",
     "<s>a</s> <|im_start|><pad>",
     "<<s>s>", "▁", " ▁a▁▁ b", "<0x0A>", "__proto__ constructor toString", "\\d+ $& </script>", "—–«»…“”", "_a_1_",
 ]  # fmt: skip

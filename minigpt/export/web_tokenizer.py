@@ -78,6 +78,7 @@ def _refused(what: str) -> MiniGPTError:
 
 
 def _pretrained(tokenizer: PretrainedTokenizer) -> dict[str, Any]:
+    """Return the values of a definition that differ from those of an empty tokenizer."""
     content = json.loads(tokenizer.backend.to_str())
     model, ids = content["model"], content["model"]["vocab"]
     steps = steps_of(content["pre_tokenizer"])
@@ -92,7 +93,7 @@ def _pretrained(tokenizer: PretrainedTokenizer) -> dict[str, Any]:
     else:
         spaces = [step["replacement"] for step in steps if step["type"] == "Metaspace"]
         spaces += [step["content"] for step in steps_of(content["normalizer"]) if step["type"] == "Replace"]
-        # A space is a letter of its own, so that a token " " would never be found.
+        # The library writes spaces as another character, so it never finds a token " ".
         units = [i for name, i in ids.items() if len(name) == 1 and not (spaces and name == " ")]
         names = {int(match[1], 16): i for name, i in ids.items() if (match := BYTE_NAME.fullmatch(name))}
         of_bytes = [names.get(byte) for byte in range(256)]

@@ -72,12 +72,16 @@ function makeTokenizer(definition) {
     return cutters.reduce((all, cutter) => all.flatMap((piece) => cut(piece, cutter)), [part]).flatMap(encodePiece);
   }
 
-  const decoder = (stream = utf8()) => ({
-    add: (id) => stream.decode(tokens[id], { stream: true }), rest: () => stream.decode(),
-  });
+  const decoder = () => {
+    const stream = utf8();
+    return { add: (id) => stream.decode(tokens[id], { stream: true }), rest: () => stream.decode() };
+  };
   return {
     tokens, prefix, opening, vocabSize: tokens.length, decoder,
-    decode: (ids, stream = decoder()) => ids.map(stream.add).join("") + stream.rest(),
+    decode(ids) {
+      const { add, rest } = decoder();
+      return ids.map(add).join("") + rest();
+    },
     /** Clean a prompt as the training text was. */
     clean(text) {
       const compose = (string) => (nfc ? string.normalize("NFC") : string);
@@ -87,10 +91,11 @@ function makeTokenizer(definition) {
     encode(text) {
       const unspelled = (part) => (specialIds.has(part) ? [] : Array.from(part).filter((letter) => !spelled(letter)));
       const isKnown = cut(text, specialCutter).every((part) => unspelled(part).length === 0);
-      const missing = isKnown ? [] : [...new Set(Array.from(text).flatMap(unspelled))].sort();
+      const missing = new Set(isKnown ? [] : Array.from(text).flatMap(unspelled));
       const parts = [""];
-      for (const letter of text) missing.includes(letter) ? parts.push("") : parts.push(parts.pop() + letter);
-      return { ids: parts.flatMap((part) => cut(part, specialCutter)).flatMap(encodePart), missing };
+      for (const letter of text) missing.has(letter) ? parts.push("") : parts.push(parts.pop() + letter);
+      const ids = parts.flatMap((part) => cut(part, specialCutter)).flatMap(encodePart);
+      return { ids, missing: [...missing].sort() };
     },
   };
 }
