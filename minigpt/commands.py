@@ -46,7 +46,7 @@ LARGEST_BATCH = 16  # the number of samples that are drawn at once
 
 def main() -> int:
     """Run the installed command, `minigpt COMMAND ...`, and return the exit status as `run` does."""
-    functions: list[Callable[[list[str]], int]] = [train, generate, evaluate, export, app, sweep]
+    functions: list[Callable[[list[str]], int]] = [train, generate, evaluate, compare, export, app, sweep]
     commands = {function.__name__: function for function in functions}
     name = sys.argv[1] if sys.argv[1:] else "--help"
     if name in commands:
@@ -294,6 +294,39 @@ def evaluate(args: list[str]) -> int:
                 note(str(drawing))
     on_a_terminal = sys.stdout.isatty() and not asked.json
     print("\n".join(as_table(scores)) if on_a_terminal else json.dumps(scores, indent=2))
+    return 0
+
+
+def compare(args: list[str]) -> int:
+    """Compare trained models on one text, with the uncertainty of the difference."""
+    parser = Parser(
+        "compare",
+        "Compare trained models on one text: their scores, their differences with 95 % intervals, and where they "
+        "differ. Prints a report on a terminal, and JSON to a pipe or a file.",
+        "allow_code", "device",
+    )  # fmt: skip
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN",
+        help="a run folder, a file, 'last' or RUN@STEP; or a recipe's name or a folder, for all its runs as seeds",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data.path", dest="path", default=None, help="a text to score instead of the runs' validation text"
+    )
+    parser.add_argument(
+        "--data.encoding", dest="encoding", default=None, help="the encoding of that text, if it is not detected"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON on a terminal too")
+    asked = parser.parse(args)
+    if asked.encoding and asked.path is None:
+        raise MiniGPTError("--data.encoding is for a text given with --data.path. Pass one, or omit --data.encoding.")
+
+    announce("torch")
+
+    from minigpt.comparison import as_json, as_lines, find_sides, score_all
+
+    sides = score_all(find_sides(asked.runs), asked.path, asked.encoding, asked.device, asked.allow_code)
+    on_a_terminal = sys.stdout.isatty() and not asked.json
+    print("\n".join(as_lines(sides)) if on_a_terminal else json.dumps(as_json(sides), indent=2))
     return 0
 
 
