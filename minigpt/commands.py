@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -411,6 +412,30 @@ def _without_proxy() -> Iterator[None]:
 
 def train(args: list[str]) -> int:
     """Train a model from a recipe, or continue a run."""
+    from minigpt.training.repeated import SeedGroup, split
+
+    seeds, args = split(args)
+    if not seeds:
+        return _train(args)
+    group = SeedGroup(args)
+    try:
+        for n, seed in enumerate(seeds, 1):
+            note(message("seed_begins", seed, n, len(seeds)))
+            _train([*args, *group.arguments(seed)], partial(group.add, seed))
+    except (SystemExit, KeyboardInterrupt):
+        note(message("seeds_again"))
+        raise
+    print("\n".join(["", *group.summary(seeds)]))
+    return 0
+
+
+def _train(args: list[str], begin: Callable[[Path], None] | None = None) -> int:
+    """Train one run, and report it.
+
+    Args:
+        args: The command line.
+        begin: Called with the run folder before the first step.
+    """
     if not any(re.match(r"(-h|--([\w.]+\.)?help)(=|$)", arg) for arg in args):
         announce("torch", "lightning")
 
@@ -420,6 +445,10 @@ def train(args: list[str]) -> int:
     from minigpt.training.distributed import full_network
 
     cli = MiniGPTCLI(args)
+    if begin:
+        if cli.trainer.world_size > 1 or cli.run_dir is None:
+            raise MiniGPTError("--seeds trains on one device, and in a run folder. Leave it out.")
+        begin(cli.run_dir)
     if cli.stopped:
         note(message("was_stopped_early", cli.checkpoint, cli.start_step, cli.stopped))
         note(message("raise_max_steps"))

@@ -54,7 +54,7 @@ def test_the_version_is_printed(program):
     ("args", "sentence"),
     [
         (["trian", "--config", "tiny"], "Unknown command 'trian'. Did you mean 'train'?"),
-        (["zzz"], "Unknown command 'zzz'. The commands are train, generate, evaluate, export, app, sweep."),
+        (["zzz"], "Unknown command 'zzz'. The commands are train, generate, evaluate, compare, export, app, sweep."),
         (["--config", "tiny"], "'--config' needs a command before it, such as: "),
         (["generate", "--promt", "a"], "Unknown option '--promt'. Did you mean '--prompt'?"),
         (["generate"], "There is no run under lightning_logs/ yet. Start one: "),

@@ -122,6 +122,14 @@ class MiniGPTCLI(LightningCLI):
         recipe.help = "The recipe: a file, or a name in configs/, such as tiny. A later one overrides an earlier one."
         parser.add_argument("--seed_everything", type=int, default=1337, help="The seed of all random numbers.")
         parser.add_argument(
+            "--seeds",
+            type=str | None,
+            default=None,
+            metavar="N",
+            help="Train N runs with the seeds 1 to N one after the other, or with the seeds of a list such as 1,2,7. "
+            "The same command continues an interrupted group.",
+        )
+        parser.add_argument(
             "--ckpt_path",
             type=str | None,
             default=None,
@@ -419,9 +427,10 @@ class MiniGPTCLI(LightningCLI):
             ) from error
 
     def _recipe(self) -> str:
-        """Return all settings as YAML, without --config, --ckpt_path, --init_from and --allow_code."""
+        """Return all settings as YAML, without --config, --seeds, --ckpt_path, --init_from and --allow_code."""
         recipe = self.config.clone()
         recipe.pop("config")
+        recipe.pop("seeds")
         recipe.pop("ckpt_path")
         recipe.pop("init_from")
         recipe.pop("allow_code")

@@ -168,7 +168,7 @@ class TrainParser(LightningArgumentParser):
 
     def _check_recipe(self, path: str) -> None:
         recipe = self.recipe(path).settings
-        for key in ("allow_code", "config", "help", "print_config"):
+        for key in ("allow_code", "config", "help", "print_config", "seeds"):
             if recipe.get(key) is not None:
                 raise MiniGPTError(
                     f"The config file '{path}' sets {key}, which only the command line can set. Remove it."

@@ -1,0 +1,106 @@
+"""Training one recipe with several seeds: ordinary runs, which the same command finds again after an interruption."""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from minigpt import files, runs
+from minigpt.command_line import short
+from minigpt.errors import MiniGPTError, writing
+from minigpt.inspection.curves import read_curves
+from minigpt.words import message
+
+FLAG = "--seeds"
+MOST_SEEDS = 100
+
+
+def split(args: Sequence[str]) -> tuple[list[int], list[str]]:
+    """Take --seeds out of a command line, and return the seeds and the other arguments.
+
+    Raises:
+        MiniGPTError: The seeds are not a number of seeds or a list of different ones, or a single seed or run is given
+            as well.
+    """
+    rest: list[str] = []
+    value: str | None = None
+    words = iter(args)
+    for word in words:
+        flag, equals, after = word.partition("=")
+        if flag == FLAG:
+            value = after if equals else next(words, "")
+        else:
+            rest.append(word)
+    if value is None:
+        return [], rest
+    for other in ("--seed_everything", "--ckpt_path"):
+        if any(word.split("=")[0] == other for word in rest):
+            raise MiniGPTError(f"{FLAG} trains several runs, and {other} is for one. Leave one of them out.")
+    return _seeds(value), rest
+
+
+def _seeds(value: str) -> list[int]:
+    """Return the seeds that `3` (1, 2 and 3) or `1,2,7` names."""
+    try:
+        seeds = [int(word) for word in value.split(",")]
+    except ValueError:
+        seeds = []
+    if len(seeds) == 1 and "," not in value:
+        seeds = list(range(1, seeds[0] + 1)) if seeds[0] <= MOST_SEEDS else []
+    if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
+        raise MiniGPTError(
+            f"{FLAG} is '{value}'. Pass how many seeds (up to {MOST_SEEDS}), such as 3, or a list such as 1,2,7."
+        )
+    return seeds
+
+
+class SeedGroup:
+    """The runs of one command with several seeds, by their seeds, in a file under `lightning_logs/`.
+
+    Args:
+        args: The command line without --seeds; another command line is another group.
+    """
+
+    def __init__(self, args: Sequence[str]):
+        name = sha256("\0".join(args).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+        self.file = Path(runs.ROOT) / f"seeds-{name}.json"
+        self.runs: dict[int, Path] = {}
+        try:
+            for seed, run in json.loads(self.file.read_text(encoding="utf-8")).items():
+                self.runs[int(seed)] = Path(os.path.normpath(self.file.parent / run))
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            raise MiniGPTError(
+                f"The list of runs '{self.file}' is damaged. Delete it to train all seeds anew."
+            ) from error
+
+    def arguments(self, seed: int) -> list[str]:
+        """Return the arguments that train a seed, or continue its run."""
+        run = self.runs.get(seed)
+        has_checkpoint = run is not None and (run / "checkpoints" / "last.ckpt").exists()
+        return ["--seed_everything", str(seed), *(["--ckpt_path", str(run)] if has_checkpoint else [])]
+
+    def add(self, seed: int, run: Path) -> None:
+        """Note the run of a seed, before its first step."""
+        self.runs[seed] = run
+        paths = {str(seed): os.path.relpath(run, self.file.parent) for seed, run in sorted(self.runs.items())}
+        with writing(self.file.parent, "--trainer.default_root_dir"):
+            temporary = files.fresh(self.file)
+            temporary.write_text(json.dumps(paths, indent=2), encoding="utf-8")
+            os.replace(temporary, self.file)
+
+    def summary(self, seeds: Iterable[int]) -> list[str]:
+        """Return the lines of a table: the bits per character of each run, their mean and their standard deviation."""
+        lines, scores = [], []
+        for seed in seeds:
+            points = read_curves(self.runs[seed]).scalars.get("val/bits_per_char", [])
+            if points:
+                scores.append(points[-1][1])
+                lines.append(message("seed_row", seed, points[-1][1], short(self.runs[seed])))
+        if len(scores) > 1:
+            lines.append(message("seed_mean", len(scores), np.mean(scores), np.std(scores, ddof=1)))
+        return lines
