@@ -25,7 +25,7 @@ from minigpt.training.callbacks import Figures, Samples
 from minigpt.training.checkpointing import Checkpoints
 
 # The pages in the order in which a reader would go through them; each has a French page beside it.
-PAGES = ("README.md", "docs/reference.md", "docs/export.md", "docs/lightning.md")
+PAGES = ("README.md", "docs/reference.md", "docs/export.md", "docs/lightning.md", "docs/comparing.md")
 TEXT_PAGES = ("docs/finetuning.md",)  # their commands take minutes, or need a network
 # uv fetches PyTorch's builds for CPUs from an index of PyTorch's own.
 CPU_ONLY = (
