@@ -1,47 +1,27 @@
-"""The web page: generate text, inspect a model's predictions, and compare two models.
+"""The page itself, and its server."""
 
-Everything shown as HTML goes through `escape`, since a model may write anything.
-"""
-
-import base64
 import errno
-import os
 import random
 import socket
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
-from html import escape
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # Gradio reads it on import
 
 import gradio as gr
 import torch
 
 from minigpt import runs
+from minigpt.app.pictures import bars, ids_of, picture, surprise
+from minigpt.app.store import ModelStore
+from minigpt.app.visitors import Problem, say
 from minigpt.command_line import first_training
 from minigpt.errors import MiniGPTError
-from minigpt.generation.checks import block_size_of
-from minigpt.generation.text import LanguageModel
-from minigpt.inspection.introspection import (
-    attention,
-    attention_size,
-    is_bigram,
-    name_of,
-    next_probabilities,
-    surprisal,
-)
-from minigpt.words import LABELS, message
+from minigpt.inspection.introspection import attention_size
+from minigpt.words import LABELS
 
-MAX_LOADED = 4  # models kept in memory
 MAX_CONCURRENT = 16  # visitors whose text is generated at the same time
 UPDATE_SECONDS = 0.1  # least time between two updates of a text
-MAX_INSPECTED = 600  # characters at the end of a text that are inspected
-BARS = 12  # tokens in the bar chart
-FULL_COLOUR_BITS = 6.0  # the surprisal at which a token has the full colour
 PROMPTS = ["un matin,", "le soir,", "la petite fille", "dans la forêt"]
 I18N = gr.I18n(**LABELS)
 
@@ -73,101 +53,7 @@ element.addEventListener('keydown', event => event.key === 'Enter' && pick(event
 """
 
 
-class ModelStore:
-    """The checkpoints that the page offers, with a cache of the models used last.
-
-    Args:
-        ckpt_path: The checkpoint to offer first: `last`, a run folder or a file, also outside `lightning_logs/`.
-        device: The device of the models.
-        allow_code: The modules outside minigpt whose networks may be imported.
-
-    Raises:
-        MiniGPTError: The checkpoint does not exist.
-    """
-
-    def __init__(self, ckpt_path: str = "last", device: str = "cpu", allow_code: Sequence[str] = ()):
-        self.device = device
-        self.allow_code = allow_code
-        self.named = None if ckpt_path == "last" else str(runs.find_checkpoint(ckpt_path))
-        self._model = lru_cache(MAX_LOADED)(self._read)
-        self._lock = threading.Lock()
-
-    def files(self) -> list[str]:
-        """Return the checkpoint files: first the one named at the start, then those of the newest runs."""
-        newest_first = sorted(Path(runs.ROOT).glob("*/version_*/checkpoints/*.ckpt"), key=_age)
-        files = [str(file) for file in newest_first if file.stem in ("best", "last")]
-        return list(dict.fromkeys([self.named, *files] if self.named else files))
-
-    def resolve(self, chosen: str | None) -> str:
-        """Return the file for a visitor's choice: one of `files`, the run folder of one, or `last`.
-
-        Raises:
-            Problem: There is no run, or no such checkpoint.
-        """
-        files = self.files()
-        if not files:
-            raise Problem("no_run", first_training())
-        if chosen in (None, "", "last"):
-            return files[0]
-        try:
-            file = str(runs.find_checkpoint(chosen))
-        except MiniGPTError:
-            file = chosen
-        if file not in files:  # visitors may load only what the page offers
-            raise Problem("gone", chosen)
-        return file
-
-    def load(self, chosen: str | None) -> LanguageModel:
-        """Return the model for a visitor's choice.
-
-        Raises:
-            Problem: The checkpoint does not exist or cannot be read.
-        """
-        file = self.resolve(chosen)
-        with self._lock:  # so that a model that several visitors request is loaded once
-            try:
-                return self._model(file, os.stat(file).st_mtime_ns)
-            except OSError as error:
-                raise Problem("gone", file) from error
-            except runs.MissingBase as error:
-                raise Problem("no_base", file) from error
-            except MiniGPTError as error:
-                raise Problem("broken", file) from error
-
-    def _read(self, file: str, written: int) -> LanguageModel:
-        return runs.language_model(runs.read_checkpoint(Path(file)), self.device, allow_code=self.allow_code)
-
-
-class Problem(Exception):
-    """An error to show to the visitor, by its name in `MESSAGES`."""
-
-    def __init__(self, name: str, *values: object):
-        super().__init__(name)
-        self.name, self.values = name, values
-
-    def message(self, request: gr.Request | None) -> str:
-        """Return the message in the visitor's language."""
-        return "⚠ " + _say(request, self.name, *self.values)
-
-
-def _age(file: Path) -> tuple[int, str]:
-    try:
-        newest = max(other.stat().st_mtime_ns for other in file.parent.glob("*.ckpt"))
-    except (OSError, ValueError):  # deleted in the meantime
-        newest = 0
-    return -newest, str(file)
-
-
-def _language(request: gr.Request | None) -> str:
-    languages = (request.headers.get("accept-language", "") if request and request.headers else "").lower()
-    return "fr" if languages.startswith("fr") else "en"
-
-
-def _say(request: gr.Request | None, name: str, *values: object) -> str:
-    return message(name, *values, language=_language(request))
-
-
-def _sampling(temperature: float, top_k: int, top_p: float, min_p: float) -> dict:
+def filters(temperature: float, top_k: int, top_p: float, min_p: float) -> dict:
     return {"temperature": temperature, "top_k": int(top_k) or None, "top_p": top_p, "min_p": min_p or None}
 
 
@@ -187,11 +73,11 @@ def write(
         for char in cleaned:
             left_out.pop(char, None)
         seed = random.randrange(2**31) if seed is None else int(seed)
-        notice = _say(request, "seed", seed)
+        notice = say(request, "seed", seed)
         if left_out:
-            notice = _say(request, "left_out", " ".join(f"`{char}`" for char in left_out)) + f" · {notice}"
+            notice = say(request, "left_out", " ".join(f"`{char}`" for char in left_out)) + f" · {notice}"
         steps = lm.stream_batch(
-            [ids] * int(num_samples), int(max_new_tokens), **_sampling(temperature, top_k, top_p, min_p),
+            [ids] * int(num_samples), int(max_new_tokens), **filters(temperature, top_k, top_p, min_p),
             seed=seed, stop=stop or None,
         )  # fmt: skip
         texts, shown = [[cleaned] for _ in range(int(num_samples))], time.monotonic()
@@ -212,69 +98,6 @@ def _joined(texts: list[list[str]]) -> str:
     return "\n---\n".join("".join(text) for text in texts)
 
 
-def ids_of(lm: LanguageModel, text: str) -> list[int]:
-    """Return the ids of the last `MAX_INSPECTED` characters of the first text in a text box."""
-    text = text.split("\n---\n")[0][-MAX_INSPECTED:]
-    return lm.encode_prompt(text, unknown="skip")
-
-
-def surprise(lm: LanguageModel, ids: list[int], picked: int) -> str:
-    """Return a text as HTML, with each token coloured by its surprisal; the first token has none."""
-    spans = []
-    for position, (token, bits) in enumerate(zip(ids, [0.0, *surprisal(lm.model, ids).tolist()], strict=True)):
-        red = min(bits / FULL_COLOUR_BITS, 1) * 0.75
-        spans.append(
-            f'<span role="button" tabindex="0" data-position="{position}" '
-            f'class="{"picked" if position == picked else ""}" '
-            f'title="{bits:.1f} bits" style="background: rgba(228, 87, 46, {red:.2f})">'
-            f"{escape(lm.tokenizer.decode([token]))}</span>"
-        )
-    return f'<div class="surprise">{"".join(spans)}</div>'
-
-
-def bars(lm: LanguageModel, ids: list[int], position: int, sampling: dict, request: gr.Request | None) -> str:
-    """Return a table, as HTML, of the probabilities at a position, before and after the sampling filters."""
-    before, after = next_probabilities(lm.model, ids[:position], **sampling)
-    likeliest = before.topk(min(BARS, len(before))).indices.tolist()
-    if ids[position] not in likeliest:
-        likeliest[-1] = ids[position]
-    rows = []
-    for token in likeliest:
-        came = f" ← {_say(request, 'came')}" if token == ids[position] else ""
-        cells = "".join(
-            f'<td><i class="{kind}" style="width: {p * 70:.1f}%"></i> {p:.1%}</td>'
-            for kind, p in (("before", before[token].item()), ("after", after[token].item()))
-        )
-        cut = "cut" if after[token] == 0 else ""
-        rows.append(f'<tr class="{cut}"><td>{escape(name_of(lm.tokenizer.decode([token])))}{came}</td>{cells}</tr>')
-    context = escape(name_of(lm.tokenizer.decode(ids[max(0, position - 24) : position])))
-    heads = "".join(f"<th>{_say(request, name)}</th>" for name in ("model", "left"))
-    caption = f"<caption>{_say(request, 'picked', context)}</caption>"
-    return f'<table class="bars">{caption}<tr><th></th>{heads}</tr>{"".join(rows)}</table>'
-
-
-def picture(lm: LanguageModel, ids: list[int], layer: int, head: int, request: gr.Request | None) -> str:
-    """Return an HTML image: a bigram model's transition table, or the attention of one head of one layer."""
-    from minigpt.inspection import figures  # imports matplotlib
-
-    language = _language(request)
-    if is_bigram(lm.model):
-        drawn = figures.draw_transitions(lm.model, lm.tokenizer, language=language)
-    elif size := attention_size(lm.model):
-        ids = ids[-min(block_size_of(lm.model, len(ids)), 48) :]
-        layer, head = min(layer, size[0]), min(head, size[1])
-        title = message("figure_head", layer, head, language=language)
-        try:
-            weights = attention(lm.model, ids)[layer - 1, head - 1]
-        except MiniGPTError as error:
-            return f"<p>⚠ {escape(str(error))}</p>"
-        drawn = figures.draw_head(weights, figures.names_of(lm.tokenizer, ids), title, language)
-    else:
-        return ""
-    data = base64.b64encode(drawn.png()).decode()
-    return f'<div class="figure"><img alt="" src="data:image/png;base64,{data}"></div>'
-
-
 def build(store: ModelStore) -> gr.Blocks:
     """Build the page."""
 
@@ -292,7 +115,7 @@ def build(store: ModelStore) -> gr.Blocks:
         offered = choices()
         files = [file for _, file in offered]
         left, right = (old if old in files else new for old, new in zip((chosen, other), two(files), strict=True))
-        notice = "" if offered else "⚠ " + _say(request, "no_run", first_training())
+        notice = "" if offered else "⚠ " + say(request, "no_run", first_training())
         return gr.update(choices=offered, value=left), gr.update(choices=offered, value=right), notice
 
     def generate(
@@ -329,7 +152,7 @@ def build(store: ModelStore) -> gr.Blocks:
                 gr.update(visible=sizes is not None, maximum=max(2, size), value=min(value, size))
                 for size, value in zip(sizes or (2, 2), (layer, head), strict=True)
             ]
-            sampling = _sampling(temperature, top_k, top_p, min_p)
+            sampling = filters(temperature, top_k, top_p, min_p)
             inside = picture(lm, ids[:-1], layer, head, request)
             chart = bars(lm, ids, position, sampling, request)
             return surprise(lm, ids, position), chart, inside, *sliders, position, ""
@@ -346,7 +169,7 @@ def build(store: ModelStore) -> gr.Blocks:
         position = min(max(int(event.index), 0), len(ids) - 1)
         if position < 1:
             return "", gr.skip(), gr.skip(), gr.skip()
-        sampling = _sampling(temperature, top_k, top_p, min_p)
+        sampling = filters(temperature, top_k, top_p, min_p)
         inside = picture(lm, ids[:position], layer, head, request)
         return bars(lm, ids, position, sampling, request), inside, position, gr.skip()
 
