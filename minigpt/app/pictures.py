@@ -33,7 +33,7 @@ def ids_of(lm: LanguageModel, text: str) -> list[int]:
     return lm.encode_prompt(text, unknown="skip")
 
 
-def surprise(lm: LanguageModel, ids: list[int], picked: int) -> str:
+def surprise(lm: LanguageModel, ids: list[int], picked: int, request: gr.Request | None = None) -> str:
     """Return a text as HTML, with each token coloured by its surprisal; the first token has none."""
     spans = []
     for position, (token, bits) in enumerate(zip(ids, [0.0, *surprisal(lm.model, ids).tolist()], strict=True)):
@@ -41,7 +41,7 @@ def surprise(lm: LanguageModel, ids: list[int], picked: int) -> str:
         spans.append(
             f'<span role="button" tabindex="0" data-position="{position}" '
             f'class="{"picked" if position == picked else ""}" '
-            f'title="{bits:.1f} bits" style="background: rgba(228, 87, 46, {red:.2f})">'
+            f'title="{say(request, "surprisal", bits)}" style="background: rgba(228, 87, 46, {red:.2f})">'
             f"{escape(lm.tokenizer.decode([token]))}</span>"
         )
     return f'<div class="surprise">{"".join(spans)}</div>'
@@ -57,7 +57,7 @@ def bars(lm: LanguageModel, ids: list[int], position: int, sampling: dict, reque
     for token in likeliest:
         came = f" ← {say(request, 'came')}" if token == ids[position] else ""
         cells = "".join(
-            f'<td><i class="{kind}" style="width: {p * 70:.1f}%"></i> {p:.1%}</td>'
+            f'<td><i class="{kind}" style="width: {p * 60:.1f}%"></i> {say(request, "share", p)}</td>'
             for kind, p in (("before", before[token].item()), ("after", after[token].item()))
         )
         cut = "cut" if after[token] == 0 else ""

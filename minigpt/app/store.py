@@ -1,6 +1,7 @@
 """The models that the page offers."""
 
 import os
+import re
 import threading
 from collections.abc import Sequence
 from functools import lru_cache
@@ -37,8 +38,23 @@ class ModelStore:
     def files(self) -> list[str]:
         """Return the checkpoint files: first the one named at the start, then those of the newest runs."""
         newest_first = sorted(Path(runs.ROOT).glob("*/version_*/checkpoints/*.ckpt"), key=_age)
-        files = [str(file) for file in newest_first if file.stem in ("best", "last")]
-        return list(dict.fromkeys([self.named, *files] if self.named else files))
+        files: dict[Path, list[str]] = {}  # of each run
+        for file in newest_first:
+            if file.stem in ("best", "last"):
+                files.setdefault(file.parent.parent, []).append(str(file))
+        for run, of_run in files.items():
+            of_run += [str(snapshots(run)[step]) for step in sorted(snapshots(run), reverse=True)]
+        named = [self.named] if self.named else []
+        return list(dict.fromkeys([*named, *(file for of_run in files.values() for file in of_run)]))
+
+    def two(self) -> tuple[str | None, str | None]:
+        """Return the first file, and one to compare it with: of another run, or an early one of the same run."""
+        files = self.files()
+        if not files:
+            return None, None
+        first = files[0]
+        others = [file for file in files if run_of(file) != run_of(first)] or files[:0:-1]
+        return first, next(iter(others), first)
 
     def resolve(self, chosen: str | None) -> str:
         """Return the file for a visitor's choice: one of `files`, the run folder of one, or `last`.
@@ -76,8 +92,38 @@ class ModelStore:
             except MiniGPTError as error:
                 raise Problem("broken", file) from error
 
+    def as_web_page(self, chosen: str | None) -> tuple[str, bytes]:
+        """Return a checkpoint as a web page that generates text by itself, and a name for its file.
+
+        Raises:
+            Problem: The checkpoint does not exist or cannot be read, or a web page cannot compute its network.
+        """
+        from minigpt.export import files_of
+
+        file = Path(self.resolve(chosen))
+        try:
+            _, checkpoint, lm = runs.open_checkpoint(file, allow_code=self.allow_code)
+            content = files_of("html", checkpoint, lm, "int8")["index.html"]
+        except MiniGPTError as error:
+            raise Problem("no_export", error) from error
+        run = run_of(file)
+        parts = [run.parent.name, run.name, file.stem] if run else [file.stem]
+        return f"{'-'.join(parts)}.html", content
+
     def _read(self, file: str, written: int) -> LanguageModel:
         return runs.language_model(runs.read_checkpoint(Path(file)), self.device, allow_code=self.allow_code)
+
+
+def run_of(file: str | Path) -> Path | None:
+    """Return the run folder of a checkpoint or a snapshot; None if it is in none."""
+    path = Path(file)
+    return path.parent.parent if path.parent.name in ("checkpoints", "snapshots") else None
+
+
+def snapshots(run: Path) -> dict[int, Path]:
+    """Return the weights that a run has kept of its steps, by step."""
+    files = {re.fullmatch(r"step_0*(\d+)", file.stem): file for file in run.glob("snapshots/step_*.safetensors")}
+    return {int(match[1]): file for match, file in files.items() if match}
 
 
 def _age(file: Path) -> tuple[int, str]:
