@@ -279,7 +279,9 @@ class Parser(argparse.ArgumentParser):
 # The options that several commands share.
 SHARED: dict[str, dict[str, Any]] = {
     "ckpt_path": {
-        "default": "last", "help": "`last` (the newest run), a run folder, a checkpoint, or a folder of Hugging Face",
+        "default": "last",
+        "help": "`last` (the newest run), a run folder, RUN@STEP for a snapshot, a checkpoint, or a folder of Hugging "
+        "Face",
     },
     "allow_code": {
         "action": "append", "default": [], "metavar": "MODULE",

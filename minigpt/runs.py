@@ -1,28 +1,25 @@
 """Finding and loading checkpoints, without Lightning.
 
-A checkpoint is given as `last`, a run folder or a file. A run is a folder such as `lightning_logs/tiny/version_0`, with
-`checkpoints/last.ckpt` and `checkpoints/best.ckpt`. A folder that `minigpt export --format safetensors` wrote, or a
-folder of Hugging Face, is read as a checkpoint too.
+A checkpoint is given as `last`, a run folder, `RUN@STEP` or a file. A run is a folder such as
+`lightning_logs/tiny/version_0`, with `checkpoints/last.ckpt` and `checkpoints/best.ckpt`, and perhaps with snapshots of
+other steps in `snapshots/`. A folder that `minigpt export --format safetensors` wrote, or a folder of Hugging Face, is
+read as a checkpoint too.
 """
 
 import glob
-import json
 import os
 import re
-import zipfile
 from collections.abc import Collection
 from contextlib import suppress
-from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from packaging.version import InvalidVersion, Version
 from torch import nn
 
-import minigpt
-from minigpt.command_line import command, first_training
+from minigpt.checkpoints import EXPORTED, SNAPSHOT, checksum, is_snapshot, read
+from minigpt.command_line import first_training
 from minigpt.cpu.int8 import quantize_checked
 from minigpt.cpu.layers import order_weights
 from minigpt.data import tokenizers
@@ -33,11 +30,9 @@ from minigpt.generation.text import LanguageModel
 from minigpt.models import NETWORKS, build_network, device_of
 from minigpt.models.gpt import GPT
 from minigpt.models.merging import merged
-from minigpt.models.pretrained import CONFIG, LARGEST_BLOCK, PICKLE, build_around, read_pretrained
+from minigpt.models.pretrained import CONFIG, LARGEST_BLOCK, PICKLE, build_around
 
 ROOT = "lightning_logs"
-EXPORTED = "minigpt.json"  # beside model.safetensors, in a folder that `minigpt export` wrote
-USUAL_BLOCK = 1024  # tokens in a window, unless asked for more, of models that take longer ones: attention costs T ** 2
 # The files of a model on the hub that are downloaded.
 HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*.json", "LICENSE*"]
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -78,32 +73,39 @@ def newest_run(name: str | None = None, root: str | Path = ROOT) -> Path | None:
 def run_of(file: Path) -> Path | None:
     """Return the run folder of a checkpoint file, or of the file that a link points to; None if it is in none."""
     file = file.resolve() if file.is_symlink() else file
-    return file.parent.parent if file.parent.name == "checkpoints" else None
+    return file.parent.parent if file.parent.name in ("checkpoints", "snapshots") else None
+
+
+def snapshots(run_dir: Path) -> dict[int, Path]:
+    """Return the snapshot files of a run by their steps, in ascending order."""
+    files = [(SNAPSHOT.fullmatch(file.name), file) for file in (run_dir / "snapshots").glob("step_*.safetensors")]
+    return dict(sorted((int(match[1]), file) for match, file in files if match))
 
 
 def find_checkpoint(
     ckpt_path: str | Path = "last", prefer: tuple[str, ...] = ("best", "last"), flag: str = "--ckpt_path"
 ) -> Path:
-    """Return the checkpoint file that `last`, a folder or a file names.
+    """Return the checkpoint file that `last`, a folder, `RUN@STEP` or a file names.
 
     Args:
         ckpt_path: `last` for the newest run under `lightning_logs/`, a run folder, a checkpoint file, or a folder of
-            an export or of Hugging Face. In these two, the checkpoint is the .json file beside the weights.
+            an export or of Hugging Face. In these two, the checkpoint is the .json file beside the weights. After
+            `last` or a run folder, `@100` means the snapshot of step 100, and `@best` and `@last` the checkpoints.
         prefer: The checkpoints of a run folder to look for, in this order.
         flag: The option that messages name.
 
     Raises:
-        MiniGPTError: There is no run yet, or no checkpoint at this path.
+        MiniGPTError: There is no run yet, no checkpoint at this path, or no snapshot of this step.
     """
     if str(ckpt_path) == "last":
-        run = newest_run()
-        if run is None:
-            raise MiniGPTError(f"There is no run under {ROOT}/ yet. Start one: {first_training()}")
+        run = _last_run()
     else:
         if not str(ckpt_path):
             raise MiniGPTError(f"{flag} is empty. Pass a run folder, a checkpoint file, or 'last'.")
         run = Path(os.path.expanduser(ckpt_path))
-        if run.suffix == ".safetensors" and run.is_file():
+        if "@" in run.name and not run.exists() and (file := _find_point(str(ckpt_path))):
+            return file
+        if run.suffix == ".safetensors" and run.is_file() and not is_snapshot(run):
             run = run.parent
         if _is_checkpoint(run):
             return run
@@ -121,6 +123,45 @@ def find_checkpoint(
     if any(run.glob("*.safetensors")) or (run / PICKLE).exists():
         raise MiniGPTError(f"The folder '{run}' has weights, but no {CONFIG}. Download it again, or pass a run.")
     raise MiniGPTError(f"The folder '{run}' holds no checkpoint (checkpoints/{prefer[-1]}.ckpt). Pass a different run.")
+
+
+def _last_run() -> Path:
+    run = newest_run()
+    if run is None:
+        raise MiniGPTError(f"There is no run under {ROOT}/ yet. Start one: {first_training()}")
+    return run
+
+
+def _find_point(ckpt_path: str) -> Path | None:
+    """Return the file for `RUN@STEP`, `RUN@best` or `RUN@last`; None if there is no folder RUN.
+
+    Raises:
+        MiniGPTError: The run does not have this file, or there is something else after the @.
+    """
+    name, _, point = ckpt_path.rpartition("@")
+    run = _last_run() if name == "last" else Path(os.path.expanduser(name))
+    if not name or not run.is_dir():
+        return None
+    if point in ("best", "last"):
+        file = run / "checkpoints" / f"{point}.ckpt"
+        if not _is_checkpoint(file):
+            raise MiniGPTError(f"The folder '{run}' holds no checkpoints/{point}.ckpt. Pass a different run.")
+        return file
+    if not re.fullmatch("[0-9]{1,18}", point):
+        raise MiniGPTError(f"'{point}' after the @ of '{ckpt_path}' is not a step. Pass a number, best or last.")
+    kept = snapshots(run)
+    if not kept:
+        raise MiniGPTError(
+            f"The run '{run}' has no snapshots, so its weights of step {int(point)} are lost. Train with "
+            f"--checkpoint.snapshots 10 to keep some, or pass {name}."
+        )
+    if int(point) not in kept:
+        nearest = min(kept, key=lambda step: abs(step - int(point)))
+        raise MiniGPTError(
+            f"The run '{run}' has no snapshot of step {int(point)}. The nearest is of step {nearest}: pass "
+            f"{name}@{nearest}."
+        )
+    return kept[int(point)]
 
 
 def find_source(name: str | Path) -> Path:
@@ -165,28 +206,12 @@ def _download(name: str) -> Path:
         ) from error
 
 
-def checksum(file: Path) -> str:
-    """Return the SHA-256 of the weights of a checkpoint as found by `find_checkpoint`, in hexadecimal.
-
-    Args:
-        file: A checkpoint file, whose bytes are hashed; or the .json file of a folder with weights in safetensors, of
-            which all .safetensors files are hashed, in the order of their names.
-    """
-    weights = sorted(file.parent.glob("*.safetensors")) if file.suffix == ".json" else [file]
-    digest = sha256()
-    for each in weights:
-        with each.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _is_checkpoint(path: Path) -> bool:
     return path.is_file() or (path / ".metadata").is_file()  # sharded, which read_checkpoint refuses
 
 
 def read_checkpoint(file: Path, merge: bool = True) -> dict:
-    """Load a checkpoint of minigpt, an export of one, or a model of Hugging Face, on the CPU without unpickling code.
+    """Load a checkpoint or snapshot, an export, or a model of Hugging Face, on the CPU without unpickling code.
 
     Args:
         file: The checkpoint, as `find_checkpoint` returns it.
@@ -198,26 +223,7 @@ def read_checkpoint(file: Path, merge: bool = True) -> dict:
             version of minigpt; it is a folder, as version 0.1 wrote from several processes; `read_pretrained` or the
             tokenizer of Hugging Face refuses the model; or the base of the adapters is missing or has other weights.
     """
-    if file.is_dir():
-        raise MiniGPTError(
-            f"The checkpoint '{file}' is a folder with one part per process, which minigpt {minigpt.__version__} does "
-            "not read. Train again, or convert it to one file with the version of minigpt that wrote it."
-        )
-    read = {EXPORTED: _read_export, CONFIG: _read_hugging_face}.get(file.name, _read_own)
     checkpoint = read(file)
-    try:
-        made_by = Version(checkpoint["minigpt"]["version"])
-    except (KeyError, TypeError, InvalidVersion) as error:
-        raise MiniGPTError(f"'{file}' is not a checkpoint of minigpt. Pass one that a training wrote.") from error
-    if made_by < Version("0.2.0"):
-        raise MiniGPTError(
-            f"'{file}' was written by minigpt {made_by}, whose checkpoints minigpt {minigpt.__version__} does not "
-            "read. Train again, or install minigpt 0.1."
-        )
-    if made_by > Version(minigpt.__version__):
-        raise MiniGPTError(
-            f"'{file}' was written by minigpt {made_by}, and this is {minigpt.__version__}. Upgrade minigpt."
-        )
     if merge and checkpoint["minigpt"].get("lora"):
         try:
             _merge_adapters(checkpoint, file)
@@ -284,71 +290,6 @@ def base_weights(base: Path, metadata: dict) -> dict[str, torch.Tensor]:
     weights = read_checkpoint(base)["state_dict"]
     # A run with shorter windows than its base has the vectors of the first positions only.
     return {name: weights[name][:rows] for name, rows in metadata["lora"]["frozen"].items()}
-
-
-def _read_own(file: Path) -> dict:
-    try:
-        with zipfile.ZipFile(file) as archive:  # torch does not verify the checksums that it writes
-            if archive.testzip() or any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                raise ValueError("wrong checksum, or a member that torch.save does not write")
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except PermissionError as error:
-        raise MiniGPTError(f"You may not read '{file}'. Change its permissions, or pass a different file.") from error
-    except Exception as error:  # torch.load has a different exception for each way a file can be broken
-        raise MiniGPTError(
-            f"'{file}' cannot be read as a checkpoint: it is damaged, or not a checkpoint. Pass a different file."
-        ) from error
-
-
-def _read_export(file: Path) -> dict:
-    from safetensors.torch import load_file
-
-    try:
-        weights = load_file(file.with_name("model.safetensors"))
-        return {
-            "minigpt": json.loads(file.read_text(encoding="utf-8")),
-            "state_dict": {f"network.{name}": weight for name, weight in weights.items()},
-        }
-    except Exception as error:  # like a checkpoint, an export can be broken in many ways
-        raise MiniGPTError(
-            f"The export in '{file.parent}' is damaged. Export the model again with `{command('export')}`."
-        ) from error
-
-
-def _read_hugging_face(file: Path) -> dict:
-    """Return a folder of Hugging Face as a checkpoint: of a model that was trained on a text that is not there."""
-    folder = file.parent
-    tokenizer_file = folder / "tokenizer.json"
-    if not tokenizer_file.exists():
-        raise MiniGPTError(
-            f"The folder '{folder}' has no tokenizer.json, the tokenizer. Write it with transformers: "
-            f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})."
-        )
-    init_args, weights, config = read_pretrained(folder)
-    bos, eos = (_token_ids(config.get(f"{end}_token_id"), init_args["vocab_size"]) for end in ("bos", "eos"))
-    try:
-        definition = tokenizer_file.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise MiniGPTError(f"'{tokenizer_file}' cannot be read. Download the folder again.") from error
-    tokenizer = tokenizers.from_definition(
-        definition, init_args["vocab_size"], bos if isinstance(bos, int) else None, eos
-    )
-    data = {
-        "tokenizer": tokenizer.to_dict(), "block_size": min(init_args["block_size"], USUAL_BLOCK), "path": None,
-        "encoding": None, "lower": tokenizer.lower, "strip": False, "nfc": tokenizer.nfc,
-    }  # fmt: skip
-    model = {"class_path": "minigpt.GPT", "init_args": init_args}
-    return {
-        "minigpt": {"version": minigpt.__version__, "model": model, "data": data},
-        "state_dict": {f"network.{name}": weight for name, weight in weights.items()},
-    }
-
-
-def _token_ids(value: object, vocab_size: int) -> int | list[int] | None:
-    """Return an id of a config, or several, if the vocabulary has them."""
-    ids = value if isinstance(value, list) else [value]
-    known = [i for i in ids if type(i) is int and 0 <= i < vocab_size]
-    return None if not known else known[0] if len(known) == 1 else known
 
 
 def language_model(
@@ -435,8 +376,8 @@ def load(
     """Load a trained model from its run folder.
 
     Args:
-        ckpt_path: `last` for the newest run, a run folder (its best checkpoint if it has one), a file, or a folder of
-            an export or of Hugging Face.
+        ckpt_path: `last` for the newest run, a run folder (its best checkpoint if it has one), `RUN@STEP` for a
+            snapshot, a file, or a folder of an export or of Hugging Face.
         device: The device of the model; `auto` for a GPU if there is one.
         precision: `32`; `bf16`, which keeps two to three digits of the weights in half the memory; or `int8`, which
             rounds the weights of linear layers to 255 steps per output in a quarter of the memory. With both, the

@@ -51,6 +51,14 @@ def test_it_trains_as_one_device_does(sharded, call):
             assert value == pytest.approx(other, abs=1e-5), (tag, step)
 
 
+@pytest.mark.slow
+def test_its_snapshots_have_the_whole_model(sharded):
+    assert [*runs.snapshots(sharded)] == [50, 100]
+    last = runs.read_checkpoint(sharded / "checkpoints/last.ckpt")["state_dict"]
+    snapshot = runs.read_checkpoint(runs.find_checkpoint(f"{sharded}@100"))["state_dict"]
+    assert same(snapshot, {name: weight.bfloat16().float() for name, weight in last.items()})
+
+
 MORE = [*MODEL, "--trainer.max_steps", "120", "--ckpt_path"]
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import minigpt
-from minigpt import runs
+from minigpt import checkpoints
 from minigpt.cpu import layers
 from minigpt.errors import MiniGPTError
 from minigpt.models import lora
@@ -219,7 +219,7 @@ def test_a_checkpoint_holds_adapters_and_new_rows_alone(place):
     assert {"network.embed.new_rows.weight", "network.lm_head.new_rows.weight"} <= set(checkpoint["state_dict"])
     settings = checkpoint["minigpt"]["lora"]
     assert (settings["rank"], settings["alpha"], settings["dropout"]) == (3, 6, 0.2)
-    assert checkpoint["minigpt"]["origin"]["sha256"] == runs.checksum(Path(SOURCE, "checkpoints/best.ckpt"))
+    assert checkpoint["minigpt"]["origin"]["sha256"] == checkpoints.checksum(Path(SOURCE, "checkpoints/best.ckpt"))
     n_states = sum(len(state["state"]) for state in checkpoint["optimizer_states"])
     assert n_states == len({weight.data_ptr() for weight in checkpoint["state_dict"].values()})
     assert len(source["state_dict"]) > n_states

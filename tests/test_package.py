@@ -28,7 +28,7 @@ def test_lightning_is_imported_in_training_alone():
 
 ORDER = [
     "processes", "errors", "words", "command_line", "files", "terminal", "seeds", "data", "models", "generation", "cpu",
-    "evaluation", "inspection", "runs", "export", "training", "app", "commands", "__main__",
+    "evaluation", "inspection", "checkpoints", "runs", "export", "training", "app", "commands", "__main__",
 ]  # fmt: skip
 
 

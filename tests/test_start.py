@@ -9,7 +9,7 @@ import torch
 from conftest import QUICK
 
 import minigpt
-from minigpt import runs
+from minigpt import checkpoints, runs
 
 TEXT = "Le chat dort sur le banc, et la lune monte au-dessus du toit. " * 40
 NEW = "Où est le café ? Le garçon rêve près de la fenêtre. " * 40
@@ -104,7 +104,7 @@ def test_a_run_says_where_it_came_from(start, call):
     (Path(SOURCE) / "LICENSE.txt").write_text("Free for all.")
     assert start().status == 0
     file = Path(SOURCE, "checkpoints", "best.ckpt").absolute()
-    origin = {"source": SOURCE, "path": str(file), "sha256": runs.checksum(file), "licence": "LICENSE.txt"}
+    origin = {"source": SOURCE, "path": str(file), "sha256": checkpoints.checksum(file), "licence": "LICENSE.txt"}
     checkpoint = runs.read_checkpoint(runs.find_checkpoint(RUN))
     assert checkpoint["minigpt"]["origin"] == origin
     assert (Path(RUN) / "LICENSE.txt").read_text() == "Free for all."

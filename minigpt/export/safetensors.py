@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from minigpt import runs
+from minigpt.checkpoints import EXPORTED
 from minigpt.generation.text import LanguageModel
 
 
 def files(checkpoint: dict[str, Any], lm: LanguageModel) -> dict[str, bytes]:
     """Return the files that `minigpt.load` reads; arguments and errors as in `export`."""
-    return {"model.safetensors": as_safetensors(lm.model.state_dict()), runs.EXPORTED: as_json(checkpoint["minigpt"])}
+    return {"model.safetensors": as_safetensors(lm.model.state_dict()), EXPORTED: as_json(checkpoint["minigpt"])}
 
 
 def as_json(content: dict[str, Any]) -> bytes:

@@ -44,8 +44,8 @@ def train(
         recipe: A config file, or the name of a recipe, such as `tiny` or `modern_nano`.
         data: The text to use instead of the recipe's: a file, a folder, a pattern or the name of a corpus.
         ckpt_path: The run to continue: `last`, a run folder or a checkpoint file.
-        init_from: The model to start a new run from: `last`, a run folder, a checkpoint file, a folder for
-            transformers, or its name on the hub.
+        init_from: The model to start a new run from: `last`, a run folder, `RUN@STEP`, a checkpoint file, a folder
+            for transformers, or its name on the hub.
         allow_code: The modules outside minigpt whose classes the recipe may name.
         **settings: Settings that override the recipe's, by their last name where it is unique (`max_steps=300`,
             `learning_rate=1e-3`, `n_embd=32`), else by their full name (`**{"validation.every_n_steps": 50}`).

@@ -18,17 +18,24 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from minigpt import files
+from minigpt.checkpoints import as_snapshot
 from minigpt.errors import MiniGPTError, check_number, note
 from minigpt.training.callbacks import is_written
 from minigpt.training.distributed import local
 from minigpt.training.resume import validation_due
+from minigpt.training.snapshots import snapshot_file, thin_out
 
 
 class WholeFileCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint to a temporary file, flushes it to disk and renames it, so that it is never half-written."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write `checkpoint` to `path`.
+        """Write `checkpoint` to `path`; its weights alone, as a snapshot, if `path` ends in .safetensors.
+
+        Args:
+            checkpoint: The content of the checkpoint.
+            path: The file to write or to replace.
+            storage_options: For a snapshot, the arguments of `as_snapshot`.
 
         Raises:
             MiniGPTError: The file cannot be written, for example on a full disk; an older file at `path` is kept.
@@ -38,7 +45,10 @@ class WholeFileCheckpointIO(TorchCheckpointIO):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("xb") as file:
-                torch.save(checkpoint, file)
+                if path.suffix == ".safetensors":
+                    file.write(as_snapshot(checkpoint, **storage_options))
+                else:
+                    torch.save(checkpoint, file)
                 files.sync_file(file)
             os.replace(temporary, path)
             files.sync(path.parent)
@@ -54,19 +64,20 @@ def _not_written(path: Path, error: BaseException) -> MiniGPTError:
     reason = " ".join(str(error).split())[:300]
     denied = getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS)
     remedy = "Make it writable" if denied else "Free some space"
+    kind = "snapshot" if path.suffix == ".safetensors" else "checkpoint"
     return MiniGPTError(
-        f"The checkpoint {path} could not be written ({reason}). {remedy}, then continue with --ckpt_path, or repeat "
+        f"The {kind} {path} could not be written ({reason}). {remedy}, then continue with --ckpt_path, or repeat "
         "the command of a sweep."
     )
 
 
 def check_writable(run_dir: Path) -> None:
-    """Check before a training that its checkpoints can be written.
+    """Check before a training that its checkpoints and snapshots can be written.
 
     Raises:
-        MiniGPTError: The run folder or its checkpoints folder cannot be written to.
+        MiniGPTError: The run folder, or its folder of checkpoints or of snapshots, cannot be written to.
     """
-    for folder in (run_dir, run_dir / "checkpoints"):
+    for folder in (run_dir, run_dir / "checkpoints", run_dir / "snapshots"):
         try:
             if folder.exists():
                 with TemporaryFile(dir=folder):
@@ -89,7 +100,7 @@ def _drop_closed_terminal() -> None:
 
 
 class Checkpoints(Checkpoint):
-    """Keeps `checkpoints/last.ckpt` and, by validation loss, `checkpoints/best.ckpt` in the run folder.
+    """Keeps `checkpoints/last.ckpt` and, by validation loss, `checkpoints/best.ckpt` in the run folder, and snapshots.
 
     `last` is written at the end of an optimizer step, before a validation. Only for the final step it is written after
     the validation, so that a checkpoint at max_steps means a finished run.
@@ -102,11 +113,15 @@ class Checkpoints(Checkpoint):
     Args:
         every_n_steps: Optimizer steps between two writes of last.ckpt, which is also written at each validation and
             before the final step.
+        snapshots: The number of snapshots to keep in `snapshots/`, for `RUN@STEP`: the weights after a validation, in
+            bfloat16 and without the optimizer's state, spread evenly over all validations. 0 for none.
     """
 
-    def __init__(self, every_n_steps: int = 100):
+    def __init__(self, every_n_steps: int = 100, snapshots: int = 0):
         check_number("checkpoint.every_n_steps", every_n_steps, at_least=1, whole=True)
+        check_number("checkpoint.snapshots", snapshots, at_least=0, whole=True, hint="where 0 means none")
         self.every_n_steps = every_n_steps
+        self.snapshots = snapshots
         self.best_loss = math.inf
         self.signal: int | None = None
         self.run_dir: Path | None = None  # None means the folder of the trainer's logger
@@ -126,13 +141,20 @@ class Checkpoints(Checkpoint):
         """Determine and lock the run folder, and install handlers for Ctrl-C, SIGTERM and SIGHUP.
 
         Raises:
-            MiniGPTError: Another process is training this run, or its checkpoints folder is a link to another place.
+            MiniGPTError: Another process is training this run, its folder of checkpoints or of snapshots is a link to
+                another place, or the Trainer has another plugin for checkpoints, which cannot write snapshots.
         """
+        if self.snapshots and not isinstance(trainer.strategy.checkpoint_io, WholeFileCheckpointIO):
+            raise MiniGPTError(
+                "Snapshots need the Trainer's plugin WholeFileCheckpointIO() from minigpt.training.checkpointing. Pass "
+                "it in plugins, or set checkpoint.snapshots to 0."
+            )
         log_dir = trainer.log_dir  # a collective call in all processes
         run_dir = Path(self.run_dir or log_dir or trainer.default_root_dir).absolute()
         self._folder = run_dir / "checkpoints"
-        if self.folder.resolve() != run_dir.resolve() / "checkpoints":
-            raise MiniGPTError(f"'{self.folder}' is a link out of its run folder. Replace it by a folder.")
+        for folder in (self.folder, run_dir / "snapshots"):
+            if folder.resolve() != run_dir.resolve() / folder.name:
+                raise MiniGPTError(f"'{folder}' is a link out of its run folder. Replace it by a folder.")
         if trainer.is_global_zero:
             run_dir.mkdir(parents=True, exist_ok=True)
             try:
@@ -239,7 +261,7 @@ class Checkpoints(Checkpoint):
             self._leave(trainer, self.signal)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write `best` if the validation loss is the lowest so far, and the final `last`."""
+        """Write `best` if the validation loss is the lowest so far, a snapshot, and the final `last`."""
         if number := self._agreed_signal(trainer):
             self._leave(trainer, number)
         if trainer.sanity_checking:
@@ -248,6 +270,11 @@ class Checkpoints(Checkpoint):
         if loss < self.best_loss:
             self.best_loss = loss
             self._save(trainer, "best.ckpt")
+        if self.snapshots:
+            run_dir = self.folder.parent
+            trainer.save_checkpoint(snapshot_file(run_dir, trainer.global_step), storage_options={"val_loss": loss})
+            if trainer.is_global_zero:
+                thin_out(run_dir, self.snapshots)
         if trainer.should_stop:
             self._save(trainer, "last.ckpt")
 

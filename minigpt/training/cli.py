@@ -135,7 +135,8 @@ class MiniGPTCLI(LightningCLI):
             default=None,
             metavar="SOURCE",
             help="Start a new run from the network, the weights and the tokenizer of an earlier run (`last`, a run "
-            "folder or a checkpoint file), of a folder for transformers, or of a model on the Hugging Face hub.",
+            "folder, RUN@STEP or a checkpoint file), of a folder for transformers, or of a model on the Hugging Face "
+            "hub.",
         )
         parser.add_argument(
             "--allow_code",

@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from minigpt import runs
+from minigpt.checkpoints import EXPORTED, is_snapshot
 from minigpt.data.corpus import locate
 from minigpt.data.tokenizers import difference
 from minigpt.data.tokenizers import from_dict as tokenizer_from_dict
@@ -27,12 +28,17 @@ class Continuation:
         file: The checkpoint.
 
     Raises:
-        MiniGPTError: It is the folder of an export or of Hugging Face.
+        MiniGPTError: It is a snapshot, or the folder of an export or of Hugging Face.
     """
 
     def __init__(self, file: Path):
-        if file.name in (runs.EXPORTED, CONFIG):
-            kind = "an export" if file.name == runs.EXPORTED else "a model of Hugging Face"
+        if is_snapshot(file):
+            raise MiniGPTError(
+                f"'{file}' is a snapshot, which has weights and no optimizer state to resume. Continue its run with "
+                f"--ckpt_path {runs.run_of(file) or 'RUN'}, or start a new run from it: --init_from {file}."
+            )
+        if file.name in (EXPORTED, CONFIG):
+            kind = "an export" if file.name == EXPORTED else "a model of Hugging Face"
             raise MiniGPTError(
                 f"'{file.parent}' is {kind}, which has no training to resume. Pass --ckpt_path a run, or start a new "
                 f"run from this model: --init_from {file.parent}."

@@ -106,8 +106,10 @@ class TrainParser(LightningArgumentParser):
         for file in line.files:
             settings |= flatten(self.recipe(file).settings)
         for flag, value in line.settings:
-            with suppress(yaml.YAMLError, RecursionError):  # the parser will say what is wrong
-                settings[flag.removeprefix("--").replace(".network.init_args.", ".network.")] = recipes.load(value)
+            key = flag.removeprefix("--").replace(".network.init_args.", ".network.")
+            settings[key] = value
+            with suppress(yaml.YAMLError, RecursionError):  # a text such as @20, or a mistake that the parser will name
+                settings[key] = recipes.load(value)
         return settings
 
     def _network(self) -> str | None:

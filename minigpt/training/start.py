@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from minigpt import runs
+from minigpt import checkpoints, runs
 from minigpt.data import tokenizers
 from minigpt.errors import MiniGPTError, note
 from minigpt.models import NETWORKS, check_allowed
@@ -55,7 +55,7 @@ class Source:
             )
         settings = self._of_tokenizer() | {"data.max_vocab_size": None}
         if "data.block_size" not in given:
-            settings["data.block_size"] = min(self.block_size, runs.USUAL_BLOCK)
+            settings["data.block_size"] = min(self.block_size, checkpoints.USUAL_BLOCK)
         arguments = {key: value for key, value in self.init_args.items() if key not in ("vocab_size", "block_size")}
         settings |= {f"model.network.{key}": value for key, value in arguments.items() if value is not None}
         flags = [f"--{key}={as_text(value)}" for key, value in settings.items() if key not in given]
@@ -101,7 +101,7 @@ class Start(Source):
     """The source of a new run, with its weights.
 
     Args:
-        source: `last`, a run folder, a checkpoint file, a folder for transformers, or the name of one on the hub.
+        source: `last`, a run folder, `RUN@STEP`, a checkpoint file, a folder for transformers, or its name on the hub.
 
     Raises:
         MiniGPTError: There is nothing to start from there, or it cannot be read.
@@ -116,7 +116,7 @@ class Start(Source):
         folder = runs.run_of(self.file) or self.file.parent
         self._licence = next((file for file in sorted(folder.glob("LICEN[CS]E*")) if file.is_file()), None)
         self.origin = {
-            "source": source, "path": str(self.file.absolute()), "sha256": runs.checksum(self.file),
+            "source": source, "path": str(self.file.absolute()), "sha256": checkpoints.checksum(self.file),
             "licence": self._licence.name if self._licence else None,
         }  # fmt: skip
 
