@@ -16,7 +16,7 @@ from gradio.events import Dependency
 from minigpt import runs
 from minigpt.app import chart
 from minigpt.app.pictures import bars, ids_of, picture, surprise
-from minigpt.app.store import ModelStore, run_of, snapshots
+from minigpt.app.store import ModelStore
 from minigpt.app.texts import MAX_MB
 from minigpt.app.train_tab import I18N, TrainingTab
 from minigpt.app.training import FOLDER, Trainer, curves_of
@@ -82,11 +82,11 @@ const pick = event => {
 element.addEventListener('click', pick);
 element.addEventListener('keydown', event => event.key === 'Enter' && pick(event));
 """
-# The sampling parameters are folded on a phone, and open where there is room beside the text. Gradio has decided which
-# tabs fit before it applied the style, and decides again when the window changes.
-ARRANGE = """() => {
-  if (window.innerWidth >= 768) document.querySelector('#parameters > button:not(.open)')?.click();
+# Whether there is room for the sampling parameters beside the text; on a phone they are folded. Gradio has decided
+# which tabs fit before it applied the style, and decides again when the window changes.
+WIDE = """() => {
   window.dispatchEvent(new Event('resize'));
+  return window.innerWidth >= 768;
 }"""
 
 
@@ -181,7 +181,7 @@ def build(store: ModelStore, trainer: Trainer | None = None) -> gr.Blocks:
 
     def curve(run: str | None, request: gr.Request) -> str:
         """Return the curve of the run of the chosen checkpoint."""
-        folder = run_of(run) if run in store.files() else None
+        folder = runs.run_of(Path(run)) if run in store.files() else None
         return chart.draw(curves_of(folder), 0, request) if folder else ""
 
     def download(run: str | None, request: gr.Request) -> tuple[Any, str]:
@@ -283,7 +283,7 @@ def build(store: ModelStore, trainer: Trainer | None = None) -> gr.Blocks:
                     renew = gr.Button(I18N("refresh"), size="sm", min_width=100)
                     save = gr.Button(I18N("download"), size="sm", min_width=100, elem_id="save")
                     saved = gr.DownloadButton(visible="hidden", elem_id="saved")
-                with gr.Accordion(I18N("parameters"), open=False, elem_id="parameters"):
+                with gr.Accordion(I18N("parameters"), open=False, elem_id="parameters") as parameters:
                     temperature = gr.Slider(
                         0, 2, 0.8, step=0.05, label=I18N("temperature"), info=I18N("temperature_info")
                     )
@@ -299,6 +299,7 @@ def build(store: ModelStore, trainer: Trainer | None = None) -> gr.Blocks:
                         )
                         stop_string = gr.Textbox("", label=I18N("stop_string"), max_lines=1)
                 drawn = gr.HTML(elem_id="curve")
+                wide = gr.Checkbox(visible=False)
         settings = [temperature, top_k, top_p, min_p, length, seed, stop_string, samples]
         fresh = gr.on([page.load, renew.click], refresh, [run, other], [run, other, notice], **PRIVATE)
         quiet = PRIVATE | {"show_progress": "hidden"}
@@ -329,17 +330,17 @@ def build(store: ModelStore, trainer: Trainer | None = None) -> gr.Blocks:
             shown.select(lambda: gr.update(visible=True), None, side, **quiet)
         to_train.select(lambda: gr.update(visible=False), None, side, **quiet)
         tab.connect(page, to_train, store, choices, run, other)
-        page.load(None, None, None, js=ARRANGE, **PRIVATE)
+        page.load(lambda wide: gr.update(open=wide), wide, parameters, js=WIDE, **quiet)
     return page
 
 
 def title(file: str, request: gr.Request | None) -> str:
     """Return a short name of a checkpoint, such as `tiny/version_0 · step 100`."""
-    run = run_of(file)
+    run = runs.run_of(Path(file))
     if run is None:
         return file
     folder = run.relative_to(runs.ROOT) if run.is_relative_to(runs.ROOT) else run
-    step = next((step for step, snapshot in snapshots(run).items() if snapshot == Path(file)), None)
+    step = next((step for step, snapshot in runs.snapshots(run).items() if snapshot == Path(file)), None)
     return f"{folder.as_posix()} · {Path(file).stem if step is None else say(request, 'checkpoint_step', step)}"
 
 

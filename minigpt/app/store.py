@@ -1,7 +1,6 @@
 """The models that the page offers."""
 
 import os
-import re
 import threading
 from collections.abc import Sequence
 from functools import lru_cache
@@ -43,7 +42,7 @@ class ModelStore:
             if file.stem in ("best", "last"):
                 files.setdefault(file.parent.parent, []).append(str(file))
         for run, of_run in files.items():
-            of_run += [str(snapshots(run)[step]) for step in sorted(snapshots(run), reverse=True)]
+            of_run += [str(snapshot) for snapshot in reversed(runs.snapshots(run).values())]
         named = [self.named] if self.named else []
         return list(dict.fromkeys([*named, *(file for of_run in files.values() for file in of_run)]))
 
@@ -53,7 +52,7 @@ class ModelStore:
         if not files:
             return None, None
         first = files[0]
-        others = [file for file in files if run_of(file) != run_of(first)] or files[:0:-1]
+        others = [file for file in files if runs.run_of(Path(file)) != runs.run_of(Path(first))] or files[:0:-1]
         return first, next(iter(others), first)
 
     def resolve(self, chosen: str | None) -> str:
@@ -106,24 +105,12 @@ class ModelStore:
             content = files_of("html", checkpoint, lm, "int8")["index.html"]
         except MiniGPTError as error:
             raise Problem("no_export", error) from error
-        run = run_of(file)
+        run = runs.run_of(file)
         parts = [run.parent.name, run.name, file.stem] if run else [file.stem]
         return f"{'-'.join(parts)}.html", content
 
     def _read(self, file: str, written: int) -> LanguageModel:
         return runs.language_model(runs.read_checkpoint(Path(file)), self.device, allow_code=self.allow_code)
-
-
-def run_of(file: str | Path) -> Path | None:
-    """Return the run folder of a checkpoint or a snapshot; None if it is in none."""
-    path = Path(file)
-    return path.parent.parent if path.parent.name in ("checkpoints", "snapshots") else None
-
-
-def snapshots(run: Path) -> dict[int, Path]:
-    """Return the weights that a run has kept of its steps, by step."""
-    files = {re.fullmatch(r"step_0*(\d+)", file.stem): file for file in run.glob("snapshots/step_*.safetensors")}
-    return {int(match[1]): file for match, file in files.items() if match}
 
 
 def _age(file: Path) -> tuple[int, str]:

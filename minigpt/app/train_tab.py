@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from minigpt import runs
 from minigpt.app import chart, texts
-from minigpt.app.store import ModelStore, run_of
+from minigpt.app.store import ModelStore
 from minigpt.app.training import Status, Trainer, curves_of, offered_recipes
 from minigpt.app.visitors import Problem, say
 from minigpt.words import LABELS, MESSAGES
@@ -92,7 +94,7 @@ class TrainingTab:
             lists = [gr.skip(), gr.skip()]
             if status.state == "finished" and seen and seen[1] != "finished":
                 offered = choices(request)
-                new = next((file for _, file in offered if run_of(file) == status.run), None)
+                new = next((file for _, file in offered if runs.run_of(Path(file)) == status.run), None)
                 lists = [gr.update(choices=offered, value=new), gr.update(choices=offered)]
             return [
                 shown(status, request),

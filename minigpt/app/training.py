@@ -28,6 +28,8 @@ from minigpt.words import MESSAGES
 
 FOLDER = Path(runs.ROOT) / "page"
 MAX_MINUTES = 5.0  # that a recipe may have taken when it was measured
+SNAPSHOTS = 5  # that a training keeps, so that its steps can be compared
+POINTS = 5  # validations of a training with fewer steps than its recipe
 MAX_PROMPT = 30  # characters at the beginning of the text that its samples continue
 LOG_BYTES = 100_000  # at the end of a log that are searched for its last line
 # Lines of a training's output, in the languages of the terminal.
@@ -140,11 +142,15 @@ class Trainer:
         if chosen is None:
             raise Problem("no_recipe")
         max_steps = chosen.steps if steps is None else steps
-        if max_steps != int(max_steps) or not 1 <= max_steps <= chosen.steps:
+        if not (1 <= max_steps <= chosen.steps and max_steps == int(max_steps)):
             raise Problem("wrong_steps", chosen.steps, chosen.name)
         max_steps = int(max_steps)
         args = ["--config", chosen.file, "--data.path", text.as_posix(), "--trainer.max_steps", max_steps]
-        args += ["--samples.prompts", json.dumps([first_words(text)])]
+        args += ["--samples.prompts", json.dumps([first_words(text)]), "--checkpoint.snapshots", SNAPSHOTS]
+        if max_steps < chosen.steps:
+            for option in ("validation", "samples", "checkpoint"):
+                args += [f"--{option}.every_n_steps", max(1, max_steps // POINTS)]
+            args += ["--trainer.log_every_n_steps", max(1, max_steps // (5 * POINTS))]
         self._launch(
             args, recipe=chosen.name, text=text.as_posix(), max_steps=max_steps, run=None, start_step=0, stopped=False
         )
