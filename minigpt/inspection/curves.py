@@ -12,7 +12,7 @@ class Curves(NamedTuple):
 
     Attributes:
         scalars: Points (step, value) of each curve, such as `val/bits_per_char`.
-        texts: Samples (step, text) of each tag, such as `samples/top_k_top_p`.
+        texts: Samples (step, text) of each tag, such as `samples/top_k_top_p`, with long lines whole again.
     """
 
     scalars: dict[str, list[tuple[int, float]]]
@@ -42,7 +42,8 @@ def read_curves(run_dir: Path) -> Curves:
                         scalars.setdefault(value.tag, {})[event.step] = value.tensor.float_val[0]
                     elif kind == "text" and value.tensor.string_val:
                         text = textwrap.dedent(value.tensor.string_val[0].decode("utf-8", "replace"))
-                        texts.setdefault(value.tag.removesuffix("/text_summary"), {})[event.step] = text
+                        whole = text.replace("\n  ", " ")  # how the samples' long lines are continued
+                        texts.setdefault(value.tag.removesuffix("/text_summary"), {})[event.step] = whole
         except (OpError, ValueError, OSError):
             continue
     return Curves(
