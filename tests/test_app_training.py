@@ -4,6 +4,9 @@ import json
 import math
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -315,3 +318,45 @@ def test_a_training_survives_its_page_is_stopped_by_another_and_goes_on(text):
     assert [step for step, _ in curves.texts[chart.SAMPLE]][-1] == 60
     *_, (written, _) = app.write(app.ModelStore(), None, "lightning_logs/modern_nano/version_0", **SETTINGS)
     assert written
+
+
+@pytest.mark.full
+def test_a_visitor_trains_closes_the_page_stops_goes_on_and_writes(browser, tmp_path):  # noqa: F811
+    """In Chromium, on a screen as narrow as a phone's."""
+    command = [sys.executable, str(ROOT / "scripts" / "app.py"), "--port", str(free_port())]
+    server = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    try:
+        address = server.stdout.readline().strip()
+        tab = opened(browser, address)
+        assert not tab.locator("#halt").is_visible(), "nothing runs"
+        tab.get_by_role("tab", name="Entraîner").click()
+        tab.click("#start")
+        until(lambda: "Il n'y a pas encore de texte" in tab.locator("#train_notice").inner_text())
+        tab.locator("#paste textarea").fill(TEXT[:20_000])
+        tab.locator("#recipe input").click()
+        tab.get_by_role("option", name="modern_nano").click()
+        until(lambda: tab.locator("#steps input").input_value() == "500")
+        tab.locator("#steps input").fill("60")
+        tab.click("#start")
+        until(lambda: "commence" in tab.locator("#status").inner_text(), 60)
+        assert not tab.locator("#start").is_visible(), "one training at a time"
+        tab.close()
+        tab = opened(browser, address, "en-GB")
+        tab.get_by_role("tab", name="Train").click()
+        until(lambda: "of 60" in tab.locator("#status").inner_text(), 120)
+        until(lambda: tab.locator("#live svg circle").count() >= 1, 120)  # a validation
+        tab.click("#stop")
+        until(lambda: "was stopped after" in tab.locator("#status").inner_text(), 60)
+        tab.click("#go_on")
+        until(lambda: "is complete: 60 of 60 steps" in tab.locator("#status").inner_text(), 180)
+        assert "bigram" in tab.locator("#live").inner_text()
+        assert "La poule des" in tab.locator("#samples").inner_text()
+        tab.get_by_role("tab", name="Write").click()
+        assert tab.locator("#run input").input_value() == "modern_nano/version_0 · best"
+        tab.click("#go")
+        until(lambda: len(text_of(tab)) > 100 and tab.locator("#go").is_visible(), 60)
+        until(lambda: tab.locator("#curve svg").count() == 1)
+        assert all(url.startswith((address, "data:")) for url in tab.elsewhere)
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(30)
