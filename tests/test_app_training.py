@@ -107,35 +107,35 @@ def test_the_recipes_train_from_nothing_within_minutes_on_any_processor():
 
 
 def test_what_is_started_is_an_ordinary_training(text, started):
-    trainer = app.Trainer()
-    trainer.start("tiny", text, 500)
+    trainings = app.Trainings()
+    trainings.start("tiny", text, 500)
     args = started.command[started.command.index("minigpt") + 1 :]
     assert args[:5] == ["train", "--config", str(ROOT / "configs" / "tiny.yaml"), "--data.path", text.as_posix()]
     assert args[5:9] == ["--trainer.max_steps", "500", "--samples.prompts", '["La poule des"]']
     assert "--validation.every_n_steps" not in args
     started.ended = 0
-    trainer.start("tiny", text, 20)
+    trainings.start("tiny", text, 20)
     assert started.command[-2:] == ["--trainer.log_every_n_steps", "1"]
     assert "--validation.every_n_steps 4" in " ".join(started.command)
 
 
 def test_mistakes_when_starting(text, started):
-    trainer = app.Trainer()
-    assert refused("no_recipe", trainer.start, "../../evil", text) == "⚠ Choose one of the recipes."
+    trainings = app.Trainings()
+    assert refused("no_recipe", trainings.start, "../../evil", text) == "⚠ Choose one of the recipes."
     for steps in (0, -5, 501, 2.5, math.nan):
-        assert "from 1 to 500 for tiny" in refused("wrong_steps", trainer.start, "tiny", text, steps)
-    refused("no_training", trainer.stop)
-    refused("no_training", trainer.go_on)
-    trainer.start("tiny", text)
-    assert "`tiny` is running" in refused("already_training", trainer.start, "word", text)
-    refused("already_training", trainer.go_on)
-    refused("already_training", trainer.check_free)
+        assert "from 1 to 500 for tiny" in refused("wrong_steps", trainings.start, "tiny", text, steps)
+    refused("no_training", trainings.stop)
+    refused("no_training", trainings.go_on)
+    trainings.start("tiny", text)
+    assert "`tiny` is running" in refused("already_training", trainings.start, "word", text)
+    refused("already_training", trainings.go_on)
+    refused("already_training", trainings.check_free)
 
 
 def test_a_page_that_may_not_train_says_who_can_allow_it(text, started):
-    trainer = app.Trainer(allowed=False)
-    assert "minigpt app --allow_training" in refused("training_off", trainer.start, "tiny", text)
-    for call in (trainer.stop, trainer.go_on, trainer.check_free):
+    trainings = app.Trainings(allowed=False)
+    assert "minigpt app --allow_training" in refused("training_off", trainings.start, "tiny", text)
+    for call in (trainings.stop, trainings.go_on, trainings.check_free):
         refused("training_off", call)
     assert not training.FOLDER.exists()
 
@@ -150,14 +150,29 @@ def test_a_page_that_may_not_train_says_who_can_allow_it(text, started):
 def test_training_is_for_this_machine_alone_unless_it_is_allowed(call, monkeypatch, host, flags, allowed):
     made = []
 
-    def build(store, trainer):
-        made.append(trainer.allowed)
+    def build(store, trainings):
+        made.append(trainings.allowed)
         raise MiniGPTError("That is enough.")
 
     monkeypatch.setattr("minigpt.app.page.build", build)
     result = call("app", "--host", host, "--port", str(free_port()), *flags)
     assert (result.status, result.err.splitlines()[-1]) == (2, "That is enough.")
     assert made == [allowed]
+
+
+def test_a_page_of_this_machine_is_not_trained_on_through_another_name():
+    here = app.Trainings()
+    for host in ("127.0.0.1:7860", "localhost:7860", "localhost", "[::1]:7860", "127.0.0.2"):
+        assert here.is_for(host), host
+    for host in ("evil.example:7860", "192.168.1.7:7860", "localhost.evil.example", "", None):
+        assert not here.is_for(host), host
+        assert app.Trainings(anywhere=True).is_for(host)
+        assert not app.Trainings(allowed=False).is_for(host)
+
+
+def test_programs_can_call_what_writes_and_nothing_else(folder):
+    page = app.build(app.ModelStore(), app.Trainings())
+    assert set(page.get_api_info()["named_endpoints"]) == {"/generate"}
 
 
 # What is shown.
@@ -172,11 +187,11 @@ def recorded(folder: Path, log: str, **changes) -> training.Status:
     training.FOLDER.mkdir(parents=True, exist_ok=True)
     (training.FOLDER / "training.json").write_text(json.dumps(record | changes))
     (training.FOLDER / "training.log").write_text(log, encoding="utf-8")
-    return app.Trainer().status()
+    return app.Trainings().status()
 
 
 def test_how_a_training_ended_is_found_on_disk(folder):
-    assert app.Trainer().status() is None
+    assert app.Trainings().status() is None
     failed = recorded(folder, "Loading …\nrun folder lightning_logs/tiny/version_7\n<b>The corpus</b> is too short.\n")
     assert (failed.state, failed.run) == ("failed", Path("lightning_logs/tiny/version_7"))
     assert not failed.can_go_on
@@ -191,7 +206,7 @@ def test_how_a_training_ended_is_found_on_disk(folder):
     finished = recorded(folder, "run folder lightning_logs/tiny/version_7\nCourbes et échantillons :\n")
     assert (finished.state, finished.can_go_on) == ("finished", False)
     (training.FOLDER / "training.json").write_text("{")
-    assert app.Trainer().status() is None
+    assert app.Trainings().status() is None
 
 
 CURVES = Curves(
@@ -297,8 +312,8 @@ def test_a_model_becomes_a_web_page_or_a_sentence_says_why_not(store, monkeypatc
 
 @pytest.mark.full
 def test_a_training_survives_its_page_is_stopped_by_another_and_goes_on(text):
-    app.Trainer().start("modern_nano", text, 60)
-    other = app.Trainer()  # of a page that was opened later
+    app.Trainings().start("modern_nano", text, 60)
+    other = app.Trainings()  # of a page that was opened later
     assert other.status().state == "starting"
     refused("already_training", other.start, "tiny", text)
     running = until(lambda: (status := other.status()).state == "running" and status, 120)
@@ -310,7 +325,7 @@ def test_a_training_survives_its_page_is_stopped_by_another_and_goes_on(text):
     stopped = until(lambda: (status := other.status()).state == "stopped" and status, 60)
     assert stopped.can_go_on
     assert stopped.step < 60
-    app.Trainer().go_on()
+    app.Trainings().go_on()
     finished = until(lambda: (status := other.status()).state in ("finished", "failed") and status, 180)
     assert (finished.state, finished.step, finished.run) == ("finished", 60, running.run)
     curves = training.curves_of(finished.run)

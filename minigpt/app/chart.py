@@ -10,9 +10,9 @@ from minigpt.app.visitors import language_of, say
 from minigpt.inspection.curves import Curves
 from minigpt.words import message
 
-WIDTH, HEIGHT = 480, 270
-LEFT, RIGHT, TOP, BOTTOM = 34, 124, 26, 36  # margins around the curves; the right one holds their names
-LINE = 14  # least distance between two names
+WIDTH, HEIGHT = 420, 260
+LEFT, RIGHT, TOP, BOTTOM = 30, 122, 26, 36  # margins around the curves; the right one holds their names
+LINE = 15  # least distance between two names
 MOST_POINTS = 400  # of a curve
 MOST_SAMPLES = 30
 SAMPLE = "samples/top_k_top_p"

@@ -1,7 +1,6 @@
 """The page itself, and its server."""
 
 import errno
-import ipaddress
 import random
 import socket
 import time
@@ -19,7 +18,7 @@ from minigpt.app.pictures import bars, ids_of, picture, surprise
 from minigpt.app.store import ModelStore
 from minigpt.app.texts import MAX_MB
 from minigpt.app.train_tab import I18N, TrainingTab
-from minigpt.app.training import FOLDER, Trainer, curves_of
+from minigpt.app.training import FOLDER, Trainings, curves_of, is_loopback
 from minigpt.app.visitors import Problem, say
 from minigpt.command_line import first_training
 from minigpt.errors import MiniGPTError
@@ -47,7 +46,7 @@ CSS = """
 /* In the dark theme the figures are inverted, with the same hues, and their black ground is that of the page. */
 .dark .figure img {filter: invert(1) hue-rotate(180deg); mix-blend-mode: screen}
 .curve {width: 100%; max-width: 640px; height: auto}
-.curve text {fill: var(--body-text-color); font-size: 11px}
+.curve text {fill: var(--body-text-color); font-size: 12px}
 .curve line.grid {stroke: var(--border-color-primary)}
 .curve line.baseline {stroke: #b8642a; stroke-dasharray: 5 4} .curve text.baseline {fill: #b8642a}
 .curve polyline {fill: none; stroke-width: 2; stroke: #5aa9bd} .curve text.train {fill: #2f7f94}
@@ -135,14 +134,14 @@ def _joined(texts: list[list[str]]) -> str:
     return "\n---\n".join("".join(text) for text in texts)
 
 
-def build(store: ModelStore, trainer: Trainer | None = None) -> gr.Blocks:
+def build(store: ModelStore, trainings: Trainings | None = None) -> gr.Blocks:
     """Build the page.
 
     Args:
         store: The models that it offers.
-        trainer: Of the tab *Train*; by default one that does not train.
+        trainings: Of the tab *Train*; by default one that does not train.
     """
-    training = trainer or Trainer(allowed=False)
+    training = trainings or Trainings(allowed=False)
 
     def choices(request: gr.Request | None = None) -> list[tuple[str, str]]:
         return [(title(file, request), file) for file in store.files()]
@@ -177,7 +176,8 @@ def build(store: ModelStore, trainer: Trainer | None = None) -> gr.Blocks:
 
     def columns(run: str | None, other: str | None, request: gr.Request) -> tuple[dict, dict]:
         """Name the columns of the comparison after the checkpoints."""
-        return gr.update(label=title(run or "", request)), gr.update(label=title(other or "", request))
+        names = {file: name for name, file in choices(request)}  # of no other file, which a visitor may only guess
+        return gr.update(label=names.get(run or "", run)), gr.update(label=names.get(other or "", other))
 
     def curve(run: str | None, request: gr.Request) -> str:
         """Return the curve of the run of the chosen checkpoint."""
@@ -272,8 +272,10 @@ def build(store: ModelStore, trainer: Trainer | None = None) -> gr.Blocks:
                         both = gr.Button(I18N("both"), variant="primary", elem_id="both")
                         halt_both = gr.Button(I18N("stop"), variant="stop", elem_id="halt_both", visible=False)
                         with gr.Row():
-                            left = gr.Textbox(label=title(first or "", None), lines=14, elem_id="left")
-                            right = gr.Textbox(label=title(second or "", None), lines=14, elem_id="right")
+                            left = gr.Textbox(label=title(first or "", None), lines=14, elem_id="left", min_width=280)
+                            right = gr.Textbox(
+                                label=title(second or "", None), lines=14, elem_id="right", min_width=280
+                            )
                     with gr.Tab(I18N("train"), id="train", elem_id="train_tab") as to_train:
                         tab = TrainingTab(training)
             with gr.Column(scale=2, min_width=320, elem_id="side") as side:
@@ -382,8 +384,8 @@ def serve(
         raise _not_served(host, port, error) from error
     if store.device == "cpu":
         torch.set_num_threads(1)  # concurrent visitors are then served faster than one after the other on all cores
-    local = all(ipaddress.ip_address(address[4][0]).is_loopback for address in addresses)
-    page = build(store, Trainer(allowed=allow_training or local))
+    local = all(is_loopback(str(address[4][0])) for address in addresses)
+    page = build(store, Trainings(allowed=allow_training or local, anywhere=allow_training))
     page.queue(max_size=8 * MAX_CONCURRENT)
     system = ["system-ui", "sans-serif"]  # so that no font is downloaded
     try:

@@ -10,7 +10,7 @@ import gradio as gr
 from minigpt import runs
 from minigpt.app import chart, texts
 from minigpt.app.store import ModelStore
-from minigpt.app.training import Status, Trainer, curves_of, offered_recipes
+from minigpt.app.training import Status, Trainings, curves_of, offered_recipes
 from minigpt.app.visitors import Problem, say
 from minigpt.words import LABELS, MESSAGES
 
@@ -22,13 +22,13 @@ class TrainingTab:
     """The components of the tab, in the context of which it is created.
 
     Args:
-        trainer: Trains, or refuses to.
+        trainings: Trains, or refuses to.
     """
 
-    def __init__(self, trainer: Trainer):
-        self.trainer = trainer
+    def __init__(self, trainings: Trainings):
+        self.trainings = trainings
         self.hint = gr.Markdown(elem_id="train_hint")
-        with gr.Column(visible=trainer.allowed):
+        with gr.Column(visible=trainings.allowed) as self.form:
             self.paste = gr.Textbox(
                 label=I18N("paste"), info=I18N("paste_info"), lines=6, max_lines=12, elem_id="paste",
                 max_length=texts.MAX_MB * 10**6,
@@ -76,14 +76,22 @@ class TrainingTab:
             run: The list from which *Write* takes its checkpoint.
             other: The list from which *Compare* takes its second one.
         """
-        trainer = self.trainer
+        trainings = self.trainings
 
-        def welcome(request: gr.Request) -> tuple[str, dict]:
+        def may(request: gr.Request) -> bool:
+            return trainings.is_for(request.headers.get("host"))
+
+        def welcome(request: gr.Request) -> tuple[str, dict, dict]:
             hint = say(request, "text_kept", texts.FOLDER.as_posix(), texts.MAX_MB, ", ".join(texts.KINDS))
-            return hint if trainer.allowed else say(request, "training_off"), gr.update(choices=recipe_choices(request))
+            allowed = may(request)
+            return (
+                hint if allowed else say(request, "training_off"),
+                gr.update(choices=recipe_choices(request)),
+                gr.update(visible=allowed),
+            )
 
         def watch(seen: tuple | None, request: gr.Request) -> list[Any]:
-            status = trainer.status() if trainer.allowed else None
+            status = trainings.status() if may(request) else None
             if status is None:
                 return [gr.skip()] * 10
             curves = curves_of(status.run) if status.run else None
@@ -109,31 +117,32 @@ class TrainingTab:
             ]
 
         def start(pasted: str, uploads: list[str] | None, recipe: str, steps: int | None, request: gr.Request) -> str:
-            try:
-                trainer.check_free()
-                trainer.start(recipe, texts.keep(pasted, uploads), steps)
-            except Problem as problem:
-                return problem.message(request)
-            return ""
+            def action() -> None:
+                trainings.check_free()
+                trainings.start(recipe, texts.keep(pasted, uploads), steps)
+
+            return act(action, request)
 
         def act(action: Callable[[], None], request: gr.Request) -> str:
             try:
+                if not may(request):
+                    raise Problem("training_off")
                 action()
             except Problem as problem:
                 return problem.message(request)
             return ""
 
         def stop(request: gr.Request) -> str:
-            return act(trainer.stop, request)
+            return act(trainings.stop, request)
 
         def go_on(request: gr.Request) -> str:
-            return act(trainer.go_on, request)
+            return act(trainings.go_on, request)
 
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         watched = [
             self.status, self.curve, self.samples, self.start, self.stop, self.go_on, self.timer, self.seen, run, other,
         ]  # fmt: skip
-        page.load(welcome, None, [self.hint, self.recipe], **quiet)
+        page.load(welcome, None, [self.hint, self.recipe, self.form], **quiet)
         gr.on([page.load, tab.select, self.timer.tick], watch, self.seen, watched, **quiet)
         self.recipe.change(recipe_steps, self.recipe, self.steps, **quiet)
         pressed = [

@@ -5,6 +5,7 @@ What runs is found on disk, in `lightning_logs/page`: `training.json` describes 
 by another `minigpt app` in the same folder, shows the training and can stop it.
 """
 
+import ipaddress
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 from minigpt import files, runs
 from minigpt.app.visitors import Problem
@@ -102,17 +104,27 @@ def offered_recipes() -> dict[str, Recipe]:
     return {recipe.name: recipe for recipe in sorted(offered, key=lambda recipe: (recipe.minutes, recipe.name))}
 
 
-class Trainer:
+class Trainings:
     """Starts, watches, stops and continues the trainings of the page, one at a time.
 
     Args:
         allowed: Whether visitors may train.
+        anywhere: Whether visitors may train, too, who reach the page under a name that is not this machine's own.
     """
 
-    def __init__(self, allowed: bool = True):
+    def __init__(self, allowed: bool = True, anywhere: bool = False):
         self.allowed = allowed
+        self.anywhere = anywhere
         self._process: subprocess.Popen | None = None  # if this page started the training
         self._lock = threading.Lock()
+
+    def is_for(self, host: str | None) -> bool:
+        """Return whether a visitor may train who reaches the page at this host, as the browser gives it.
+
+        A page on this machine is reached under another name through a proxy, or by a web site whose name was made to
+        lead here.
+        """
+        return self.allowed and (self.anywhere or is_loopback(urlsplit(f"//{host or ''}").hostname))
 
     def check_free(self) -> None:
         """Check that a training may be started now.
@@ -245,6 +257,16 @@ class Trainer:
             return json.loads((FOLDER / "training.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
+
+
+def is_loopback(host: str | None) -> bool:
+    """Return whether only this machine can reach a host: a name or an address."""
+    if host is None or host == "localhost":
+        return host is not None
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def first_words(text: Path) -> str:
