@@ -342,6 +342,7 @@ def test_a_french_visitor_writes_streams_stops_and_looks_inside(browser, page, p
         time.sleep(0.05)
     tab.click("#halt")
     until(lambda: idle(tab))
+    assert not tab.locator("#halt").is_visible()
     stopped = text_of(tab)
     time.sleep(0.5)
     assert text_of(tab) == stopped

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, free_port
-from test_app import FRENCH, SETTINGS, browser, opened, text_of, until  # noqa: F401  (browser is a fixture)
+from test_app import FRENCH, SETTINGS, browser, opened, page, place, text_of, until  # noqa: F401  (some are fixtures)
 
 from minigpt import MiniGPTError, runs
 from minigpt.inspection.curves import Curves
@@ -171,8 +171,9 @@ def test_a_page_of_this_machine_is_not_trained_on_through_another_name():
 
 
 def test_programs_can_call_what_writes_and_nothing_else(folder):
-    page = app.build(app.ModelStore(), app.Trainings())
-    assert set(page.get_api_info()["named_endpoints"]) == {"/generate"}
+    calls = app.build(app.ModelStore(), app.Trainings()).get_api_info()
+    assert set(calls["named_endpoints"]) == {"/generate"}
+    assert not calls["unnamed_endpoints"]
 
 
 # What is shown.
@@ -375,3 +376,34 @@ def test_a_visitor_trains_closes_the_page_stops_goes_on_and_writes(browser, tmp_
     finally:
         server.send_signal(signal.SIGINT)
         server.wait(30)
+
+
+@pytest.mark.full
+def test_on_a_phone_the_text_comes_first_and_nothing_runs_off_the_screen(browser, page):  # noqa: F811
+    tab = browser.new_context(locale="fr-FR", viewport={"width": 390, "height": 844}, color_scheme="dark").new_page()
+    tab.goto(page.address)
+    tab.locator("#go").wait_for()
+    until(lambda: tab.get_by_role("tab").count() == 4)  # Gradio hides tabs that do not fit
+    tops = [tab.locator(name).bounding_box()["y"] for name in ("#prompt", "#go", "#text", "#run", "#parameters")]
+    assert tops == sorted(tops)
+    assert tops[2] < 500, "the text is on the first screen"
+    assert not tab.get_by_text("Température").is_visible(), "folded"
+    assert not tab.locator("#halt").is_visible(), "nothing runs"
+    tab.click("#go")
+    until(lambda: len(text_of(tab)) > 100 and tab.locator("#go").is_visible(), 60)
+    tab.get_by_role("tab", name="Regarder dedans").click()
+    figure = until(lambda: tab.locator("#inside img").count() and tab.locator("#inside img"))
+    assert "invert" in figure.evaluate("image => getComputedStyle(image).filter"), "it follows the dark theme"
+    for name in ("Écrire", "Regarder dedans", "Comparer", "Entraîner"):
+        tab.get_by_role("tab", name=name).click()
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.mark.slow
+def test_records_of_a_training_can_be_read_while_it_runs(folder):
+    from minigpt.training.cli import _Logger
+
+    logger = _Logger(folder, "tiny", "version_0", 0)
+    logger.log_metrics({"train/loss": 1.0}, 1)
+    assert until(lambda: training.curves_of(folder / "tiny" / "version_0").scalars, 30) == {"train/loss": [(1, 1.0)]}
+    logger.finalize("success")

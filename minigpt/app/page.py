@@ -285,6 +285,7 @@ def build(store: ModelStore, trainings: Trainings | None = None) -> gr.Blocks:
                     renew = gr.Button(I18N("refresh"), size="sm", min_width=100)
                     save = gr.Button(I18N("download"), size="sm", min_width=100, elem_id="save")
                     saved = gr.DownloadButton(visible="hidden", elem_id="saved")
+                drawn = gr.HTML(elem_id="curve")
                 with gr.Accordion(I18N("parameters"), open=False, elem_id="parameters") as parameters:
                     temperature = gr.Slider(
                         0, 2, 0.8, step=0.05, label=I18N("temperature"), info=I18N("temperature_info")
@@ -300,7 +301,6 @@ def build(store: ModelStore, trainings: Trainings | None = None) -> gr.Blocks:
                             0, precision=0, minimum=0, maximum=2**31 - 1, label=I18N("seed"), info=I18N("seed_info")
                         )
                         stop_string = gr.Textbox("", label=I18N("stop_string"), max_lines=1)
-                drawn = gr.HTML(elem_id="curve")
                 wide = gr.Checkbox(visible=False)
         settings = [temperature, top_k, top_p, min_p, length, seed, stop_string, samples]
         fresh = gr.on([page.load, renew.click], refresh, [run, other], [run, other, notice], **PRIVATE)
@@ -393,7 +393,7 @@ def serve(
             server_name=f"[{host}]" if ":" in host else host, server_port=port, auth=auth, share=False, quiet=True,
             prevent_thread_lock=True, i18n=I18N, css=CSS, head=HEAD,
             theme=gr.themes.Default(font=system, font_mono=["ui-monospace", "monospace"]),
-            footer_links=["api"], max_file_size=MAX_MB * 10**6, max_threads=2 * MAX_CONCURRENT, ssr_mode=False,
+            footer_links=["api"], max_file_size=MAX_MB * 2**20, max_threads=2 * MAX_CONCURRENT, ssr_mode=False,
         )  # fmt: skip
     except OSError as error:  # Gradio needs the port on 127.0.0.1 too
         raise _not_served(host, port, error) from error

@@ -40,7 +40,7 @@ def keep(pasted: str | None, uploads: Sequence[str] | None) -> Path:
         if file.suffix.lower() not in KINDS:
             raise Problem("wrong_kind", file.name, ", ".join(KINDS))
     pasted = reading.replace_surrogates(pasted or "").replace("\r\n", "\n").replace("\0", "")
-    if sum(map(_size, files)) + len(pasted.encode()) > MAX_MB * 10**6:
+    if sum(map(_size, files)) + len(pasted.encode()) > MAX_MB * 2**20:
         raise Problem("too_large", MAX_MB)
     texts = [*map(_read, files), pasted.strip()]
     text = reading.SEPARATOR.join(filter(None, texts))

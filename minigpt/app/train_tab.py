@@ -31,7 +31,7 @@ class TrainingTab:
         with gr.Column(visible=trainings.allowed) as self.form:
             self.paste = gr.Textbox(
                 label=I18N("paste"), info=I18N("paste_info"), lines=6, max_lines=12, elem_id="paste",
-                max_length=texts.MAX_MB * 10**6,
+                max_length=texts.MAX_MB * 2**20,
             )  # fmt: skip
             self.files = gr.File(
                 file_count="multiple", file_types=list(texts.KINDS), label=I18N("files"), height=110, elem_id="files"
