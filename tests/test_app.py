@@ -392,6 +392,16 @@ def test_an_english_visitor_changes_the_checkpoint_errs_and_compares(browser, pa
     until(lambda: len(text_of(tab)) == 59 and text_of(tab) != transformer)
     tab.get_by_role("tab", name="Look inside").click()
     until(lambda: tab.locator("#inside img").count() == 1)  # the bigram's table
+    tab.get_by_role("tab", name="Write").click()
+    assert text_of(tab, "prompt") == "un ☃ matin"
+    tab.get_by_role("tab", name="Compare").click()
+    assert text_of(tab, "same_prompt") == "un ☃ matin"
+    shown = [tab.locator(f"#{side} label > span").inner_text() for side in ("left", "right")]
+    assert shown == ["tiny/version_0 · best", "modern_nano/version_0 · best"], "two different ones, still"
+    tab.locator("#same_prompt textarea").fill("le soir")
+    tab.get_by_role("tab", name="Write").click()
+    assert text_of(tab, "prompt") == "le soir"
+    tab.locator("#prompt textarea").fill("un ☃ matin")
     tab.get_by_role("tab", name="Compare").click()
     tab.click("#both")
     until(lambda: len(text_of(tab, "left")) == 59 and len(text_of(tab, "right")) == 59)

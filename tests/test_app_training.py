@@ -276,6 +276,7 @@ def test_steps_are_offered_after_the_checkpoints_of_their_run(store):
 def test_a_comparison_begins_with_two_different_checkpoints(store, folder):
     first, second = store.two()
     assert runs.run_of(Path(first)) != runs.run_of(Path(second))
+    assert store.two(second) == (second, first)
     shutil.rmtree(folder / "lightning_logs" / "tiny" / "version_0")
     first, second = store.two()
     assert (app.page.title(first, None), app.page.title(second, None)) == (

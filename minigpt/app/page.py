@@ -179,6 +179,10 @@ def build(store: ModelStore, trainings: Trainings | None = None) -> gr.Blocks:
         names = {file: name for name, file in choices(request)}  # of no other file, which a visitor may only guess
         return gr.update(label=names.get(run or "", run)), gr.update(label=names.get(other or "", other))
 
+    def differ(run: str | None, other: str | None) -> Any:
+        """Choose another checkpoint to compare with if it would be the same."""
+        return store.two(run)[1] if run == other else gr.skip()
+
     def curve(run: str | None, request: gr.Request) -> str:
         """Return the curve of the run of the chosen checkpoint."""
         folder = runs.run_of(Path(run)) if run in store.files() else None
@@ -305,6 +309,7 @@ def build(store: ModelStore, trainings: Trainings | None = None) -> gr.Blocks:
         settings = [temperature, top_k, top_p, min_p, length, seed, stop_string, samples]
         fresh = gr.on([page.load, renew.click], refresh, [run, other], [run, other, notice], **PRIVATE)
         quiet = PRIVATE | {"show_progress": "hidden"}
+        run.change(differ, [run, other], other, **quiet)
         for naming in (fresh.then, run.change, other.change):
             naming(columns, [run, other], [left, right], **quiet)
         for drawing_curve in (fresh.then, run.change):
@@ -326,8 +331,8 @@ def build(store: ModelStore, trainings: Trainings | None = None) -> gr.Blocks:
         colours.select(pick, [*seen, *sampling], [table, drawing, position, notice], **PRIVATE, **crowd)
         gr.on([layer.release, head.release], redraw, [*seen, position], drawing, **PRIVATE, **crowd)
         # The two tabs with a prompt share it, in the browser.
-        writing.select(None, same_prompt, prompt, js="text => text", **PRIVATE)
-        comparing.select(None, prompt, same_prompt, js="text => text", **PRIVATE)
+        prompt.change(None, prompt, same_prompt, js="text => text", **PRIVATE)
+        same_prompt.blur(None, same_prompt, prompt, js="text => text", **PRIVATE)
         for shown in (writing, inside, comparing):
             shown.select(lambda: gr.update(visible=True), None, side, **quiet)
         to_train.select(lambda: gr.update(visible=False), None, side, **quiet)

@@ -46,14 +46,16 @@ class ModelStore:
         named = [self.named] if self.named else []
         return list(dict.fromkeys([*named, *(file for of_run in files.values() for file in of_run)]))
 
-    def two(self) -> tuple[str | None, str | None]:
-        """Return the first file, and one to compare it with: of another run, or an early one of the same run."""
+    def two(self, chosen: str | None = None) -> tuple[str | None, str | None]:
+        """Return two files to compare: the chosen one, or the first; and one of another run, or an early one of its."""
         files = self.files()
         if not files:
             return None, None
-        first = files[0]
-        others = [file for file in files if runs.run_of(Path(file)) != runs.run_of(Path(first))] or files[:0:-1]
-        return first, next(iter(others), first)
+        first = chosen if chosen in files else files[0]
+        run = runs.run_of(Path(first))
+        others = [file for file in files if runs.run_of(Path(file)) != run]
+        others += [file for file in reversed(files) if file != first]
+        return first, others[0] if others else first
 
     def resolve(self, chosen: str | None) -> str:
         """Return the file for a visitor's choice: one of `files`, the run folder of one, or `last`.
