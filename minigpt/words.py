@@ -21,7 +21,7 @@ LABELS = {
         "seed": "Seed", "seed_info": "the same seed gives the same text; empty for a new seed each time",
         "stop_string": "Stop before this text", "samples": "Texts", "generate": "Write", "stop": "Stop", "text": "Text",
         "write": "Write", "look": "Look inside", "compare": "Compare", "other": "Other checkpoint",
-        "both": "Write with both", "first": "First checkpoint", "second": "Second checkpoint",
+        "both": "Write with both",
         "look_hint": "The colour of a token shows how much it surprised the model. Select a token to see what the "
         "model expected there. Tokens that the sampling parameters exclude are struck through.",
         "layer": "Layer", "head": "Head", "parameters": "Sampling parameters", "download": "Download as a web page",
@@ -45,8 +45,7 @@ LABELS = {
         "seed_info": "la même graine donne le même texte ; vide pour une nouvelle graine à chaque fois",
         "stop_string": "S'arrêter avant ce texte", "samples": "Textes", "generate": "Écrire", "stop": "Arrêter",
         "text": "Texte", "write": "Écrire", "look": "Regarder dedans", "compare": "Comparer",
-        "other": "Autre checkpoint", "both": "Écrire avec les deux", "first": "Premier checkpoint",
-        "second": "Second checkpoint",
+        "other": "Autre checkpoint", "both": "Écrire avec les deux",
         "look_hint": "La couleur d'un jeton indique à quel point il a surpris le modèle. Sélectionnez un jeton pour "
         "voir ce que le modèle attendait à cet endroit. Les jetons que les réglages excluent sont barrés.",
         "layer": "Couche", "head": "Tête", "parameters": "Réglages du tirage",

@@ -210,6 +210,25 @@ def test_how_a_training_ended_is_found_on_disk(folder):
     assert app.Trainings().status() is None
 
 
+@pytest.mark.parametrize(
+    ("state", "left", "words"),
+    [
+        ("starting", None, "L'entraînement de tiny sur a.txt commence."),
+        ("running", None, "Entraînement de tiny sur a.txt : étape 1\u00a0000 sur 2\u00a0000."),
+        ("running", 89.4, "Entraînement de tiny sur a.txt : étape 1\u00a0000 sur 2\u00a0000, encore 89 s environ."),
+        ("running", 90.0, "Entraînement de tiny sur a.txt : étape 1\u00a0000 sur 2\u00a0000, encore 2 min environ."),
+        ("stopping", None, "L'entraînement de tiny sur a.txt s'arrête après cette étape."),
+        ("finished", None, "L'entraînement de tiny sur a.txt est terminé : 1\u00a0000 étapes sur 2\u00a0000. Le modèle "
+                           "est dans l'onglet Écrire."),
+    ],
+)  # fmt: skip
+def test_each_state_is_a_sentence_in_the_language_of_the_visitor(state, left, words):
+    status = training.Status(state, "tiny", Path("a.txt"), None, 1000, 2000, left, "")
+    assert train_tab.said(status, FRENCH) == words
+    assert "tiny on a.txt" in train_tab.said(status, None)
+    assert ("<progress" in train_tab.shown(status, None)) == (state != "finished")
+
+
 CURVES = Curves(
     {
         "train/bits_per_char": [(1, 5.9), (20, 4.5), (40, math.nan)],
