@@ -79,6 +79,7 @@ MESSAGES = {
         "no_training": "There is no training that could be stopped or continued. Start one.",
         "training_off": "This page does not train: other machines can reach it. Whoever started it can allow training "
         "with `minigpt app --allow_training`.",
+        "not_written": "The folder `{}` cannot be written to: {}. Free some space, or change its permissions.",
         "no_export": "This checkpoint cannot be written as a web page: {}",
         "text_kept": "Texts stay on this machine, in `{}`: {} MB at most, in files that end in {}.",
         "recipe_choice": "{}: {}, {:.1f} min", "recipe_tiny": "the article's model", "recipe_gpt_nano": "a small GPT-2",
@@ -90,7 +91,8 @@ MESSAGES = {
         "status_stopping": "The training of {} on {} stops after this step.",
         "status_finished": "The training of {} on {} is complete: {:,} of {:,} steps. The model is in the tab Write.",
         "status_stopped": "The training of {} on {} was stopped after {:,} of {:,} steps.",
-        "status_failed": "The training of {} on {} ended after {:,} of {:,} steps: {}",
+        "status_failed": "The training of {} on {} ended after {:,} of {:,} steps without saying why.",
+        "status_failed_because": "The training of {} on {} ended after {:,} of {:,} steps: {}",
         "seconds": "{:.0f} s", "minutes": "{:.0f} min", "chart_y": "bits per character", "chart_x": "step",
         "chart_train": "training", "chart_val": "validation", "chart_point": "{} {:.2f}", "tick": "{:.1f}",
         "sample_head": "step {:,}", "sample_bits": "step {:,}: {:.2f} bits per character",
@@ -225,6 +227,8 @@ MESSAGES = {
         "no_training": "Aucun entraînement n'est à arrêter ni à reprendre. Lancez-en un.",
         "training_off": "Cette page n'entraîne pas : d'autres machines peuvent l'atteindre. La personne qui l'a lancée "
         "peut le permettre avec `minigpt app --allow_training`.",
+        "not_written": "Le dossier `{}` n'est pas accessible en écriture : {}. Libérez de la place, ou changez ses "
+        "droits.",
         "no_export": "Ce checkpoint ne peut pas devenir une page web : {}",
         "text_kept": "Les textes restent sur cette machine, dans `{}` : {} Mo au plus, en fichiers finissant par "
         "{}.",
@@ -240,7 +244,8 @@ MESSAGES = {
         "status_finished": "L'entraînement de {} sur {} est terminé : {:,} étapes sur {:,}. Le modèle est dans "
         "l'onglet Écrire.",
         "status_stopped": "L'entraînement de {} sur {} a été arrêté après {:,} étapes sur {:,}.",
-        "status_failed": "L'entraînement de {} sur {} s'est interrompu après {:,} étapes sur {:,} : {}",
+        "status_failed": "L'entraînement de {} sur {} s'est interrompu après {:,} étapes sur {:,}, sans dire pourquoi.",
+        "status_failed_because": "L'entraînement de {} sur {} s'est interrompu après {:,} étapes sur {:,} : {}",
         "seconds": "{:.0f} s", "minutes": "{:.0f} min", "chart_y": "bits par caractère", "chart_x": "étape",
         "chart_train": "entraînement", "chart_val": "validation", "chart_point": "{} {:.2f}", "tick": "{:.1f}",
         "sample_head": "étape {:,}", "sample_bits": "étape {:,} : {:.2f} bits par caractère",

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, free_port
@@ -176,6 +177,28 @@ def test_programs_can_call_what_writes_and_nothing_else(folder):
     assert not calls["unnamed_endpoints"]
 
 
+def visit(host: str = "127.0.0.1:7860") -> SimpleNamespace:
+    return SimpleNamespace(headers={"host": host, "accept-language": "fr"})
+
+
+def test_what_the_tab_answers(folder, started, monkeypatch):
+    calls = {fn.name: fn.fn for fn in app.build(app.ModelStore(), app.Trainings()).fns.values()}
+    elsewhere = visit("evil.example")
+    for answer in (
+        calls["start"](TEXT[:1000], None, "tiny", 20, elsewhere), calls["stop"](elsewhere), calls["go_on"](elsewhere),
+    ):  # fmt: skip
+        assert "Cette page n'entraîne pas" in answer
+    assert not texts.FOLDER.exists()
+    hint, _, form = calls["welcome"](elsewhere)
+    assert (hint[:24], form["visible"]) == ("Cette page n'entraîne pa", False)
+    assert calls["welcome"](visit())[2]["visible"]
+    assert "`lightning_logs/texts` : 20 Mo" in calls["welcome"](visit())[0]
+    assert "pas encore de texte" in calls["start"]("", None, "tiny", 20, visit())
+    (folder / "file").touch()
+    monkeypatch.setattr(texts, "FOLDER", Path("file/texts"))
+    assert "n'est pas accessible en écriture" in calls["start"](TEXT[:1000], None, "tiny", 20, visit())
+
+
 # What is shown.
 
 
@@ -198,6 +221,9 @@ def test_how_a_training_ended_is_found_on_disk(folder):
     assert not failed.can_go_on
     shown = train_tab.shown(failed, FRENCH)
     assert "s&#x27;est interrompu après 0 étapes sur 500 : &lt;b&gt;The corpus&lt;/b&gt; is too short." in shown
+    for line in ("step 100/500  train loss 3.0", "    a sample", "étape 100/500  perte 3,0"):
+        killed = recorded(folder, f"run folder lightning_logs/tiny/version_7\n{line}\n")
+        assert train_tab.said(killed, None).endswith("ended after 0 of 500 steps without saying why.")
     checkpoint = folder / "lightning_logs" / "tiny" / "version_7" / "checkpoints" / "last.ckpt"
     checkpoint.parent.mkdir(parents=True)
     checkpoint.touch()

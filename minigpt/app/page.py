@@ -193,9 +193,12 @@ def build(store: ModelStore, trainings: Trainings | None = None) -> gr.Blocks:
             name, content = store.as_web_page(run)
         except Problem as problem:
             return gr.skip(), problem.message(request)
-        FOLDER.mkdir(parents=True, exist_ok=True)
         file = FOLDER / name  # Gradio serves a copy
-        file.write_bytes(content)
+        try:
+            FOLDER.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+        except OSError as error:
+            return gr.skip(), Problem("not_written", FOLDER, error.strerror).message(request)
         return str(file), ""
 
     def look(run: str, text: str, layer: int, head: int, temperature: float, top_k: int, top_p: float, min_p: float,

@@ -130,6 +130,8 @@ class TrainingTab:
                 action()
             except Problem as problem:
                 return problem.message(request)
+            except OSError as error:
+                return Problem("not_written", runs.ROOT, error.strerror).message(request)
             return ""
 
         def stop(request: gr.Request) -> str:
@@ -180,8 +182,8 @@ def said(status: Status, request: gr.Request | None) -> str:
         unit = "seconds" if left is not None and left < 90 else "minutes"
         duration = "" if left is None else say(request, unit, left if unit == "seconds" else left / 60)
         values.append(duration and say(request, "status_left", duration))
-    if status.state == "failed":
-        values.append(status.last_words)
+    if status.state == "failed" and status.last_words:
+        return say(request, "status_failed_because", *values, status.last_words)
     return say(request, f"status_{status.state}", *values)
 
 

@@ -36,6 +36,7 @@ MAX_PROMPT = 30  # characters at the beginning of the text that its samples cont
 LOG_BYTES = 100_000  # at the end of a log that are searched for its last line
 # Lines of a training's output, in the languages of the terminal.
 FINISHED = {texts["curves"] for texts in MESSAGES.values()}
+PROGRESS = [texts["step"].removesuffix("{}") for texts in MESSAGES.values()]
 RUN_FOLDER = [texts["run_folder"].removesuffix("{}") for texts in MESSAGES.values()]
 
 
@@ -66,7 +67,7 @@ class Status(NamedTuple):
         step: The number of finished steps that it has recorded.
         max_steps: The number of steps that it is to do.
         seconds_left: The expected time until the last step; None if it is unknown.
-        last_words: The last line of its output.
+        last_words: The last line of its output; empty if that is a sample or a line of its progress.
     """
 
     state: Literal["starting", "running", "stopping", "finished", "stopped", "failed"]
@@ -218,8 +219,9 @@ class Trainings:
         else:
             state = "stopped" if record["stopped"] else "failed"
         left = _seconds_left(run, record["start_step"], step, record["max_steps"]) if state == "running" else None
-        words = next((line.strip() for line in reversed(log) if line.strip()), "")
-        return Status(state, record["recipe"], Path(record["text"]), run, step, record["max_steps"], left, words)
+        return Status(
+            state, record["recipe"], Path(record["text"]), run, step, record["max_steps"], left, _last_words(log)
+        )
 
     def _launch(self, args: Sequence[object], **record: Any) -> None:
         if not self.allowed:
@@ -340,6 +342,11 @@ def _end_of_log() -> list[str]:
             return file.read().decode("utf-8", "replace").splitlines()
     except OSError:
         return []
+
+
+def _last_words(log: Sequence[str]) -> str:
+    line = next((line for line in reversed(log) if line.strip()), "")
+    return "" if line.startswith((" ", *PROGRESS)) else line.strip()
 
 
 def _run_in(log: Sequence[str]) -> Path | None:
