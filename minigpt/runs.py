@@ -120,6 +120,9 @@ def find_checkpoint(
     for file in files:
         if _is_checkpoint(file):
             return file
+    if run.name == "snapshots" and (kept := snapshots(run.parent)):
+        example = f"{run.parent}@{min(kept)}"
+        raise MiniGPTError(f"The folder '{run}' holds snapshots of {len(kept)} steps. Pass one, such as {example}.")
     if any(run.glob("*.safetensors")) or (run / PICKLE).exists():
         raise MiniGPTError(f"The folder '{run}' has weights, but no {CONFIG}. Download it again, or pass a run.")
     raise MiniGPTError(f"The folder '{run}' holds no checkpoint (checkpoints/{prefer[-1]}.ckpt). Pass a different run.")

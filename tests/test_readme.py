@@ -20,6 +20,7 @@ from conftest import ROOT, free_port
 from lightning.pytorch import Trainer
 
 from minigpt import GPT, LitLanguageModel, TextDataModule, TinyGPT
+from minigpt.runs import snapshots
 from minigpt.training.callbacks import Figures, Samples
 from minigpt.training.checkpointing import Checkpoints
 
@@ -93,6 +94,15 @@ def shortened(words: list[str], flags: list[str], steps: int) -> list[str]:
     return [*words, "--trainer.max_steps", str(steps), *flags, *(["--trials", "2"] if words[0] == "sweep" else [])]
 
 
+def of_kept_steps(words: list[str]) -> list[str]:
+    """Replace the step of each RUN@STEP by the first that the shortened training of RUN has kept."""
+
+    def kept(match: re.Match) -> str:
+        return f"{match[1]}@{min(snapshots(Path(match[1])))}"
+
+    return [re.sub(r"^(.+)@\d+$", kept, word) for word in words]
+
+
 def run_python(program: str, capfd) -> str:
     """Run a program in this process, and return what it printed."""
     capfd.readouterr()
@@ -114,6 +124,7 @@ def test_every_command_and_program_of_the_pages_runs_in_order(call, folder, monk
             program, *words = shlex.split(command)
             assert program == "minigpt", command
             number += 1
+            words = of_kept_steps(words)
             done = call(*shortened(words, QUICK_SAMPLES, 4 + number))  # a resume has more steps to do than its run
             assert done.status == 0, f"{command}\n{done.err}"
             assert done.out.strip(), command
@@ -189,7 +200,7 @@ def test_every_command_of_the_guide_runs_in_order(call, folder, capfd):
     for command in run:
         program, *words = shlex.split(command)
         assert program == "minigpt", command
-        done = call(*shortened(words, SHORT, 4))
+        done = call(*shortened(of_kept_steps(words), SHORT, 4))
         assert done.status == 0, f"{command}\n{done.err}"
         assert done.out.strip(), command
         assert "--figures" not in words or f"{words[words.index('--figures') + 1]}/next_token.png" in done.err

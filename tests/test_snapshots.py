@@ -292,6 +292,7 @@ def test_adapters_alone_are_in_a_snapshot_and_are_merged(call, folder):
         ("nowhere@20", "There is no run or checkpoint at 'nowhere@20'."),
         ("@20", "There is no run or checkpoint at '@20'."),
         (f"{RUN}/checkpoints/last.ckpt@20", "There is no run or checkpoint at"),
+        (f"{RUN}/snapshots", f"The folder '{RUN}/snapshots' holds snapshots of 3 steps. Pass one, such as {RUN}@20."),
     ],
 )  # fmt: skip
 def test_a_step_that_is_not_there_is_a_sentence(call, run, folder, ckpt_path, sentence):
