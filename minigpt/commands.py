@@ -366,12 +366,16 @@ def export(args: list[str]) -> int:
 
 
 def app(args: list[str]) -> int:
-    """Serve a web page for trying trained models."""
+    """Serve a web page for trying trained models and for training."""
     description = "Serve a web page for trying trained models, only for this machine unless --host is set."
     parser = Parser("app", description, "ckpt_path", "allow_code", "device")
     parser.add_argument("--host", default="127.0.0.1", help="the address to serve on; 0.0.0.0 for the whole network")
     parser.add_argument("--port", type=int, default=7860, help="the port to serve on")
     parser.add_argument("--auth", metavar="NAME:PASSWORD", default=None, help="require this name and password")
+    parser.add_argument(
+        "--allow_training", action="store_true",
+        help="let visitors train also where other machines can reach the page; on this machine they always may",
+    )  # fmt: skip
     asked = parser.parse(args)
     name, _, password = (asked.auth or "").partition(":")
     if asked.auth is not None and not (name and password):
@@ -383,7 +387,7 @@ def app(args: list[str]) -> int:
             from minigpt.runs import pick_device
 
         store = ModelStore(asked.ckpt_path, pick_device(asked.device), asked.allow_code)
-        page = serve(store, asked.host, asked.port, (name, password) if asked.auth else None)
+        page = serve(store, asked.host, asked.port, (name, password) if asked.auth else None, asked.allow_training)
     if not store.files():
         note(message("no_run", first_training()))
     print(str(page.local_url).rstrip("/") if ":" in asked.host else f"http://{asked.host}:{asked.port}", flush=True)

@@ -21,10 +21,14 @@ LABELS = {
         "seed": "Seed", "seed_info": "the same seed gives the same text; empty for a new seed each time",
         "stop_string": "Stop before this text", "samples": "Texts", "generate": "Write", "stop": "Stop", "text": "Text",
         "write": "Write", "look": "Look inside", "compare": "Compare", "other": "Other checkpoint",
-        "both": "Write with both", "first": "First checkpoint", "second": "Second checkpoint",
+        "both": "Write with both",
         "look_hint": "The colour of a token shows how much it surprised the model. Select a token to see what the "
         "model expected there. Tokens that the sampling parameters exclude are struck through.",
-        "layer": "Layer", "head": "Head",
+        "layer": "Layer", "head": "Head", "parameters": "Sampling parameters", "download": "Download as a web page",
+        "train": "Train", "paste": "Text to train on", "paste_info": "paste a text, or drop files below",
+        "files": "Text files", "recipe": "Recipe", "recipe_info": "times were measured on a machine with two cores",
+        "steps": "Steps", "steps_info": "those of the recipe, or fewer", "start": "Train",
+        "go_on": "Continue the training",
     },
     "fr": {
         "title": "# minigpt\nUn petit modèle continue votre texte, un jeton à la fois.",
@@ -41,11 +45,15 @@ LABELS = {
         "seed_info": "la même graine donne le même texte ; vide pour une nouvelle graine à chaque fois",
         "stop_string": "S'arrêter avant ce texte", "samples": "Textes", "generate": "Écrire", "stop": "Arrêter",
         "text": "Texte", "write": "Écrire", "look": "Regarder dedans", "compare": "Comparer",
-        "other": "Autre checkpoint", "both": "Écrire avec les deux", "first": "Premier checkpoint",
-        "second": "Second checkpoint",
+        "other": "Autre checkpoint", "both": "Écrire avec les deux",
         "look_hint": "La couleur d'un jeton indique à quel point il a surpris le modèle. Sélectionnez un jeton pour "
         "voir ce que le modèle attendait à cet endroit. Les jetons que les réglages excluent sont barrés.",
-        "layer": "Couche", "head": "Tête",
+        "layer": "Couche", "head": "Tête", "parameters": "Réglages du tirage",
+        "download": "Télécharger en page web", "train": "Entraîner", "paste": "Texte d'entraînement",
+        "paste_info": "collez un texte, ou déposez des fichiers ci-dessous", "files": "Fichiers de texte",
+        "recipe": "Recette", "recipe_info": "durées mesurées sur une machine à deux cœurs", "steps": "Étapes",
+        "steps_info": "celles de la recette, ou moins", "start": "Entraîner",
+        "go_on": "Reprendre l'entraînement",
     },
 }  # fmt: skip
 MESSAGES = {
@@ -56,7 +64,39 @@ MESSAGES = {
         "no_base": "The checkpoint `{}` holds adapters, and the model to which they belong is missing. Choose another.",
         "left_out": "Unknown to this model and left out: {}", "seed": "Seed {}",
         "picked": "after “{}”", "model": "the model", "left": "after filtering", "nothing": "Write a text first.",
-        "came": "actual",
+        "came": "actual", "share": "{:.1%}", "surprisal": "{:.1f} bits",
+        # The page: training.
+        "no_text": "There is no text yet. Paste one, or drop a file.",
+        "short_text": "The text has {:,} characters, and a training needs {:,} at least. Add more text.",
+        "too_large": "The text has more than {} MB. Choose a part of it, or use the command `minigpt train`.",
+        "too_many_files": "The page takes at most {} files. Join them, or drop fewer.",
+        "wrong_kind": "The page does not take `{}`. It takes files that end in {}.",
+        "not_text": "`{}` cannot be read as text. Save it as plain text and drop it again.",
+        "no_recipe": "Choose one of the recipes.",
+        "wrong_steps": "Give a whole number of steps from 1 to {} for {}.",
+        "already_training": "A training of `{}` is running, and the page runs one at a time. Wait until it ends, or "
+        "stop it.",
+        "no_training": "There is no training that could be stopped or continued. Start one.",
+        "training_off": "This page does not train: other machines can reach it. Whoever started it can allow training "
+        "with `minigpt app --allow_training`.",
+        "not_written": "The folder `{}` cannot be written to: {}. Free some space, or change its permissions.",
+        "no_export": "This checkpoint cannot be written as a web page: {}",
+        "text_kept": "Texts stay on this machine, in `{}`: {} MB at most, in files that end in {}.",
+        "recipe_choice": "{}: {}, {:.1f} min", "recipe_tiny": "the article's model", "recipe_gpt_nano": "a small GPT-2",
+        "recipe_modern_nano": "a modern transformer", "recipe_quick_nano": "a fast transformer",
+        "recipe_llama_nano": "a small Llama", "recipe_bpe": "frequent runs of letters as tokens",
+        "recipe_word": "words as tokens", "recipe_other": "{:,} steps",
+        "status_starting": "The training of {} on {} is starting.",
+        "status_running": "Training {} on {}: step {:,} of {:,}{}.", "status_left": ", about {} left",
+        "status_stopping": "The training of {} on {} stops after this step.",
+        "status_finished": "The training of {} on {} is complete: {:,} of {:,} steps. The model is in the tab Write.",
+        "status_stopped": "The training of {} on {} was stopped after {:,} of {:,} steps.",
+        "status_failed": "The training of {} on {} ended after {:,} of {:,} steps without saying why.",
+        "status_failed_because": "The training of {} on {} ended after {:,} of {:,} steps: {}",
+        "seconds": "{:.0f} s", "minutes": "{:.0f} min", "chart_y": "bits per character", "chart_x": "step",
+        "chart_train": "training", "chart_val": "validation", "chart_point": "{} {:.2f}", "tick": "{:.1f}",
+        "sample_head": "step {:,}", "sample_bits": "step {:,}: {:.2f} bits per character",
+        "checkpoint_step": "step {:,}",
         # Figures.
         "figure_transitions": "What the model expects after each token",
         "figure_next_token": "The tokens of a line, and below each the {} that the model expected most",
@@ -193,7 +233,45 @@ MESSAGES = {
         "Choisissez-en un autre.",
         "left_out": "Inconnus de ce modèle et omis : {}", "seed": "Graine {}",
         "picked": "après « {} »", "model": "le modèle",
-        "left": "après filtrage", "nothing": "Écrivez d'abord un texte.", "came": "réel",
+        "left": "après filtrage", "nothing": "Écrivez d'abord un texte.", "came": "réel", "share": "{:.1%}",
+        "surprisal": "{:.1f} bits",
+        # La page : l'entraînement.
+        "no_text": "Il n'y a pas encore de texte. Collez-en un, ou déposez un fichier.",
+        "short_text": "Le texte a {:,} caractères ; il en faut au moins {:,} pour un entraînement. Ajoutez du texte.",
+        "too_large": "Le texte dépasse {} Mo. Choisissez-en une partie, ou entraînez avec la commande `minigpt train`.",
+        "too_many_files": "La page accepte au plus {} fichiers. Réunissez-les, ou déposez-en moins.",
+        "wrong_kind": "La page n'accepte pas `{}`. Elle accepte les fichiers qui finissent par {}.",
+        "not_text": "`{}` n'est pas lisible comme texte. Enregistrez-le en texte brut et déposez-le à nouveau.",
+        "no_recipe": "Choisissez l'une des recettes.",
+        "wrong_steps": "Donnez un nombre entier d'étapes de 1 à {} pour {}.",
+        "already_training": "Un entraînement de `{}` est en cours, et la page n'en mène qu'un à la fois. Attendez sa "
+        "fin, ou arrêtez-le.",
+        "no_training": "Aucun entraînement n'est à arrêter ni à reprendre. Lancez-en un.",
+        "training_off": "Cette page n'entraîne pas : d'autres machines peuvent l'atteindre. La personne qui l'a lancée "
+        "peut le permettre avec `minigpt app --allow_training`.",
+        "not_written": "Le dossier `{}` n'est pas accessible en écriture : {}. Libérez de la place, ou changez ses "
+        "droits.",
+        "no_export": "Ce checkpoint ne peut pas devenir une page web : {}",
+        "text_kept": "Les textes restent sur cette machine, dans `{}` : {} Mo au plus, en fichiers finissant par "
+        "{}.",
+        "recipe_choice": "{} : {}, {:.1f} min", "recipe_tiny": "le modèle de l'article",
+        "recipe_gpt_nano": "un petit GPT-2", "recipe_modern_nano": "un transformer moderne",
+        "recipe_quick_nano": "un transformer rapide", "recipe_llama_nano": "un petit Llama",
+        "recipe_bpe": "suites fréquentes de lettres comme jetons", "recipe_word": "mots comme jetons",
+        "recipe_other": "{:,} étapes",
+        "status_starting": "L'entraînement de {} sur {} commence.",
+        "status_running": "Entraînement de {} sur {} : étape {:,} sur {:,}{}.",
+        "status_left": ", encore {} environ",
+        "status_stopping": "L'entraînement de {} sur {} s'arrête après cette étape.",
+        "status_finished": "L'entraînement de {} sur {} est terminé : {:,} étapes sur {:,}. Le modèle est dans "
+        "l'onglet Écrire.",
+        "status_stopped": "L'entraînement de {} sur {} a été arrêté après {:,} étapes sur {:,}.",
+        "status_failed": "L'entraînement de {} sur {} s'est interrompu après {:,} étapes sur {:,}, sans dire pourquoi.",
+        "status_failed_because": "L'entraînement de {} sur {} s'est interrompu après {:,} étapes sur {:,} : {}",
+        "seconds": "{:.0f} s", "minutes": "{:.0f} min", "chart_y": "bits par caractère", "chart_x": "étape",
+        "chart_train": "entraînement", "chart_val": "validation", "chart_point": "{} {:.2f}", "tick": "{:.1f}",
+        "sample_head": "étape {:,}", "sample_bits": "étape {:,} : {:.2f} bits par caractère",
+        "checkpoint_step": "étape {:,}",
         # Les figures.
         "figure_transitions": "Ce que le modèle attend après chaque jeton",
         "figure_next_token": "Les jetons d'une ligne et, sous chacun, les {} que le modèle attendait le plus",
@@ -333,12 +411,12 @@ MESSAGES = {
 
 
 class _FrenchFormatter(Formatter):
-    """Formats numbers in French: a decimal comma, and no-break spaces between thousands."""
+    """Formats numbers in French: a decimal comma, no-break spaces between thousands and before the per cent sign."""
 
     def format_field(self, value: object, format_spec: str) -> str:
         text = super().format_field(value, format_spec)
         french = isinstance(value, (int, float)) and format_spec
-        return text.translate({ord(","): "\u00a0", ord("."): ","}) if french else text
+        return text.translate({ord(","): "\u00a0", ord("."): ",", ord("%"): "\u202f%"}) if french else text
 
 
 _FORMATTERS = {"en": Formatter(), "fr": _FrenchFormatter()}

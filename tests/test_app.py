@@ -103,7 +103,7 @@ def test_few_models_are_kept(store, folder):
     for file in store.files():
         store.load(file)
     assert store._model.cache_info().currsize == app.MAX_LOADED
-    assert len(store.files()) == 14
+    assert len(store.files()) == 21  # of seven runs
 
 
 def test_what_a_model_writes_cannot_act_on_the_page(folder):
@@ -342,6 +342,7 @@ def test_a_french_visitor_writes_streams_stops_and_looks_inside(browser, page, p
         time.sleep(0.05)
     tab.click("#halt")
     until(lambda: idle(tab))
+    assert not tab.locator("#halt").is_visible()
     stopped = text_of(tab)
     time.sleep(0.5)
     assert text_of(tab) == stopped
@@ -386,11 +387,21 @@ def test_an_english_visitor_changes_the_checkpoint_errs_and_compares(browser, pa
     until(lambda: len(text_of(tab)) == 59)
     transformer = text_of(tab)
     tab.locator("#run input").click()
-    tab.get_by_role("option", name="tiny/version_0 · best.ckpt").click()
+    tab.get_by_role("option", name="tiny/version_0 · best").click()
     tab.click("#go")
     until(lambda: len(text_of(tab)) == 59 and text_of(tab) != transformer)
     tab.get_by_role("tab", name="Look inside").click()
     until(lambda: tab.locator("#inside img").count() == 1)  # the bigram's table
+    tab.get_by_role("tab", name="Write").click()
+    assert text_of(tab, "prompt") == "un ☃ matin"
+    tab.get_by_role("tab", name="Compare").click()
+    assert text_of(tab, "same_prompt") == "un ☃ matin"
+    shown = [tab.locator(f"#{side} label > span").inner_text() for side in ("left", "right")]
+    assert shown == ["tiny/version_0 · best", "modern_nano/version_0 · best"], "two different ones, still"
+    tab.locator("#same_prompt textarea").fill("le soir")
+    tab.get_by_role("tab", name="Write").click()
+    assert text_of(tab, "prompt") == "le soir"
+    tab.locator("#prompt textarea").fill("un ☃ matin")
     tab.get_by_role("tab", name="Compare").click()
     tab.click("#both")
     until(lambda: len(text_of(tab, "left")) == 59 and len(text_of(tab, "right")) == 59)

@@ -72,6 +72,7 @@ RATES = (
     "warmup_steps", "min_lr", "decay_steps", "cooldown",
 )  # fmt: skip
 STRATEGIES = "minigpt trains on one device, or on several with --trainer.strategy ddp or fsdp2. Set one of them."
+FLUSH_SECONDS = 2  # from a record to its file, so that curves can be watched; TensorBoard's own default is 120
 
 
 class MiniGPTCLI(LightningCLI):
@@ -473,10 +474,12 @@ def _check_strategy(trainer: Trainer) -> None:
 
 
 class _Logger(TensorBoardLogger):
-    """TensorBoard's logger, without expanding a `$` in the name of a folder."""
+    """TensorBoard's logger, without expanding a `$` in the name of a folder, and with records that are soon on disk."""
 
     def __init__(self, save_dir: Path, name: str, version: str | int, purge_step: int):
-        super().__init__(save_dir, name, version, default_hp_metric=False, purge_step=purge_step)
+        super().__init__(
+            save_dir, name, version, default_hp_metric=False, purge_step=purge_step, flush_secs=FLUSH_SECONDS
+        )
         self.purge_step = purge_step  # the step from which a resume hides earlier records
 
     @property
