@@ -317,15 +317,30 @@ def compare(args: list[str]) -> int:
         "--data.encoding", dest="encoding", default=None, help="the encoding of that text, if it is not detected"
     )
     parser.add_argument("--json", action="store_true", help="print JSON on a terminal too")
+    parser.add_argument(
+        "--plot", type=path, metavar="DIR", help="also draw curves, intervals and the loss by position into this folder"
+    )
     asked = parser.parse(args)
     if asked.encoding and asked.path is None:
         raise MiniGPTError("--data.encoding is for a text given with --data.path. Pass one, or omit --data.encoding.")
+    if asked.plot:
+        with writing(asked.plot, "--plot"), TemporaryFile(dir=asked.plot):
+            pass  # checks that the folder is writable
 
     announce("torch")
 
     from minigpt.comparison import as_json, as_lines, find_sides, score_all
 
     sides = score_all(find_sides(asked.runs), asked.path, asked.encoding, asked.device, asked.allow_code)
+    if asked.plot:
+        from minigpt.comparison_figures import draw_all
+        from minigpt.inspection.figures import PRINT_DPI
+
+        with writing(asked.plot, "--plot"):
+            for name, picture in draw_all(sides).items():
+                drawing = asked.plot / f"{name}.png"
+                drawing.write_bytes(picture.png(PRINT_DPI))
+                note(str(drawing))
     on_a_terminal = sys.stdout.isatty() and not asked.json
     print("\n".join(as_lines(sides)) if on_a_terminal else json.dumps(as_json(sides), indent=2))
     return 0

@@ -63,7 +63,9 @@ def test_scores_are_those_of_evaluate(call, compared):
 @pytest.mark.slow
 def test_a_folder_of_runs_is_a_group_of_seeds(call, compared):
     group = group_of(compared, "char")
-    found = result(call, group, group + "/version_0")
+    found = result(call, group, group + "/version_0", "--plot", "plots")
+    drawn = {file.name: file.read_bytes()[:4] for file in Path("plots").iterdir()}
+    assert drawn == dict.fromkeys(("curves.png", "intervals.png", "positions.png"), b"\x89PNG")
     first, second = found["sides"]
     assert len(first["runs"]) == 2
     assert first["bits_per_char"] == pytest.approx(np.mean([run["bits_per_char"] for run in first["runs"]]))

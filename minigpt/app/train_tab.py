@@ -34,7 +34,7 @@ class TrainingTab:
                 max_length=texts.MAX_MB * 2**20,
             )  # fmt: skip
             self.files = gr.File(
-                file_count="multiple", file_types=list(texts.KINDS), label=I18N("files"), height=110, elem_id="files"
+                file_count="multiple", file_types=list(texts.KINDS), label=I18N("files"), height=140, elem_id="files"
             )
             with gr.Row():
                 self.recipe = gr.Dropdown(
