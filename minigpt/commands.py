@@ -320,18 +320,28 @@ def compare(args: list[str]) -> int:
     parser.add_argument(
         "--plot", type=path, metavar="DIR", help="also draw curves, intervals and the loss by position into this folder"
     )
+    parser.add_argument(
+        "--samples", nargs="?", type=int, const=4, metavar="N",
+        help="also write N texts (4) of each side from the same prompts and seeds; with --plot as samples.html too",
+    )  # fmt: skip
     asked = parser.parse(args)
     if asked.encoding and asked.path is None:
         raise MiniGPTError("--data.encoding is for a text given with --data.path. Pass one, or omit --data.encoding.")
+    check_number("samples", asked.samples, at_least=1, whole=True, optional=True)
     if asked.plot:
         with writing(asked.plot, "--plot"), TemporaryFile(dir=asked.plot):
             pass  # checks that the folder is writable
 
     announce("torch")
 
+    from minigpt import comparison_samples
     from minigpt.comparison import as_json, as_lines, find_sides, score_all
 
     sides = score_all(find_sides(asked.runs), asked.path, asked.encoding, asked.device, asked.allow_code)
+    rows = comparison_samples.draw(sides, asked.samples, asked.allow_code) if asked.samples else []
+    if asked.plot and rows:
+        with writing(asked.plot, "--plot"):
+            (asked.plot / "samples.html").write_text(comparison_samples.as_html(sides, rows), encoding="utf-8")
     if asked.plot:
         from minigpt.comparison_figures import draw_all
         from minigpt.inspection.figures import PRINT_DPI
@@ -341,8 +351,11 @@ def compare(args: list[str]) -> int:
                 drawing = asked.plot / f"{name}.png"
                 drawing.write_bytes(picture.png(PRINT_DPI))
                 note(str(drawing))
-    on_a_terminal = sys.stdout.isatty() and not asked.json
-    print("\n".join(as_lines(sides)) if on_a_terminal else json.dumps(as_json(sides), indent=2))
+    if sys.stdout.isatty() and not asked.json:
+        texts = ["", *comparison_samples.as_lines(sides, rows)] if rows else []
+        print("\n".join([*as_lines(sides), *texts]))
+    else:
+        print(json.dumps(as_json(sides) | ({"samples": rows} if rows else {}), indent=2))
     return 0
 
 

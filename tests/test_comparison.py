@@ -3,13 +3,14 @@
 import json
 import math
 import shutil
+from html import escape
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import QUICK, TINY, made_once
 
-from minigpt import comparison, runs
+from minigpt import comparison, comparison_samples, runs
 from minigpt.comparison import ScoredRun, Side, block_sizes, by_kind, by_position, compare_sides, in_blocks, passages
 
 
@@ -113,6 +114,27 @@ def test_a_common_text_makes_other_runs_comparable(call, compared):
     assert answered.status == 2
     assert "were validated on different texts" in answered.err
     assert "--data.path" in answered.err
+
+
+@pytest.mark.slow
+def test_texts_stand_side_by_side(call, compared):
+    group = group_of(compared, "char")
+    found = result(call, group + "/version_0", group + "/version_1", "--samples", "2", "--plot", "plots")
+    rows = found["samples"]
+    assert [row["seed"] for row in rows] == [0, 1]
+    for n in (0, 1):
+        alone = call(
+            "generate", "--ckpt_path", f"{group}/version_{n}", "--prompt", rows[1]["prompt"], "--seed", "1"
+        ).out  # fmt: skip
+        assert rows[1]["texts"][n] == alone.rstrip("\n")
+    page = Path("plots/samples.html").read_text(encoding="utf-8")
+    assert escape(rows[0]["texts"][1]) in page
+    sides = [Side("a"), Side("b")]
+    lines = comparison_samples.as_lines(
+        sides, [{"prompt": "x", "seed": 3, "texts": ["un deux " * 30, "trois\n\nquatre"]}]
+    )
+    assert all(line.count(" | ") == 1 for line in lines if line and not line.startswith("Seed"))
+    assert "<b>" not in comparison_samples.as_html(sides, [{"texts": ["<b>", "x"]}])
 
 
 @pytest.mark.parametrize(

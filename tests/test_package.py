@@ -28,7 +28,8 @@ def test_lightning_is_imported_in_training_alone():
 
 ORDER = [
     "processes", "errors", "words", "command_line", "files", "terminal", "seeds", "data", "models", "generation", "cpu",
-    "evaluation", "inspection", "intervals", "checkpoints", "runs", "comparison", "comparison_figures", "export",
+    "evaluation", "inspection", "intervals", "checkpoints", "runs", "comparison", "comparison_figures", "comparison_samples",
+    "export",
     "training", "app", "commands", "__main__",
 ]  # fmt: skip
 
