@@ -334,16 +334,17 @@ def compare(args: list[str]) -> int:
 
     announce("torch")
 
-    from minigpt import comparison_samples
-    from minigpt.comparison import as_json, as_lines, find_sides, score_all
+    from minigpt.comparison import samples
+    from minigpt.comparison.report import as_json, as_lines
+    from minigpt.comparison.sides import find_sides, score_all
 
     sides = score_all(find_sides(asked.runs), asked.path, asked.encoding, asked.device, asked.allow_code)
-    rows = comparison_samples.draw(sides, asked.samples, asked.allow_code) if asked.samples else []
+    rows = samples.draw(sides, asked.samples, asked.allow_code) if asked.samples else []
     if asked.plot and rows:
         with writing(asked.plot, "--plot"):
-            (asked.plot / "samples.html").write_text(comparison_samples.as_html(sides, rows), encoding="utf-8")
+            (asked.plot / "samples.html").write_text(samples.as_html(sides, rows), encoding="utf-8")
     if asked.plot:
-        from minigpt.comparison_figures import draw_all
+        from minigpt.comparison.figures import draw_all
         from minigpt.inspection.figures import PRINT_DPI
 
         with writing(asked.plot, "--plot"):
@@ -352,7 +353,7 @@ def compare(args: list[str]) -> int:
                 drawing.write_bytes(picture.png(PRINT_DPI))
                 note(str(drawing))
     if sys.stdout.isatty() and not asked.json:
-        texts = ["", *comparison_samples.as_lines(sides, rows)] if rows else []
+        texts = ["", *samples.as_lines(sides, rows)] if rows else []
         print("\n".join([*as_lines(sides), *texts]))
     else:
         print(json.dumps(as_json(sides) | ({"samples": rows} if rows else {}), indent=2))

@@ -10,8 +10,18 @@ import numpy as np
 import pytest
 from conftest import QUICK, TINY, made_once
 
-from minigpt import comparison, comparison_samples, runs
-from minigpt.comparison import ScoredRun, Side, block_sizes, by_kind, by_position, compare_sides, in_blocks, passages
+from minigpt import runs
+from minigpt.comparison import report, samples, sides
+from minigpt.comparison.sides import (
+    ScoredRun,
+    Side,
+    block_sizes,
+    by_kind,
+    by_position,
+    compare_sides,
+    in_blocks,
+    passages,
+)
 
 
 @pytest.fixture(scope="session")
@@ -129,12 +139,10 @@ def test_texts_stand_side_by_side(call, compared):
         assert rows[1]["texts"][n] == alone.rstrip("\n")
     page = Path("plots/samples.html").read_text(encoding="utf-8")
     assert escape(rows[0]["texts"][1]) in page
-    sides = [Side("a"), Side("b")]
-    lines = comparison_samples.as_lines(
-        sides, [{"prompt": "x", "seed": 3, "texts": ["un deux " * 30, "trois\n\nquatre"]}]
-    )
+    two = [Side("a"), Side("b")]
+    lines = samples.as_lines(two, [{"prompt": "x", "seed": 3, "texts": ["un deux " * 30, "trois\n\nquatre"]}])
     assert all(line.count(" | ") == 1 for line in lines if line and not line.startswith("Seed"))
-    assert "<b>" not in comparison_samples.as_html(sides, [{"texts": ["<b>", "x"]}])
+    assert "<b>" not in samples.as_html(two, [{"texts": ["<b>", "x"]}])
 
 
 @pytest.mark.parametrize(
@@ -155,12 +163,12 @@ def test_mistakes(call, args, sentence):
 def test_the_report_says_what_can_be_said(call, compared, monkeypatch):
     group = group_of(compared, "char")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    sides = comparison.score_all(comparison.find_sides([group + "/version_0", group + "/version_1"]))
-    report = "\n".join(comparison.as_lines(sides))
-    assert "How much another seed changes is unknown" in report
-    sides = comparison.score_all(comparison.find_sides([group, group + "/version_1@20"]))
-    report = "\n".join(comparison.as_lines(sides))
-    assert "the other is taken to vary as much" in report
+    scored_sides = sides.score_all(sides.find_sides([group + "/version_0", group + "/version_1"]))
+    said = "\n".join(report.as_lines(scored_sides))
+    assert "How much another seed changes is unknown" in said
+    scored_sides = sides.score_all(sides.find_sides([group, group + "/version_1@20"]))
+    said = "\n".join(report.as_lines(scored_sides))
+    assert "the other is taken to vary as much" in said
 
 
 def scored(text: str, bits: list[float], targets: list[int] | None = None, **settings) -> ScoredRun:
@@ -218,6 +226,6 @@ def test_names_of_recipes_are_groups(folder):
         file.parent.mkdir(parents=True)
         file.touch()
     (Path(runs.ROOT) / "tiny" / "version_11").mkdir()  # without a checkpoint
-    (_, files), (_, others) = comparison.find_sides(["tiny", "lightning_logs/tiny"])
+    (_, files), (_, others) = sides.find_sides(["tiny", "lightning_logs/tiny"])
     assert [file.parent.parent.name for file in files] == ["version_0", "version_2", "version_10"]
     assert [file.resolve() for file in files] == [file.resolve() for file in others]

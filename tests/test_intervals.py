@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from minigpt.intervals import Difference, difference, over_seeds, over_text, seeds_needed
+from minigpt.comparison.intervals import Difference, difference, over_seeds, over_text, seeds_needed
 
 TRIALS = 300
 

@@ -28,9 +28,8 @@ def test_lightning_is_imported_in_training_alone():
 
 ORDER = [
     "processes", "errors", "words", "command_line", "files", "terminal", "seeds", "data", "models", "generation", "cpu",
-    "evaluation", "inspection", "intervals", "checkpoints", "runs", "comparison", "comparison_figures", "comparison_samples",
-    "export",
-    "training", "app", "commands", "__main__",
+    "evaluation", "inspection", "checkpoints", "runs", "comparison", "export", "training", "app", "commands",
+    "__main__",
 ]  # fmt: skip
 
 
@@ -94,7 +93,8 @@ def test_matplotlib_is_imported_at_the_first_figure_alone():
     for file in (ROOT / "minigpt").rglob("*.py"):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         for node in tree.body:
-            at_the_top = isinstance(node, ast.ImportFrom) and "figures" in (node.module or "")
+            names_figures = isinstance(node, ast.ImportFrom) and "figures" in (node.module or "")
+            at_the_top = names_figures and file.name != "figures.py"
             assert not at_the_top, f"{file} imports the figures before it draws one"
 
 

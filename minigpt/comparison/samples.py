@@ -8,7 +8,7 @@ from itertools import zip_longest
 from typing import Any
 
 from minigpt import runs
-from minigpt.comparison import Side
+from minigpt.comparison.sides import Side
 from minigpt.words import message
 
 TOKENS = 200

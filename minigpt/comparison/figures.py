@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from minigpt import runs
-from minigpt.comparison import Side, by_position, compare_sides
+from minigpt.comparison.sides import Side, by_position, compare_sides
 from minigpt.inspection.curves import read_curves
 from minigpt.inspection.figures import PALE, Picture
 from minigpt.words import message
