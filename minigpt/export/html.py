@@ -8,7 +8,7 @@ import json
 import math
 import zlib
 from base64 import b64encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from html import escape
 from pathlib import Path
@@ -68,10 +68,12 @@ def files(checkpoint: dict[str, Any], lm: LanguageModel, precision: str, max_mb:
     check_number("max_mb", max_mb, above=0)
     network = description(lm.model)
     weights = lm.model.state_dict()
+    if not all(weight.isfinite().all() for weight in weights.values()):
+        raise MiniGPTError("The model's weights are NaN or infinite: its training diverged. Export an earlier step.")
     specs, data = pack(weights, precision)
     step = int(checkpoint.get("global_step", 0))
     curves = read_curves(lm.run_dir) if lm.run_dir else Curves({}, {})
-    bits = dict(curves.scalars.get("val/bits_per_char", ()))
+    bits = {at: value for at, value in curves.scalars.get("val/bits_per_char", ()) if math.isfinite(value)}
     cost = None if precision == "32" else rounding_cost(checkpoint, lm, unpacked(specs, data))
     facts = {
         "version": minigpt.__version__, "description": network, "tokenizer": definition_of(lm.tokenizer),
@@ -89,8 +91,7 @@ def files(checkpoint: dict[str, Any], lm: LanguageModel, precision: str, max_mb:
             f"{math.ceil(size)}."
         )
     snapshots = [file for at, file in runs.snapshots(lm.run_dir).items() if at != step] if lm.run_dir else []
-    sets = fitting(snapshots, list(weights), precision, room)
-    left_out = len(snapshots) - len(sets)
+    sets, left_out = fitting(snapshots, list(weights), specs, precision, room)
     page = render(lm, facts, sorted([*sets, own]), bits, own, left_out)
     note(message("html_size", len(page) / 1e6, len(sets) + 1))
     if left_out:
@@ -105,30 +106,47 @@ def packed(step: int, data: bytes) -> Weights:
     return Weights(step, b64encode(zlib.compress(data, 9)).decode())
 
 
-def fitting(snapshots: Sequence[Path], names: Iterable[str], precision: str, room: float) -> list[Weights]:
-    """Return as many snapshots as fit, spread evenly, with the first.
+def fitting(
+    snapshots: Sequence[Path], names: Sequence[str], specs: Sequence[Mapping[str, Any]], precision: str, room: float
+) -> tuple[list[Weights], int]:
+    """Return as many snapshots as fit, spread evenly, with the first; and how many do not fit.
+
+    Snapshots that cannot be shown are not counted: a note names each.
 
     Args:
         snapshots: Their files.
-        names: The names of the weights in the page's order.
+        names: The names of the exported model's weights.
+        specs: The descriptions of the exported model's weights, which hold for the snapshots too.
         precision: As in `files`.
         room: How many characters they may take.
     """
-    read: dict[Path, Weights] = {}
-    for n in range(len(snapshots), 0, -1):
-        chosen = [snapshots[k * len(snapshots) // n] for k in range(n)]
-        for file in chosen:
-            if file not in read:
-                checkpoint = runs.read_checkpoint(file)
-                weights = {name: checkpoint["state_dict"][f"network.{name}"] for name in names}
-                _, data = pack(weights, precision)
-                read[file] = packed(int(checkpoint["global_step"]), data)
-            if len(read[file].block) > room:  # one is as large as another, about
-                return []
-        sets = [read[file] for file in chosen]
-        if sum(len(each.block) + 100 for each in sets) <= room:
-            return sets
-    return []
+    sets: list[Weights] = []
+    for file in snapshots:
+        each = of_snapshot(file, names, specs, precision)
+        if each is None:
+            note(message("html_unusable", file))
+        elif len(each.block) > room:  # the others are about as large
+            return [], len(snapshots)
+        else:
+            sets.append(each)
+    for n in range(len(sets), 0, -1):
+        chosen = [sets[k * len(sets) // n] for k in range(n)]
+        if sum(len(each.block) + 100 for each in chosen) <= room:
+            return chosen, len(sets) - n
+    return [], len(sets)
+
+
+def of_snapshot(file: Path, names: Sequence[str], specs: Sequence[Mapping[str, Any]], precision: str) -> Weights | None:
+    """Return the weights of a snapshot; None if it is damaged, has diverged or belongs to another network."""
+    try:
+        checkpoint = runs.read_checkpoint(file)
+        weights = {name: checkpoint["state_dict"][f"network.{name}"] for name in names}
+    except (MiniGPTError, KeyError):
+        return None
+    if not all(weight.isfinite().all() for weight in weights.values()):
+        return None
+    found, data = pack(weights, precision)
+    return packed(int(checkpoint["global_step"]), data) if found == specs else None
 
 
 def render(
@@ -160,7 +178,8 @@ def render(
         "scripts": '"use strict";\n' + "\n".join(read(f"{each}.js") for each in PAGE),
     }  # fmt: skip
     before, *after = read("page.html").split("{{")
-    return "".join([before, *(fill(parts, piece) for piece in after)]).encode()
+    page = "".join([before, *(fill(parts, piece) for piece in after)])
+    return page.encode(errors="replace")  # the name of a folder may hold bytes that are not a character
 
 
 def fill(parts: Mapping[str, str], piece: str) -> str:
@@ -248,4 +267,4 @@ def rounding_cost(checkpoint: dict[str, Any], lm: LanguageModel, weights: Mappin
         measure(model, val[:n], lm.tokenizer.lengths, block_size).scores()["bits_per_char"]
         for model in (lm.model, rounded)
     )
-    return round(after - before, 6)
+    return round(after - before, 6) if math.isfinite(after - before) else None

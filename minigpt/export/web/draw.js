@@ -23,9 +23,12 @@ function makeSVG(tag, attributes = {}, ...children) {
   return element;
 }
 
-// Return a text with signs in place of white space and control characters, which could not be seen.
+// Return a text with signs in place of white space and control characters, which could not be seen or would turn the
+// text around them, as those for scripts from right to left do.
 function visible(text, longest = 24) {
-  const signs = Array.from(text, (c) => SIGNS[c] ?? (c < " " ? String.fromCharCode(0x2400 + c.charCodeAt(0)) : c));
+  const code = (c) => `⟨${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`;
+  const picture = (c) => (c < " " ? String.fromCharCode(0x2400 + c.charCodeAt(0)) : code(c));
+  const signs = Array.from(text, (c) => SIGNS[c] ?? (/[\p{C}\p{Z}]/u.test(c) ? picture(c) : c));
   return signs.length > longest ? `…${signs.slice(1 - longest).join("")}` : signs.join("");
 }
 
@@ -81,8 +84,9 @@ function bars({ before, after, came = null, caption = null, nameOf, choose = nul
 
 // Draw a matrix with values from 0 to 1 as squares, with names on both axes if there is room; returns a cell's side.
 function drawMatrix(canvas, values, n, { names = null, row = -1, size = 480 }) {
+  names = names?.map((name) => (name.length > 9 ? `${Array.from(name).slice(0, 8).join("")}…` : name));
   const longest = names ? Math.max(...names.map((name) => name.length)) : 0;
-  const room = names ? Math.min(46, 8 + 7 * Math.max(longest, 1)) : 0;
+  const room = names ? Math.min(60, 8 + 7 * Math.max(longest, 1)) : 0;
   const side = (size - room) / n;
   const density = window.devicePixelRatio || 1;
   canvas.width = canvas.height = Math.round(size * density);

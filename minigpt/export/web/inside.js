@@ -24,8 +24,7 @@ panels.inside = {
       if (this.table?.set !== state.set || this.table.largest !== largest) {
         this.table = { set: state.set, largest, ...(await ask("table", { largest })) };
       }
-      this.drawTable(canvas, words, size, this.before().at(-1));
-      return;
+      return this.drawTable(canvas, words, size, this.before().at(-1));
     }
     const asked = { ids: this.before(), off: state.off, most: Math.min(SHOWN, Math.floor(size / 10)) };
     const seen = await ask("inspect", asked);
@@ -34,21 +33,20 @@ panels.inside = {
     this.drawHead(canvas, words, size);
   },
 
-  drawTable(canvas, words, size, id) {
+  // Draw the table with the row of an id framed, if it has one, and say which of all tokens follow this id.
+  async drawTable(canvas, words, size, id) {
     const { ids, rows } = this.table;
-    const names = ids.map(nameOf);
-    this.cell = drawMatrix(canvas, rows, ids.length, { names, row: ids.indexOf(id), size });
+    this.cell = drawMatrix(canvas, rows, ids.length, { names: ids.map(nameOf), row: ids.indexOf(id), size });
     this.drawn = { canvas, words, size };
-    const row = ids.indexOf(id);
-    const list = row < 0 ? "" : inWords(rows.slice(row * ids.length, (row + 1) * ids.length), (n) => names[n]);
-    words.textContent = row < 0 ? "" : say("follows", { token: nameOf(id), list });
+    const { logits } = await ask("predict", { ids: [id] });
+    words.textContent = say("follows", { token: nameOf(id), list: inWords(softmax(logits), nameOf) });
     canvas.setAttribute("aria-label", `${say("insideBigram")} ${words.textContent}`);
   },
 
   // Frame the row of a token while a text is written.
   light(id) {
     const { canvas, words, size } = this.drawn ?? {};
-    if (this.table?.set === state.set && canvas) this.drawTable(canvas, words, size, id);
+    if (this.table?.set === state.set && canvas) this.drawTable(canvas, words, size, id).catch(fail);
   },
 
   showFlow() {
@@ -112,13 +110,12 @@ panels.inside = {
   // Choose the row of the picture at a height, by a click.
   pickRow(event) {
     const row = Math.floor((event.offsetY - this.cell.room) / this.cell.side);
-    if (row < 0) return;
+    const rows = model.bigram ? this.table.ids.length : this.seen.shown;
+    if (row < 0 || row >= rows) return;
     const { canvas, words, size } = this.drawn;
-    if (model.bigram) this.drawTable(canvas, words, size, this.table.ids[row]);
-    else {
-      this.row = row;
-      this.drawHead(canvas, words, size);
-    }
+    if (model.bigram) return this.drawTable(canvas, words, size, this.table.ids[row]);
+    this.row = row;
+    this.drawHead(canvas, words, size);
   },
 
   // Show how the distribution changes without the heads that are turned off.

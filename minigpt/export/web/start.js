@@ -8,8 +8,9 @@ function showFacts() {
   const facts = [say("facts", { class: model.description.class, ...sizes })];
   if (bits !== null) facts.push(say("bits", { bits: number(bits, 2) }));
   if (model.precision === "int8") {
+    const isMeasured = model.cost !== null && state.set === model.start; // of the exported model alone
     const cost = model.cost < 0.001 ? `< ${number(0.001, 3)}` : number(model.cost, 3);
-    facts.push(model.cost === null ? say("rounded") : say("cost", { cost }));
+    facts.push(isMeasured ? say("cost", { cost }) : say("rounded"));
   }
   byId("facts").textContent = facts.join(" ");
 }
@@ -23,7 +24,8 @@ function speak() {
   byId("origin").textContent = [say("origin", { version: model.version }), model.licence ?? ""].join(" ").trim();
   showFacts();
   makeSliders();
-  tell("");
+  paintAll();
+  tell(byId("stop").hidden ? "" : say("writing"));
 }
 
 function showTab(tab, focus = true) {
@@ -51,7 +53,7 @@ function onGroupKey(event, pick) {
 function listen() {
   const on = (id, kind, act) => byId(id).addEventListener(kind, (event) => Promise.resolve(act(event)).catch(fail));
   on("write", "click", write);
-  on("more", "click", () => state.ids.length && goOn());
+  on("more", "click", more);
   on("stop", "click", stop);
   on("prompt", "keydown", (event) => event.key === "Enter" && (event.ctrlKey || event.metaKey) && write());
   on("text", "click", ({ target }) => target.id?.startsWith("token-") && choose(Number(target.id.slice(6))));
@@ -68,7 +70,8 @@ function listen() {
 }
 
 async function start() {
-  if (typeof DecompressionStream === "undefined" || !CSS.supports("color", "color-mix(in srgb, red, blue)")) return;
+  const isNew = window.DecompressionStream && "".toWellFormed && CSS.supports("color", "color-mix(in srgb, red, blue)");
+  if (!isNew) return;
   window.started = true;
   try {
     model = JSON.parse(byId("model").textContent);

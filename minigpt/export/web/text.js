@@ -9,12 +9,12 @@ const SLIDERS = [
 
 const state = {
   ids: [], // of the text, the prompt's first
+  bits: [], // the surprise of each; null while it is not known, and for the first
   prompt: 0, // how many of them are the prompt's
   position: 0, // of the chosen token; `ids.length` for the one that comes next
   settings: {}, // the value of each slider, and the seed
   off: new Set(), // heads that are turned off, as layer * nHead + head
   set: 0, // the index of the weights in use
-  writing: false,
   tab: "why",
 };
 const panels = {}; // the panels of the tabs, each with `refresh`; filled by the files after this one
@@ -44,7 +44,7 @@ function tell(text) {
 }
 
 function fail(error) {
-  byId("problem").replaceChildren(say("damaged", { error: error.message }));
+  byId("problem").replaceChildren(say("failed", { error: error.message }));
   byId("problem").hidden = false;
 }
 
@@ -71,10 +71,17 @@ function sampling() {
   return params;
 }
 
+// Colour the span of a token by its surprise, and describe it in the reader's language.
 function paint(span, id, bits) {
   span.style.setProperty("--surprise", Math.min((bits ?? 0) / FULL_COLOUR_BITS, 1).toFixed(3));
   span.title = bits === null ? nameOf(id) : say("token", { token: nameOf(id), bits: number(bits, 1) });
   span.setAttribute("aria-label", span.title);
+}
+
+// Describe the whole text again, after new surprises or in another language.
+function paintAll() {
+  [...byId("text").children].forEach((span, n) => paint(span, state.ids[n], state.bits[n]));
+  byId("text").setAttribute("aria-label", say("text", { n: number(state.ids.length) }));
 }
 
 // Add [id, bits] tokens to the end of the text.
@@ -83,13 +90,17 @@ function append(tokens) {
   const follows = text.scrollHeight - text.scrollTop - text.clientHeight < 40;
   const spans = tokens.map(([id, bits]) => {
     const kind = state.ids.length < state.prompt ? "prompt" : null;
+    const added = decoder.add(id); // empty for a part of a character, which the last part shows
+    const isUnseen = /^[\p{C}\p{Zl}\p{Zp}]*$/u.test(added); // such as a line break: a sign makes it seen and clickable
+    const sign = isUnseen ? visible(added) || "·" : null;
     const names = { role: "option", id: `token-${state.ids.length}`, class: kind, "aria-selected": "false" };
-    const span = make("span", names, decoder.add(id));
+    const span = make("span", { ...names, "data-sign": sign }, added);
     paint(span, id, bits);
     state.ids.push(id);
+    state.bits.push(bits);
     return span;
   });
-  text.append(...spans);
+  for (const span of spans) text.append(span);
   if (follows) text.scrollTop = text.scrollHeight;
   text.setAttribute("aria-label", say("text", { n: number(state.ids.length) }));
   if (state.tab === "inside" && model.bigram) panels.inside.light(state.ids[state.ids.length - 1]);
@@ -98,17 +109,19 @@ function append(tokens) {
 // Show other ids in place of the text, coloured by the model's surprise.
 async function setText(ids, prompt) {
   byId("text").replaceChildren();
-  Object.assign(state, { ids: [], prompt });
+  Object.assign(state, { ids: [], bits: [], prompt });
   decoder = tokenizer.decoder();
   append(ids.map((id) => [id, null]));
   await rescore();
 }
 
+// Ask for the surprises of the text, by the weights in use.
 async function rescore() {
-  const ids = [...state.ids];
+  const { ids } = state;
   const bits = await ask("scores", { ids });
-  const spans = byId("text").children; // another text may be there by now
-  bits.forEach((each, n) => state.ids[n] === ids[n] && paint(spans[n], ids[n], each));
+  if (ids !== state.ids) return; // another text is there by now
+  bits.forEach((each, n) => (state.bits[n] = each)); // tokens that were written in the meantime have theirs
+  paintAll();
 }
 
 // Choose the token at a position, and explain it.
@@ -129,60 +142,64 @@ function refresh() {
   return model && state.ids.length ? panels[state.tab].refresh().catch(fail) : Promise.resolve();
 }
 
-// Continue the text that is shown by `count` tokens, as the sampling parameters say.
-async function goOn(count = state.settings.count) {
+let turn = 0; // the number of the latest request to write or to stop
+let current = Promise.resolve(); // the work of the turn that has begun last
+
+// Do some work on the text alone: what is being written is stopped, and of several requests only the latest is served.
+async function takeTurn(work) {
+  const mine = ++turn;
   byId("text").setAttribute("aria-busy", "true");
-  if (state.writing) await stop();
-  state.writing = true;
+  await ask("stop");
+  await current;
+  if (mine !== turn) return;
   byId("stop").hidden = false;
+  current = work(() => mine === turn).catch(fail);
+  await current;
+  if (mine !== turn) return;
+  if (document.activeElement === byId("stop")) byId("write").focus();
+  byId("stop").hidden = true;
+  byId("text").setAttribute("aria-busy", "false");
+}
+
+const stop = () => takeTurn(async () => {});
+
+// Continue the text by `count` tokens, as the sampling parameters say, unless the turn is over; then explain the token
+// at a position, or the next one.
+async function goOn(isMine, count = state.settings.count, position = null) {
+  if (!isMine()) return;
   tell(say("writing"));
   const [began, before] = [performance.now(), state.ids.length];
   const pace = state.tab === "inside" && model.bigram ? 40 : 0; // slow enough to see the rows of the table light up
-  const args = { ids: [...state.ids], count, params: sampling(), seed: state.settings.seed, off: state.off, pace };
-  const job = ask("write", args, append);
-  writing = job.catch(() => {});
-  try {
-    await job;
-    const [n, seconds] = [state.ids.length - before, (performance.now() - began) / 1000];
-    const off = state.off.size ? ` ${say("headsOff", { n: state.off.size })}` : "";
-    tell(say("speed", { n: number(n), speed: number(n / seconds) }) + off);
-  } catch (error) {
-    fail(error);
-  }
-  state.writing = false;
-  byId("stop").hidden = true;
-  await choose(state.ids.length);
-  if (!state.writing) byId("text").setAttribute("aria-busy", "false");
+  const args = { ids: state.ids, count, params: sampling(), seed: state.settings.seed, off: state.off, pace };
+  await ask("write", args, append);
+  const [n, seconds] = [state.ids.length - before, (performance.now() - began) / 1000];
+  const off = state.off.size ? ` ${say("headsOff", { n: state.off.size })}` : "";
+  tell(say("speed", { n: number(n), speed: number(n / seconds) }) + off);
+  await choose(position ?? state.ids.length);
 }
 
-let writing = Promise.resolve();
-
-async function stop() {
-  await ask("stop");
-  await writing;
-}
+const more = () => state.ids.length && takeTurn(goOn);
 
 // Write from the prompt.
-async function write() {
-  byId("text").setAttribute("aria-busy", "true");
-  if (state.writing) await stop();
-  const { ids, missing } = tokenizer.encode(tokenizer.clean(byId("prompt").value));
-  const start = [...tokenizer.prefix, ...ids];
-  if (!start.length) start.push(tokenizer.opening);
-  await setText(start, start.length);
-  await goOn();
-  if (missing.length) tell(say("unknown", { tokens: missing.slice(0, 10).map((c) => visible(c)).join(" ") }));
-  else if (!ids.length) tell(say("empty"));
+function write() {
+  return takeTurn(async (isMine) => {
+    const { ids, missing } = tokenizer.encode(tokenizer.clean(byId("prompt").value));
+    const start = [...tokenizer.prefix, ...ids];
+    if (!start.length) start.push(tokenizer.opening);
+    await setText(start, start.length);
+    await goOn(isMine);
+    if (missing.length) tell(say("unknown", { tokens: missing.slice(0, 10).map((c) => visible(c)).join(" ") }));
+    else if (!ids.length) tell(say("empty", { token: nameOf(start[0]) }));
+  });
 }
 
 // Put another token at a position, and go on from there.
-async function whatIf(position, id) {
-  byId("text").setAttribute("aria-busy", "true");
-  if (state.writing) await stop();
-  const count = Math.max(1, state.settings.count - Math.max(0, position - state.prompt) - 1);
-  await setText([...state.ids.slice(0, position), id], Math.min(state.prompt, position));
-  await goOn(count);
-  await choose(position);
+function whatIf(position, id) {
+  return takeTurn(async (isMine) => {
+    const count = Math.max(1, state.settings.count - Math.max(0, position - state.prompt) - 1);
+    await setText([...state.ids.slice(0, position), id], Math.min(state.prompt, position));
+    await goOn(isMine, count, position);
+  });
 }
 
 function makeSliders() {

@@ -29,18 +29,21 @@ panels.time = {
     const [height, right, bottom] = [280, 124, 24];
     const lastStep = Math.max(...points.map(([at]) => at), step);
     const values = [...points.map(([, value]) => value), ...Object.values(baselines).filter((b) => b < points[0][1])];
-    const [least, most] = [Math.min(...values) * 0.95, Math.max(...values) * 1.02];
+    const worst = Math.min(Math.max(...values), 2 * points[0][1]); // where a training diverged, the curve is cut off
+    const [least, most] = [Math.min(...values) * 0.95, worst * 1.02];
     const x = (at) => 34 + ((width - right - 34) * at) / lastStep;
-    const y = (value) => 8 + ((height - bottom - 8) * (most - value)) / (most - least);
+    const y = (value) => 8 + ((height - bottom - 8) * (most - Math.min(value, most))) / (most - least || 1);
     const line = (curve, kind) => makeSVG("polyline", {
       class: kind, points: curve.map(([at, value]) => `${x(at).toFixed(1)},${y(value).toFixed(1)}`).join(" ") });
     const straight = (kind, x1, y1, x2, y2) => makeSVG("line", { class: kind, x1, y1, x2, y2 });
     const svg = makeSVG("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" });
     const text = (at, high, content, anchor = "start", kind = "") =>
       svg.append(makeSVG("text", { x: at, y: high, "text-anchor": anchor, class: kind }, content));
-    for (let k = Math.ceil(least); k <= most; k++) {
-      svg.append(straight("axis", 34, y(k), width - right, y(k)));
-      text(28, y(k) + 4, number(k), "end");
+    const power = 10 ** Math.floor(Math.log10((most - least) / 3 || 1)); // between lines: 1, 2 or 5 times a power of 10
+    const gap = power * [5, 2, 1].find((times) => times * power <= (most - least) / 3 || times === 1);
+    for (let k = Math.ceil(least / gap); k * gap <= most; k++) {
+      svg.append(straight("axis", 34, y(k * gap), width - right, y(k * gap)));
+      text(28, y(k * gap) + 4, number(k * gap, Math.max(0, -Math.floor(Math.log10(gap)))), "end");
     }
     const labels = []; // [height, text, class] at the right, which are moved apart
     for (const [name, value] of Object.entries(baselines)) {

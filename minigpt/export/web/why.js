@@ -37,9 +37,11 @@ panels.why = {
     const last = this.stage === "all" ? stages.length - 1 : stages.findIndex(({ name }) => name === this.stage);
     const first = this.stage === "all" ? 0 : last - 1;
     byId("why-where").textContent = say("whyWhere", { context: contextAt(this.position) });
+    const focused = byId("why-bars").contains(document.activeElement) ? document.activeElement.dataset.id : null;
     byId("why-bars").replaceChildren(bars({
       before: softmax(stages[Math.max(0, first)].logits), after: softmax(stages[last].logits),
       came: state.ids[this.position] ?? null, nameOf, choose: (id) => whatIf(this.position, id),
     }));
+    if (focused) byId("why-bars").querySelector(`[data-id="${focused}"]`)?.focus();
   },
 };

@@ -26,11 +26,18 @@ class Server {
     this.send = send; // posts a part of an answer
     this.sets = new Map(); // step to network
     this.writing = 0; // the number of the latest text; another number stops the one before
+    this.ready = Promise.resolve(); // kept when the weights that were asked for last are there
   }
 
-  // Make the network of one set of weights the current one.
-  async use({ description, specs, size, step, base64 }) {
-    this.writing++;
+  // Make the network of one set of weights the current one. What is written stops; what comes after waits for it.
+  use(weights) {
+    this.stop();
+    const reading = this.read(weights);
+    this.ready = reading.catch(() => {});
+    return reading;
+  }
+
+  async read({ description, specs, size, step, base64 }) {
     if (!this.sets.has(step)) {
       this.sets.set(step, new Network(description, readWeights(specs, await inflate(base64, size))));
       if (this.sets.size > 4) this.sets.delete(this.sets.keys().next().value); // keep few sets in memory
@@ -45,6 +52,7 @@ class Server {
   // Continue ids, sending [id, bits] of each new token, `pace` milliseconds apart; returns whether it was not stopped.
   async write({ ids, count, params, seed, off, pace }, call) {
     const mine = ++this.writing;
+    await this.ready;
     const network = this.network;
     const random = makeRandom(seed);
     const all = [...ids];
