@@ -329,7 +329,7 @@ def test_the_page_writes_explains_and_goes_on(call, runs_with_snapshots, opened)
     text = done(tab)
     assert text.startswith("un matin,")
     assert len(text) == 9 + 300
-    assert "TinyGPT de 6\u202f837 paramètres, après 60 pas" in tab.locator("#facts").inner_text()
+    assert "TinyGPT de 6\u202f837 paramètres, après 60 étapes" in tab.locator("#facts").inner_text()
     tab.locator("#write").click()  # the same seed
     assert done(tab) == text
     tab.locator("#token-20").click()
