@@ -25,6 +25,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from minigpt.comparison.intervals import over_seeds  # noqa: E402
+
 CONFIG = ROOT / "configs" / "gpt_nano.yaml"
 PROMPT = {"exemple": "un matin,"}
 BUDGET = 0.05  # how far the parameters of a rung may be from GPT-2's
@@ -107,10 +109,11 @@ def bigram_width(corpus: str, tokenizer: str) -> int:
 def table(results: list[dict[str, Any]]) -> str:
     """Return a Markdown table of the rungs of one corpus, with the baselines and a sample of each rung."""
     lines = [
-        "| rung | parameters | val bits per character | nats | seconds | tokens/s |",
-        "|---|---|---|---|---|---|",
+        "| rung | parameters | val bits per character | change from the rung above, 95 % | nats | seconds | tokens/s |",
+        "|---|---|---|---|---|---|---|",
     ]
     samples = []
+    above: list[float] = []
     for name in rungs():
         runs = sorted((run for run in results if run["rung"] == name), key=lambda run: run["seed"])
         bits = [run["bits_per_char"] for run in runs]
@@ -119,12 +122,24 @@ def table(results: list[dict[str, Any]]) -> str:
             statistics.mean(run[key] for run in runs) for key in ("loss", "seconds", "tokens_per_s")
         )
         lines.append(
-            f"| {name} | {runs[0]['parameters']:,} | {statistics.mean(bits):.4f} {spread} | {nats:.4f} "
-            f"| {seconds:.0f} | {speed:,.0f} |"
+            f"| {name} | {runs[0]['parameters']:,} | {statistics.mean(bits):.4f} {spread} | {change(above, bits)} "
+            f"| {nats:.4f} | {seconds:.0f} | {speed:,.0f} |"
         )
+        above = bits
         samples += [f"{name}:", "", *(f"    {line}" for line in runs[0]["sample"].splitlines()), ""]
     baselines = ", ".join(f"{name} {bits:.4f}" for name, bits in results[0]["baselines"].items())
     return "\n".join([*lines, "", f"Baselines in bits per character: {baselines}.", "", *samples])
+
+
+def change(above: list[float], bits: list[float]) -> str:
+    """Return the difference of the means of two rungs with Welch's interval over seeds; bold if it leaves out zero."""
+    if not above:
+        return ""
+    mean, half_width = statistics.mean(bits) - statistics.mean(above), over_seeds(above, bits)
+    if half_width is None:
+        return f"{mean:+.3f}"
+    text = f"{mean:+.3f} ± {half_width:.3f}".replace("-", "−")
+    return f"**{text}**" if abs(mean) > half_width else text
 
 
 INTRO = """# The ladder
@@ -132,9 +147,10 @@ INTRO = """# The ladder
 From the bigram to a modern transformer: the gain of each change, with the same corpus, the same number of tokens, and
 numbers of parameters within 5 % (with words or byte pairs, the untied output layer of the last two rungs takes more).
 Each rung keeps the changes of the rungs before it, except that ReLU² replaces SwiGLU. Validation is the last 10 % of
-the text; ± is the standard deviation over the seeds. Every run had one thread on a machine of two cores that also did
-other work, so seconds and tokens/s are only roughly comparable. The samples are from the first seed, with the same
-prompt, temperature 0.8, top-k 30 and top-p 0.9. [LOG.md](LOG.md) has the conclusions.
+the text; ± is the standard deviation over the seeds. A change has Welch's 95 % interval over the seeds
+(`minigpt/comparison/intervals.py`) and is bold where that leaves out zero. Every run had one thread on a machine of two
+cores that also did other work, so seconds and tokens/s are only roughly comparable. The samples are from the first
+seed, with the same prompt, temperature 0.8, top-k 30 and top-p 0.9. [LOG.md](LOG.md) has the conclusions.
 """
 
 
