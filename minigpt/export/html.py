@@ -71,7 +71,7 @@ def files(checkpoint: dict[str, Any], lm: LanguageModel, precision: str, max_mb:
     if not all(weight.isfinite().all() for weight in weights.values()):
         raise MiniGPTError("The model's weights are NaN or infinite: its training diverged. Export an earlier step.")
     specs, data = pack(weights, precision)
-    step = int(checkpoint.get("global_step", 0))
+    step = int(checkpoint.get("global_step", 0))  # 0 for an export, which does not have it
     curves = read_curves(lm.run_dir) if lm.run_dir else Curves({}, {})
     bits = {at: value for at, value in curves.scalars.get("val/bits_per_char", ()) if math.isfinite(value)}
     cost = None if precision == "32" else rounding_cost(checkpoint, lm, unpacked(specs, data))
@@ -163,7 +163,7 @@ def render(
         own: The weights of the exported model, with which the page begins.
         left_out: How many snapshots there was no room for.
     """
-    name = lm.run_dir.parent.name if lm.run_dir else type(lm.model).__name__
+    name = (lm.run_dir and lm.run_dir.parent.name) or type(lm.model).__name__
     facts = {
         **facts, "name": name, "left_out": left_out, "start": sets.index(own),
         "sets": [{"step": each.step, "bits": bits.get(each.step)} for each in sets],
