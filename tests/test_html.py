@@ -3,12 +3,14 @@
 import json
 import re
 import shutil
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, TINY, lack, made_once
+from PIL import Image
 from torch import nn
 
 from minigpt import GPT, CharTokenizer, LanguageModel, TinyGPT, WordTokenizer
@@ -538,6 +540,17 @@ def test_at_both_widths_nothing_is_wider_than_the_window(call, runs_with_snapsho
                             "|| e.labels?.length || e.getAttribute('aria-label'))")  # fmt: skip
     pages = tab.pdf(format="A4")
     assert pages.startswith(b"%PDF")
+
+
+@pytest.mark.full
+def test_pictures_of_the_dark_screen_are_printed_on_white(opened):
+    tab = opened(page_of(small()), color_scheme="dark")
+    tab.locator("#tab-inside").click()
+    tab.locator("#inside-picture.dark").wait_for()
+    tab.evaluate("panels.inside.refresh = async () => {}")  # a browser prints what is there
+    tab.emulate_media(media="print")
+    picture = Image.open(BytesIO(tab.locator("#inside-picture").screenshot())).convert("L").resize((1, 1))
+    assert picture.getpixel((0, 0)) > 180
 
 
 @pytest.mark.full
