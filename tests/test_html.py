@@ -164,6 +164,20 @@ def test_a_folder_whose_name_is_not_unicode(tmp_path):
     assert model_of(page_of(lm, precision="32"))["name"] == "caf?"
 
 
+@pytest.mark.parametrize(
+    ("config", "prompt"),
+    [
+        ("samples: {prompts: [la fille, le]}", "la fille"), ("samples: {prompts: [WWW]}", ""), ("[" * 10_000, None),
+        ("samples: {prompts: []}", None), ("samples: {prompts: [&a [1], *a]}", None), ("\x00", None), ("", None),
+    ],
+)  # fmt: skip
+def test_the_prompt_is_that_of_the_samples_if_it_can_be_read(tmp_path, config, prompt):
+    lm = small()
+    lm.run_dir = tmp_path
+    (tmp_path / "config.yaml").write_text(config)
+    assert html.prompt_of(lm) == (html.PROMPT if prompt is None else prompt)
+
+
 def test_max_mb_is_for_html_alone(call, trained_run):
     result = call(
         "export", "--format", "safetensors", "--out", "x", "--ckpt_path", str(trained_run), "--max_mb", "3"

@@ -9,6 +9,7 @@ import math
 import zlib
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from html import escape
 from pathlib import Path
@@ -228,17 +229,17 @@ def samples(curves: Curves) -> list[tuple[int, str]]:
 
 def prompt_of(lm: LanguageModel) -> str:
     """Return the prompt of the run's samples, or the project's, or none if the model cannot read it."""
-    prompt: Any = PROMPT
+    prompt: Any = None
     if lm.run_dir and (config := lm.run_dir / "config.yaml").is_file():
-        try:
+        with suppress(OSError, ValueError, LookupError, TypeError, RecursionError, yaml.YAMLError):  # it may be damaged
             prompt = yaml.safe_load(config.read_text(encoding="utf-8"))["samples"]["prompts"][0]
-        except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
-            prompt = PROMPT
+    if not isinstance(prompt, str):
+        prompt = PROMPT
     try:
-        lm.encode_prompt(str(prompt))
+        lm.encode_prompt(prompt)
     except MiniGPTError:
         return ""
-    return str(prompt)
+    return prompt
 
 
 def rounding_cost(checkpoint: dict[str, Any], lm: LanguageModel, weights: Mapping[str, torch.Tensor]) -> float | None:
