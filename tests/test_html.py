@@ -3,12 +3,14 @@
 import json
 import re
 import shutil
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, TINY, lack, made_once
+from PIL import Image, ImageStat
 from torch import nn
 
 from minigpt import GPT, CharTokenizer, LanguageModel, TinyGPT, WordTokenizer
@@ -160,6 +162,20 @@ def test_a_folder_whose_name_is_not_unicode(tmp_path):
     lm = small()
     lm.run_dir = tmp_path / "caf\udce9" / "version_0"
     assert model_of(page_of(lm, precision="32"))["name"] == "caf?"
+
+
+@pytest.mark.parametrize(
+    ("config", "prompt"),
+    [
+        ("samples: {prompts: [la fille, le]}", "la fille"), ("samples: {prompts: [WWW]}", ""), ("[" * 10_000, None),
+        ("samples: {prompts: []}", None), ("samples: {prompts: [&a [1], *a]}", None), ("\x00", None), ("", None),
+    ],
+)  # fmt: skip
+def test_the_prompt_is_that_of_the_samples_if_it_can_be_read(tmp_path, config, prompt):
+    lm = small()
+    lm.run_dir = tmp_path
+    (tmp_path / "config.yaml").write_text(config)
+    assert html.prompt_of(lm) == (html.PROMPT if prompt is None else prompt)
 
 
 def test_max_mb_is_for_html_alone(call, trained_run):
@@ -538,6 +554,17 @@ def test_at_both_widths_nothing_is_wider_than_the_window(call, runs_with_snapsho
                             "|| e.labels?.length || e.getAttribute('aria-label'))")  # fmt: skip
     pages = tab.pdf(format="A4")
     assert pages.startswith(b"%PDF")
+
+
+@pytest.mark.full
+def test_pictures_of_the_dark_screen_are_printed_on_white(opened):
+    tab = opened(page_of(small()), color_scheme="dark")
+    tab.locator("#tab-inside").click()
+    tab.locator("#inside-picture.dark").wait_for()
+    tab.evaluate("panels.inside.refresh = async () => {}")  # a browser prints what is there
+    tab.emulate_media(media="print")
+    whole = tab.screenshot(full_page=True, clip=tab.locator("#inside-picture").bounding_box())
+    assert ImageStat.Stat(Image.open(BytesIO(whole)).convert("L")).mean[0] > 128
 
 
 @pytest.mark.full

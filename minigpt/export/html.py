@@ -9,6 +9,7 @@ import math
 import zlib
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from html import escape
 from pathlib import Path
@@ -71,7 +72,7 @@ def files(checkpoint: dict[str, Any], lm: LanguageModel, precision: str, max_mb:
     if not all(weight.isfinite().all() for weight in weights.values()):
         raise MiniGPTError("The model's weights are NaN or infinite: its training diverged. Export an earlier step.")
     specs, data = pack(weights, precision)
-    step = int(checkpoint.get("global_step", 0))
+    step = int(checkpoint.get("global_step", 0))  # 0 for an export, which does not have it
     curves = read_curves(lm.run_dir) if lm.run_dir else Curves({}, {})
     bits = {at: value for at, value in curves.scalars.get("val/bits_per_char", ()) if math.isfinite(value)}
     cost = None if precision == "32" else rounding_cost(checkpoint, lm, unpacked(specs, data))
@@ -163,7 +164,7 @@ def render(
         own: The weights of the exported model, with which the page begins.
         left_out: How many snapshots there was no room for.
     """
-    name = lm.run_dir.parent.name if lm.run_dir else type(lm.model).__name__
+    name = (lm.run_dir and lm.run_dir.parent.name) or type(lm.model).__name__
     facts = {
         **facts, "name": name, "left_out": left_out, "start": sets.index(own),
         "sets": [{"step": each.step, "bits": bits.get(each.step)} for each in sets],
@@ -228,17 +229,17 @@ def samples(curves: Curves) -> list[tuple[int, str]]:
 
 def prompt_of(lm: LanguageModel) -> str:
     """Return the prompt of the run's samples, or the project's, or none if the model cannot read it."""
-    prompt: Any = PROMPT
+    prompt: Any = None
     if lm.run_dir and (config := lm.run_dir / "config.yaml").is_file():
-        try:
+        with suppress(OSError, ValueError, LookupError, TypeError, RecursionError, yaml.YAMLError):  # it may be damaged
             prompt = yaml.safe_load(config.read_text(encoding="utf-8"))["samples"]["prompts"][0]
-        except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
-            prompt = PROMPT
+    if not isinstance(prompt, str):
+        prompt = PROMPT
     try:
-        lm.encode_prompt(str(prompt))
+        lm.encode_prompt(prompt)
     except MiniGPTError:
         return ""
-    return str(prompt)
+    return prompt
 
 
 def rounding_cost(checkpoint: dict[str, Any], lm: LanguageModel, weights: Mapping[str, torch.Tensor]) -> float | None:

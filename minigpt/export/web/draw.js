@@ -91,6 +91,7 @@ function drawMatrix(canvas, values, n, { names = null, row = -1, size = 480 }) {
   const density = window.devicePixelRatio || 1;
   canvas.width = canvas.height = Math.round(size * density);
   canvas.style.width = `${size}px`;
+  canvas.classList.toggle("dark", matchMedia("(prefers-color-scheme: dark)").matches);
   const context = canvas.getContext("2d");
   context.scale(density, density);
   context.fillStyle = colour("panel");

@@ -5,7 +5,7 @@ const TABS = ["why", "inside", "time"];
 function showFacts() {
   const { step, bits } = model.sets[state.set];
   const sizes = { parameters: number(model.parameters), step: number(step) };
-  const facts = [say("facts", { class: model.description.class, ...sizes })];
+  const facts = [say(step ? "facts" : "factsAlone", { class: model.description.class, ...sizes })];
   if (bits !== null) facts.push(say("bits", { bits: number(bits, 2) }));
   if (model.precision === "int8") {
     const isMeasured = model.cost !== null && state.set === model.start; // of the exported model alone
