@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import QUICK, TINY, made_once
 
-from minigpt import runs
+from minigpt import files, runs
 from minigpt.comparison import report, samples, sides
 from minigpt.comparison.sides import (
     ScoredRun,
@@ -96,6 +96,16 @@ def test_models_with_different_tokenizers_are_compared_on_the_same_characters(ca
         run = path if path.endswith("0") else path + "/version_0"
         scored = json.loads(call("evaluate", "--ckpt_path", run).out)
         assert side["bits_per_char"] == pytest.approx(scored["bits_per_char"], abs=0.01)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_still_training_is_noted(call, compared):
+    shutil.copytree(Path(group_of(compared, "char")) / "version_0", "copy/version_0")
+    others = group_of(compared, "char") + "/version_1"
+    with files.lock(Path("copy/version_0/.lock"), blocking=False):
+        answered = call("compare", "copy/version_0", others)
+        assert "copy/version_0 is still training" in answered.err
+    assert "still training" not in call("compare", "copy/version_0", others).err
 
 
 @pytest.mark.slow

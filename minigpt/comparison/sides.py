@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from filelock import Timeout
 from torch.nn import functional as F
 
-from minigpt import runs
+from minigpt import files, runs
 from minigpt.comparison.intervals import Difference, difference
 from minigpt.data.corpus import Corpus
 from minigpt.data.memmap import Ids
@@ -118,11 +119,13 @@ def score_all(
         MiniGPTError: A checkpoint cannot be read, or the runs have no common text.
     """
     scored = []
-    for name, files in sides:
+    for name, checkpoints in sides:
         side = Side(name)
-        for file in files:
+        for file in checkpoints:
             label = os.path.relpath(runs.run_of(file.absolute()) or file)
             note(message("scoring", label))
+            if is_training(file):
+                note(message("still_training", label))
             checkpoint = runs.read_checkpoint(file)
             lm = runs.language_model(checkpoint, runs.pick_device(device), allow_code=allow_code)
             ids = _ids(file, checkpoint["minigpt"]["data"], lm, text_path, encoding)
@@ -130,6 +133,18 @@ def score_all(
         side.runs = _different(side.runs)
         scored.append(side)
     return _aligned(scored)
+
+
+def is_training(file: Path) -> bool:
+    """Return whether a process is training the run of a checkpoint now."""
+    run = runs.run_of(file.absolute())
+    if run is None or not (run / ".lock").exists():
+        return False
+    try:
+        files.lock(run / ".lock", blocking=False).close()
+    except Timeout:
+        return True
+    return False
 
 
 def _different(group: Sequence[ScoredRun]) -> list[ScoredRun]:
