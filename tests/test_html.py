@@ -365,7 +365,11 @@ def test_the_page_writes_explains_and_goes_on(call, runs_with_snapshots, opened)
     assert changed[20] != text[20]
     assert percents(tab)[0] == before[0]
     assert tab.locator("#why-bars .came button").get_attribute("data-id") == token
+    tab.evaluate("choose(0)")
+    tab.locator("#why-where", has_text="deuxième").wait_for()
     tab.locator("#more").click()
+    assert len(done(tab)) == len(changed) + 300
+    tab.evaluate("whatIf(400, state.ids[400])")  # in a longer text than the slider's
     assert len(done(tab)) == len(changed) + 300
 
 

@@ -163,7 +163,7 @@ class Network {
   /**
    * Compute one id after those in the cache, add it to the cache, and return the (V) logits of the next id. `off` is a
    * set of heads that add nothing, each as `layer * nHead + head`. `watch`, an object, gets `attention[layer][head]`:
-   * the weights over the positions, `lens[k]`: the logits after k layers, `norms[k]`: the length of the stream there.
+   * the weights over the positions, and `lens[k]`: the logits after k layers.
    */
   step(id, cache, watch = null, off = null) {
     return this.#run([id], cache, false, watch, off)[0];
@@ -182,17 +182,14 @@ class Network {
   }
 
   #run(ids, cache, all, watch, off) {
-    const T = ids.length, C = this.settings.n_embd;
+    const T = ids.length;
     const wrong = ids.find((id) => !(Number.isInteger(id) && id >= 0 && id < this.vocabSize));
     if (wrong !== undefined) throw new Error(`The model has no token ${wrong}.`);
     if (T === 0) throw new Error("There is no token to continue.");
     if (cache.length + T > this.blockSize) throw new Error(`The window of ${this.blockSize} tokens is full.`);
     const x = this.#embed(ids, cache); // the residual stream, (T, C)
-    if (watch) Object.assign(watch, { attention: this.blocks.map(() => []), lens: [], norms: [] });
-    const look = () => {
-      watch?.lens.push(this.#readOut(x, 0));
-      watch?.norms.push(Math.hypot(...x.subarray(0, C)));
-    };
+    if (watch) Object.assign(watch, { attention: this.blocks.map(() => []), lens: [] });
+    const look = () => watch?.lens.push(this.#readOut(x, 0));
     look();
     this.blocks.forEach((block, layer) => {
       const from = all || layer < this.nLayer - 1 ? 0 : T - 1; // in the last layer the others only need keys and values

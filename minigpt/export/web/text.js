@@ -193,12 +193,12 @@ function write() {
   });
 }
 
-// Put another token at a position, and go on from there.
+// Put another token at a position, and go on from there: to the same length, or to that of a text that is complete.
 function whatIf(position, id) {
   return takeTurn(async (isMine) => {
-    const count = Math.max(1, state.settings.count - Math.max(0, position - state.prompt) - 1);
+    const end = Math.max(state.ids.length, state.prompt + state.settings.count);
     await setText([...state.ids.slice(0, position), id], Math.min(state.prompt, position));
-    await goOn(isMine, count, position);
+    await goOn(isMine, Math.max(1, end - position - 1), position);
   });
 }
 

@@ -36,7 +36,8 @@ panels.why = {
     byId("stages").replaceChildren(...buttons);
     const last = this.stage === "all" ? stages.length - 1 : stages.findIndex(({ name }) => name === this.stage);
     const first = this.stage === "all" ? 0 : last - 1;
-    byId("why-where").textContent = say("whyWhere", { context: contextAt(this.position) });
+    const where = say("whyWhere", { context: contextAt(this.position) });
+    byId("why-where").textContent = state.position < this.position ? `${say("whyFirst")} ${where}` : where;
     const focused = byId("why-bars").contains(document.activeElement) ? document.activeElement.dataset.id : null;
     byId("why-bars").replaceChildren(bars({
       before: softmax(stages[Math.max(0, first)].logits), after: softmax(stages[last].logits),

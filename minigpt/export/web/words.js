@@ -14,6 +14,7 @@ const WORDS = {
     unknown: "The model has never seen {tokens}: left out.",
     empty: "The prompt is empty, so the text begins with “{token}”.",
     text: "The text, {n} tokens. The arrow keys choose a token.", token: "{token}, {bits} bits of surprise",
+    whyFirst: "No token comes before the first one, so this is the second.",
     whyWhere: "After “{context}” the model expects:", came: "written", candidate: "token", before: "before",
     after: "after",
     whyHint: "Outlined: before. Filled: after. Struck out: cut. ←: written. Select a token to write it here "
@@ -52,6 +53,7 @@ const WORDS = {
     unknown: "Le modèle n'a jamais vu {tokens} : omis.",
     empty: "L'amorce est vide : le texte commence donc par « {token} ».",
     text: "Le texte, {n} jetons. Les flèches choisissent un jeton.", token: "{token}, surprise de {bits} bits",
+    whyFirst: "Rien ne précède le premier jeton : voici donc le deuxième.",
     whyWhere: "Après « {context} », le modèle attend :", came: "écrit", candidate: "jeton", before: "avant",
     after: "après",
     whyHint: "En contour : avant. Plein : après. Barré : écarté. ← : écrit. Choisissez un jeton pour l'écrire "

@@ -112,7 +112,7 @@ class Server {
       this.network.step(window[first + row], cache, watch, off);
       watch.attention.flat().forEach((weights, n) => maps[n].set(weights.slice(first), row * shown));
     }
-    return { maps, shown, lens: watch.lens, norms: watch.norms };
+    return { maps, shown, lens: watch.lens };
   }
 
   // Return a bigram's table: the ids that it expects most, and the probabilities of each after each, row by row.
