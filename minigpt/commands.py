@@ -102,12 +102,12 @@ def run(command: Callable[[list[str]], int], args: list[str] | None = None) -> i
         if error.errno in FULL_DISK:
             print(f"A file could not be written: {error.strerror}. Free some space and try again.", file=sys.stderr)
             return 2
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS) or error.filename is None:
+        denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        if not (denied or error.errno == errno.ENAMETOOLONG) or error.filename is None:
             raise
-        print(
-            f"'{error.filename}' cannot be used: {error.strerror}. Change its permissions, or pass a different path.",
-            file=sys.stderr,
-        )
+        remedy = "Change its permissions, or pass a different path" if denied else "Pass a different path"
+        name = str(error.filename) if denied else f"{str(error.filename)[:60]}…"
+        print(f"'{name}' cannot be used: {error.strerror}. {remedy}.", file=sys.stderr)
         return 2
     finally:
         threading.excepthook = on_thread_exception

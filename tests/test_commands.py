@@ -236,3 +236,18 @@ def test_the_commands_that_are_printed_run_from_where_one_stands(call, train, fo
     monkeypatch.chdir(ROOT)
     assert command_line.command("train", "a b").endswith("python scripts/train.py 'a b'")
     assert command_line.example_config() == "configs/tiny.yaml"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("generate", "--ckpt_path", "a" * 300), ("generate", "--ckpt_path", "a/" * 3000),
+        ("train", "--config", "a" * 300), ("train", "--config", TINY, "--init_from", "a" * 300),
+        ("compare", "a" * 300, "last"),
+    ],
+    ids=lambda args: f"{args[0]} {args[-2]}",
+)  # fmt: skip
+def test_a_name_that_no_file_can_have_is_a_mistake(call, args):
+    answered = call(*args)
+    assert answered.status == 2
+    assert answered.err.splitlines()[-1].endswith("…' cannot be used: File name too long. Pass a different path.")
