@@ -337,6 +337,7 @@ def compare(args: list[str]) -> int:
     from minigpt.comparison import samples
     from minigpt.comparison.report import as_json, as_lines
     from minigpt.comparison.sides import find_sides, score_all
+    from minigpt.terminal import wrapped
 
     sides = score_all(find_sides(asked.runs), asked.path, asked.encoding, asked.device, asked.allow_code)
     rows = samples.draw(sides, asked.samples, asked.allow_code) if asked.samples else []
@@ -353,8 +354,9 @@ def compare(args: list[str]) -> int:
                 drawing.write_bytes(picture.png(PRINT_DPI))
                 note(str(drawing))
     if sys.stdout.isatty() and not asked.json:
-        texts = ["", *samples.as_lines(sides, rows)] if rows else []
-        print("\n".join([*as_lines(sides), *texts]))
+        print(wrapped("\n".join(as_lines(sides))))
+        if rows:
+            print("\n".join(["", *samples.as_lines(sides, rows)]))
     else:
         print(json.dumps(as_json(sides) | ({"samples": rows} if rows else {}), indent=2))
     return 0
