@@ -442,6 +442,7 @@ def test_the_keyboard_keeps_its_place(call, runs_with_snapshots, opened):
     assert tab.evaluate("document.activeElement.dataset.id") == token
     tab.locator("#tab-inside").click()  # slower, so that it can be stopped
     tab.locator("#more").click()
+    tab.locator("#stop").wait_for()
     tab.locator("#stop").press("Enter")
     done(tab)
     assert tab.evaluate("document.activeElement.id") == "write"
