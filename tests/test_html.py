@@ -371,6 +371,8 @@ def test_the_page_writes_explains_and_goes_on(call, runs_with_snapshots, opened)
     assert len(done(tab)) == len(changed) + 300
     tab.evaluate("whatIf(400, state.ids[400])")  # in a longer text than the slider's
     assert len(done(tab)) == len(changed) + 300
+    tab.evaluate("whatIf(state.ids.length, state.ids[0])")
+    assert len(done(tab)) == len(changed) + 600
 
 
 @pytest.mark.full
@@ -440,6 +442,7 @@ def test_the_keyboard_keeps_its_place(call, runs_with_snapshots, opened):
     assert tab.evaluate("document.activeElement.dataset.id") == token
     tab.locator("#tab-inside").click()  # slower, so that it can be stopped
     tab.locator("#more").click()
+    tab.locator("#stop").wait_for()
     tab.locator("#stop").press("Enter")
     done(tab)
     assert tab.evaluate("document.activeElement.id") == "write"

@@ -193,10 +193,12 @@ function write() {
   });
 }
 
-// Put another token at a position, and go on from there: to the same length, or to that of a text that is complete.
+// Put another token at a position, and go on from there: to the length of a complete text, or after its end by as much
+// as Go on does.
 function whatIf(position, id) {
   return takeTurn(async (isMine) => {
-    const end = Math.max(state.ids.length, state.prompt + state.settings.count);
+    const [length, { count }] = [state.ids.length, state.settings];
+    const end = position < length ? Math.max(length, state.prompt + count) : length + count;
     await setText([...state.ids.slice(0, position), id], Math.min(state.prompt, position));
     await goOn(isMine, Math.max(1, end - position - 1), position);
   });
