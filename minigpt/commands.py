@@ -27,6 +27,7 @@ from minigpt.command_line import (
     or_none,
     path,
     short,
+    split_seeds,
     tool,
     unexpected_argument,
 )
@@ -447,11 +448,13 @@ def _without_proxy() -> Iterator[None]:
 
 def train(args: list[str]) -> int:
     """Train a model from a recipe, or continue a run."""
-    from minigpt.training.repeated import SeedGroup, split
-
-    seeds, args = split(args)
+    seeds, args = split_seeds(args)
     if not seeds:
         return _train(args)
+    announce("torch", "lightning")
+
+    from minigpt.training.repeated import SeedGroup
+
     group = SeedGroup(args)
     try:
         for n, seed in enumerate(seeds, 1):

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from conftest import QUICK, TINY
 
+from minigpt.command_line import split_seeds
 from minigpt.errors import MiniGPTError
 from minigpt.training import repeated
-from minigpt.training.repeated import SeedGroup, split
+from minigpt.training.repeated import SeedGroup
 
 ARGS = ["--config", TINY, *QUICK, "--trainer.max_steps", "8", "--validation.every_n_steps", "4"]
 
@@ -20,19 +21,19 @@ def test_seeds_are_a_number_or_a_list(value, seeds):
     for args in (["--seeds", value, "--x", "1"], ["--x", "1", f"--seeds={value}"]):
         if seeds is None:
             with pytest.raises(MiniGPTError, match="Pass how many seeds"):
-                split(args)
+                split_seeds(args)
         else:
-            assert split(args) == (seeds, ["--x", "1"])
+            assert split_seeds(args) == (seeds, ["--x", "1"])
 
 
 def test_without_seeds_the_arguments_stay():
-    assert split(["--config", "tiny"]) == ([], ["--config", "tiny"])
+    assert split_seeds(["--config", "tiny"]) == ([], ["--config", "tiny"])
 
 
 @pytest.mark.parametrize("value", ["", "x", "0", "-1", "1,1", "1000", "4294967296,1", "1.5"])
 def test_other_values_are_refused(value):
     with pytest.raises(MiniGPTError, match="--seeds is"):
-        split(["--seeds", value])
+        split_seeds(["--seeds", value])
 
 
 @pytest.mark.parametrize("other", ["--seed_everything", "--ckpt_path"])

@@ -24,7 +24,7 @@ from minigpt.export import export
 IMAGES = Path(__file__).parent
 GUIDE = IMAGES.parent / "guide"
 LOCALES = {"": "en-GB", ".fr": "fr-FR"}  # by what a picture's name has before its ending
-COLOURS = 48  # of the moving picture
+COLOURS, STILL_COLOURS = 48, 128  # of the moving picture, and of the others
 FRAME, LAST = 700, 3000  # milliseconds for which a frame is shown
 
 
@@ -50,6 +50,11 @@ def done(tab: Page) -> None:
     tab.wait_for_timeout(400)
 
 
+def save(picture: bytes, file: Path) -> None:
+    """Write a picture with few colours, which takes a third of the space."""
+    Image.open(io.BytesIO(picture)).convert("RGB").quantize(STILL_COLOURS).save(file, optimize=True)
+
+
 def write(tab: Page, count: int) -> None:
     """Let the page write some tokens."""
     tab.evaluate("count => { state.settings.count = count; makeSliders(); }", count)
@@ -66,7 +71,7 @@ def still(browser: Browser, tiny: Path, modern: Path) -> None:
         tab.locator("#moment").fill("0")
         tab.wait_for_timeout(800)
         write(tab, 150)
-        tab.screenshot(path=GUIDE / f"bigram_page{name}.png", full_page=True)
+        save(tab.screenshot(full_page=True), GUIDE / f"bigram_page{name}.png")
         tab = opened(browser, modern, locale, 1000, 620)
         write(tab, 120)
         for position in range(30, 100):  # a place where some of the candidates are cut
@@ -74,16 +79,16 @@ def still(browser: Browser, tiny: Path, modern: Path) -> None:
             tab.wait_for_timeout(200)
             if 4 <= tab.locator("#why-bars .cut").count() <= 6:
                 break
-        tab.screenshot(path=IMAGES / f"page_why{name}.png", full_page=True)
+        save(tab.screenshot(full_page=True), IMAGES / f"page_why{name}.png")
         tab.locator("#stages button").nth(-2).click()
         tab.wait_for_timeout(500)
-        tab.locator("#why").screenshot(path=GUIDE / f"sampling_page{name}.png")
+        save(tab.locator("#why").screenshot(), GUIDE / f"sampling_page{name}.png")
         tab.locator("#tab-inside").click()
         tab.locator(".heads button").nth(4).click()
         tab.locator("#turn-off").check()
         tab.locator("#off-bars tr").first.wait_for()
         tab.wait_for_timeout(500)
-        tab.locator("#inside").screenshot(path=GUIDE / f"modern_page{name}.png")
+        save(tab.locator("#inside").screenshot(), GUIDE / f"modern_page{name}.png")
 
 
 def film(browser: Browser, page: Path) -> None:

@@ -14,48 +14,6 @@ from minigpt.errors import MiniGPTError, writing
 from minigpt.inspection.curves import read_curves
 from minigpt.words import message
 
-FLAG = "--seeds"
-MOST_SEEDS = 100
-
-
-def split(args: Sequence[str]) -> tuple[list[int], list[str]]:
-    """Take --seeds out of a command line, and return the seeds and the other arguments.
-
-    Raises:
-        MiniGPTError: The seeds are not a number of seeds or a list of different ones, or a single seed or run is given
-            as well.
-    """
-    rest: list[str] = []
-    value: str | None = None
-    words = iter(args)
-    for word in words:
-        flag, equals, after = word.partition("=")
-        if flag == FLAG:
-            value = after if equals else next(words, "")
-        else:
-            rest.append(word)
-    if value is None:
-        return [], rest
-    for other in ("--seed_everything", "--ckpt_path"):
-        if any(word.split("=")[0] == other for word in rest):
-            raise MiniGPTError(f"{FLAG} trains several runs, and {other} is for one. Leave one of them out.")
-    return _seeds(value), rest
-
-
-def _seeds(value: str) -> list[int]:
-    """Return the seeds that `3` (1, 2 and 3) or `1,2,7` names."""
-    try:
-        seeds = [int(word) for word in value.split(",")]
-    except ValueError:
-        seeds = []
-    if len(seeds) == 1 and "," not in value:
-        seeds = list(range(1, seeds[0] + 1)) if seeds[0] <= MOST_SEEDS else []
-    if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
-        raise MiniGPTError(
-            f"{FLAG} is '{value}'. Pass how many seeds (up to {MOST_SEEDS}), such as 3, or a list such as 1,2,7."
-        )
-    return seeds
-
 
 class SeedGroup:
     """The runs of one command with several seeds, by their seeds, in a file under `lightning_logs/`.
