@@ -1,6 +1,7 @@
 """What the tests share: a working folder of their own, and commands called as a shell would call them."""
 
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(set((ROOT / "configs").rglob("*.yaml")) - set((ROOT / "configs" / "sweeps").iterdir()))
 STARTS = [recipe for recipe in RECIPES if "--init_from" in recipe.read_text(encoding="utf-8")]  # without a network
 TINY = str(ROOT / "configs" / "tiny.yaml")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 QUICK = ["--trainer.accelerator", "cpu", "--samples.every_n_steps", "0"]
 
 
@@ -64,6 +66,19 @@ def call(capfd, monkeypatch):
 def lack(program: str) -> NoReturn:
     """Skip a test for want of a program, or fail it where `.ci/run` runs the tests."""
     (pytest.fail if os.environ.get("MINIGPT_NO_SKIP") else pytest.skip)(f"needs {program}")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium, or a skip."""
+    if CHROMIUM is None:
+        lack("a Chromium, such as Debian's package of that name")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 def free_port() -> int:

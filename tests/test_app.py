@@ -14,7 +14,7 @@ import urllib.request
 from types import SimpleNamespace
 
 import pytest
-from conftest import QUICK, ROOT, free_port, lack
+from conftest import QUICK, ROOT, free_port
 
 from minigpt import MiniGPTError, commands
 from minigpt.command_line import first_training
@@ -25,7 +25,6 @@ SETTINGS = {
     "stop": "", "num_samples": 1,
 }  # fmt: skip
 FRENCH = SimpleNamespace(headers={"accept-language": "fr-FR,fr;q=0.9"})
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @pytest.fixture
@@ -282,18 +281,6 @@ def test_a_proxy_that_gradio_cannot_use_does_not_keep_it_from_being_imported():
     command = [sys.executable, str(ROOT / "scripts" / "app.py"), "--port", "70000"]
     done = subprocess.run(command, env=os.environ | {"all_proxy": "nonsense://"}, capture_output=True, text=True)
     assert done.stderr.splitlines()[-1].startswith("The page cannot be served on port 70000")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        lack("a Chromium, such as Debian's package of that name")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 def opened(browser, address: str, locale: str = "fr-FR"):

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, free_port
-from test_app import FRENCH, SETTINGS, browser, opened, page, place, text_of, until  # noqa: F401  (some are fixtures)
+from test_app import FRENCH, SETTINGS, opened, page, place, text_of, until  # noqa: F401  (some are fixtures)
 
 from minigpt import MiniGPTError, runs
 from minigpt.inspection.curves import Curves
@@ -383,7 +383,7 @@ def test_a_training_survives_its_page_is_stopped_by_another_and_goes_on(text):
 
 
 @pytest.mark.full
-def test_a_visitor_trains_closes_the_page_stops_goes_on_and_writes(browser, tmp_path):  # noqa: F811
+def test_a_visitor_trains_closes_the_page_stops_goes_on_and_writes(browser, tmp_path):
     """In Chromium, on a screen as narrow as a phone's."""
     command = [sys.executable, str(ROOT / "scripts" / "app.py"), "--port", str(free_port())]
     server = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)

@@ -65,7 +65,7 @@ for preset, switches in PRESETS.items():
 GPTS += [{"preset": preset} | other for other in OTHERS for preset in ("llama", "gpt2") if "preset" not in other]
 GPTS += [other for other in OTHERS if "preset" in other]
 CASES = [(settings, precision) for settings in [{}, *GPTS] for precision in ("32", "int8")]
-OFF = [(0, 1), (1, 2)]  # layer and head of those that are switched off
+OFF = [(0, 1), (1, 2)]  # layer and head of the heads that are turned off
 
 
 def named(case: tuple[dict, str]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY, lack, made_once
+from conftest import ROOT, TINY, made_once
 from PIL import Image, ImageStat
 from torch import nn
 
@@ -17,14 +17,13 @@ from minigpt import GPT, CharTokenizer, LanguageModel, TinyGPT, WordTokenizer
 from minigpt.errors import MiniGPTError
 from minigpt.export import files_of, html, packing
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 MODERN = str(ROOT / "configs" / "modern_nano.yaml")
 CHECKPOINT = {"minigpt": {"data": {}}, "global_step": 7}
 TEXT = "un matin, la petite fille descend le chemin.\n"
 
 
 def model_of(page: bytes) -> dict:
-    """What a page knows of its model."""
+    """Return the facts about the model that a page holds."""
     return json.loads(re.search(rb'<script type="application/json" id="model">(.*?)</script>', page, re.S)[1])
 
 
@@ -283,18 +282,6 @@ def test_contrasts_meet_level_aa(dark):
     assert contrast(colour["ink"], hot) >= 4.5
     for sign in ("accent", "hot", "faint"):
         assert contrast(colour[sign], colour["paper"]) >= 3, sign
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        lack("a Chromium, such as Debian's package of that name")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
