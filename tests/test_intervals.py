@@ -78,3 +78,16 @@ def test_seeds_that_would_be_needed():
     assert seeds_needed(0.5, [2.0, 2.001], [2.5, 2.501]) == 2
     assert seeds_needed(1e-6, [2.0, 2.1], [2.0, 2.1]) is None
     assert seeds_needed(0.1, [2.0], [2.1]) is None
+
+
+def test_where_the_text_alone_is_too_short_no_number_of_seeds_is_named():
+    rng = np.random.default_rng(2)
+    sizes = np.full(10, 100.0)
+    bits = (2.0 + 0.3 * rng.standard_normal((4, 10)) + 0.001 * rng.standard_normal((4, 1))) * sizes
+    found = difference(bits[:2], bits[2:], sizes)
+    assert abs(found.mean) < found.text
+    assert found.needed is None
+    bits = (2.0 + np.array([[0.00], [0.06], [0.09], [0.03]]) + 0.001 * rng.standard_normal((4, 10))) * sizes
+    found = difference(bits[:2], bits[2:], sizes)
+    assert not found.clear
+    assert 2 < found.needed < 100

@@ -35,8 +35,8 @@ class Difference:
         mean: The difference.
         text: Half the width of its 95 % interval over the blocks of the text.
         seeds: Half the width of its 95 % interval over seeds; None if neither side has two.
-        needed: The number of seeds for each side with which a difference of this size would be clear; None if there are
-            no two seeds on a side, or if even 1,000 would be too few.
+        needed: The number of seeds for each side with which a difference of this size would be clear on this text; None
+            if neither side has two seeds, or if even 1,000 would be too few.
     """
 
     mean: float
@@ -51,7 +51,7 @@ class Difference:
 
     @property
     def clear(self) -> bool:
-        """Whether the interval leaves out zero."""
+        """Return whether the interval leaves out zero."""
         return abs(self.mean) > self.half_width
 
 
@@ -90,7 +90,13 @@ def over_seeds(first: Sequence[float], second: Sequence[float]) -> float | None:
 
 
 def seeds_needed(difference: float, first: Sequence[float], second: Sequence[float]) -> int | None:
-    """Return how many seeds each side needs for a difference to exceed its interval, at the spread seen so far."""
+    """Return how many seeds each side needs for a difference to exceed its interval, at the spread seen so far.
+
+    Args:
+        difference: The difference, or what is left of it beyond the uncertainty of the text.
+        first: The scores of the first side's runs.
+        second: Those of the second side's.
+    """
     variances = [float(np.var(scores, ddof=1)) for scores in (first, second) if len(scores) >= 2]
     if not variances or difference == 0:
         return None
@@ -112,5 +118,7 @@ def difference(first: np.ndarray, second: np.ndarray, sizes: np.ndarray) -> Diff
     means = (second.mean(0) - first.mean(0)) / sizes.mean()  # blocks are of one size but for the last
     scores = [bits.sum(1) / sizes.sum() for bits in (first, second)]
     mean = float(scores[1].mean() - scores[0].mean())
-    needed = seeds_needed(mean, scores[0].tolist(), scores[1].tolist())
-    return Difference(mean, over_text(means), over_seeds(scores[0].tolist(), scores[1].tolist()), needed)
+    text = over_text(means)
+    left = math.sqrt(max(0.0, mean**2 - text**2))  # what the seeds' part of the interval may be at most
+    before, after = (each.tolist() for each in scores)
+    return Difference(mean, text, over_seeds(before, after), seeds_needed(left, before, after))

@@ -102,9 +102,13 @@ def _verdict(first: Side, second: Side) -> list[str]:
         lines.append(message("verdict_one_seed"))
     elif n_seeds[0] == 1:
         lines.append(message("verdict_one_side"))
-    if not found.clear and found.seeds is not None and found.seeds >= found.text:
-        lines.append(message("verdict_needed", found.needed) if found.needed else message("verdict_never"))
-    elif not found.clear and math.isfinite(found.text) and found.mean:
+    if found.clear or not found.mean:
+        return lines
+    if found.needed:
+        lines.append(message("verdict_needed", found.needed))
+    elif abs(found.mean) > found.text:
+        lines.append(message("verdict_never"))
+    elif math.isfinite(found.text):  # this text cannot tell them apart, with however many seeds
         characters = len(first.runs[0].text) * (found.text / abs(found.mean)) ** 2
         lines.append(message("verdict_text", float(f"{characters:.1g}")))
     return lines

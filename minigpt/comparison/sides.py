@@ -94,7 +94,7 @@ def find_sides(names: Sequence[str]) -> list[tuple[str, list[Path]]]:
 
 
 def _group(name: str) -> list[Path]:
-    """Return the best checkpoints of the runs of a recipe or of a folder with runs; none if it is no group."""
+    """Return the best checkpoints of the runs of a recipe or of a folder with runs; an empty list without such runs."""
     folder = Path(os.path.expanduser(name))
     if not folder.is_dir() and re.fullmatch(r"[\w.-]+", name):
         folder = Path(runs.ROOT) / name
@@ -302,14 +302,12 @@ def by_kind(first: Side, second: Side) -> dict[str, float]:
     A token belongs to the kind of its first character.
     """
     text = first.runs[0].text
-    totals = []
-    for side in (first, second):
-        sums = dict.fromkeys(KINDS, 0.0)
-        for run in side.runs:
-            for place, bits in zip(run.targets.tolist(), run.bits.tolist(), strict=True):
-                sums[kind_of(text, place)] += bits / len(text) / len(side.runs)
-        totals.append(sums)
-    return {kind: totals[1][kind] - totals[0][kind] for kind in KINDS if totals[0][kind] or totals[1][kind]}
+    kinds = np.array([KINDS.index(kind_of(text, place)) for place in range(len(text))])
+    before, after = (
+        np.mean([np.bincount(kinds[run.targets], run.bits, len(KINDS)) for run in side.runs], 0) / len(text)
+        for side in (first, second)
+    )
+    return {kind: float(after[n] - before[n]) for n, kind in enumerate(KINDS) if n in kinds}
 
 
 def by_position(side: Side) -> np.ndarray:
