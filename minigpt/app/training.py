@@ -81,12 +81,12 @@ class Status(NamedTuple):
 
     @property
     def runs(self) -> bool:
-        """Whether its process runs."""
+        """Return whether its process runs."""
         return self.state in ("starting", "running", "stopping")
 
     @property
     def can_go_on(self) -> bool:
-        """Whether it ended before its last step and left a checkpoint."""
+        """Return whether it ended before its last step and left a checkpoint."""
         ended_early = self.state in ("stopped", "failed") and self.step < self.max_steps
         return ended_early and self.run is not None and (self.run / "checkpoints" / "last.ckpt").exists()
 

@@ -1,4 +1,4 @@
-"""What all tokenizers share: a token stands for some bytes of UTF-8, so ids are decoded by joining bytes."""
+"""The base class of all tokenizers: a token stands for some bytes of UTF-8, so ids are decoded by joining bytes."""
 
 import codecs
 from abc import ABC, abstractmethod

@@ -202,11 +202,8 @@ def in_script(values: Mapping[str, Any]) -> str:
 def of_run(curves: Curves) -> dict[str, Any]:
     """Return the curves in bits per character, and the baselines."""
     train, val = (thinned(curves.scalars.get(f"{part}/bits_per_char", ()), POINTS) for part in ("train", "val"))
-    baselines = {}
-    for name in BASELINES:
-        for _, value in thinned(curves.scalars.get(f"val_baselines/{name}", ()), POINTS)[-1:]:
-            baselines[name] = value
-    return {"train": train, "val": val, "baselines": baselines}
+    known = {name: thinned(curves.scalars.get(f"val_baselines/{name}", ()), POINTS) for name in BASELINES}
+    return {"train": train, "val": val, "baselines": {name: points[-1][1] for name, points in known.items() if points}}
 
 
 def thinned(points: Sequence[tuple[int, float]], n: int) -> list[tuple[int, float]]:

@@ -8,7 +8,7 @@ Value = TypeVar("Value")
 
 
 class Curves(NamedTuple):
-    """What a run has logged, by tag, in the order of the steps.
+    """The curves and samples of a run, by tag, in the order of the steps.
 
     Attributes:
         scalars: Points (step, value) of each curve, such as `val/bits_per_char`.
