@@ -506,8 +506,6 @@ def _train(args: list[str], begin: Callable[[Path], None] | None = None) -> int:
     try:
         cli.fit()
     except SystemExit as stop:
-        if stop.code == 1:  # Lightning's exit on a Ctrl-C outside the time of our handler
-            raise KeyboardInterrupt from None
         if isinstance(stop.code, int) and stop.code > 128:
             note(f"{message('interrupted', cli.trainer.global_step)} {resume_command(args, cli.run_dir)}")
         gc.freeze()
@@ -588,26 +586,31 @@ def sweep(args: list[str]) -> int:
     )
     parser.add_argument("--space", required=True, help="the settings to search: a file, or a name such as nano")
     parser.add_argument(
-        "--trials", type=int, default=20, help="the total number of trials of the study, over all processes"
-    )
+        "--trials", type=int, default=None,
+        help="the number of trials of the study in all, over all processes; by default 20, or the whole grid",
+    )  # fmt: skip
     parser.add_argument("--study", default=None, help="the name of the study; by default RECIPE-SPACE")
     parser.add_argument(
         "--storage", default=None,
-        help="the file of the study: SQLite if it ends in .db, else a journal; by default "
-        "lightning_logs/sweeps/STUDY.journal",
+        help="a file for SQLite, or the URL of a database that several machines reach; by default "
+        "lightning_logs/STUDY/study.db",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="the seed of the draws of settings")
+    parser.add_argument(
+        "--seed", type=int, default=None, help="the seed of the draws of settings; by default other draws at each start"
+    )
     asked, others = parser.parse_known(args)
     if (stray := first_stray(args)) is not None:
         raise MiniGPTError(unexpected_argument(stray, args))
     for flag in (arg.partition("=")[0] for arg in others):
-        of_train = "." in flag or flag in ("--ckpt_path", "--seed_everything", "--allow_code")
+        of_train = "." in flag or flag in ("--ckpt_path", "--seed_everything", "--seeds", "--allow_code")
         if flag.startswith("--") and not of_train:
             parser.refuse(flag)
-    check_number("trials", asked.trials, at_least=1, whole=True)
+    check_number("trials", asked.trials, at_least=1, whole=True, optional=True)
+    check_number("seed", asked.seed, at_least=0, below=2**32, whole=True, optional=True)
     announce("torch", "lightning")
     with needs("A sweep needs", "sweep", "optuna"):
-        from minigpt.training.sweep import Sweep
+        from minigpt.training.space import as_flags
+        from minigpt.training.sweep import GRACE, Sweep
 
     recipes = [f"--config={find_config(file)}" for file in asked.config]
     study = Sweep([*recipes, *others], find_config(asked.space, "sweeps"), asked.study, asked.storage, asked.seed)
@@ -616,17 +619,19 @@ def sweep(args: list[str]) -> int:
     except (KeyboardInterrupt, SystemExit):
         note(message("sweep_stopped", command("sweep", *args)))
         raise
-    for file in study.write():
+    for file in study.draw():
         note(short(file))
     print("\n".join(study.table()))
-    best = study.rows()[0]
-    if best["state"] == "complete":
-        run = short(best["run"])
-        longer = ["--config", f"{run}/config.yaml", "--trainer.max_steps", str(4 * best["steps"])]
-        print(f"\n{message('train_longer')}  {command('train', *longer)}")
-        print(f"{message('best_text')}  {command('generate', '--ckpt_path', run)}")
-    else:
-        note(message("no_trial"))
+    if study.n_running():
+        note(message("trials_running", study.n_running(), GRACE))
+    complete = study.complete()
+    if complete:
+        recipe = [word for file in asked.config for word in ("--config", file)]
+        best = command("train", *recipe, *others, *as_flags(complete[0].params))
+        print("", message("train_best"), f"  {best}", sep="\n")
+    if len(complete) > 1:
+        best_two = [short(study.folder_of(trial)) for trial in complete[:2]]
+        print(message("compare_best"), f"  {command('compare', *best_two)}", sep="\n")
     gc.freeze()  # as after a training
     return 0
 

@@ -63,10 +63,16 @@ def new_run(parent: Path) -> Path:
     return folder.absolute()
 
 
+def run_folders(name: str | None = None, root: str | Path = ROOT) -> list[Path]:
+    """Return the folders of the runs of one config, or (None) of all runs, those of the trials of sweeps among them."""
+    patterns = ["*/version_*", "*/trial_*/version_*"] if name is None else [f"{glob.escape(name)}/version_*"]
+    return [run for pattern in patterns for run in Path(root).glob(pattern)]
+
+
 def newest_run(name: str | None = None, root: str | Path = ROOT) -> Path | None:
     """Return the run folder whose `last.ckpt` was written last, among the runs of one config or (None) of all."""
-    checkpoints = Path(root).glob(f"{'*' if name is None else glob.escape(name)}/version_*/checkpoints/last.ckpt")
-    newest = max(checkpoints, key=lambda file: file.stat().st_mtime_ns, default=None)
+    checkpoints = [run / "checkpoints" / "last.ckpt" for run in run_folders(name, root)]
+    newest = max(filter(Path.exists, checkpoints), key=lambda file: file.stat().st_mtime_ns, default=None)
     return newest and run_of(newest)
 
 

@@ -225,10 +225,11 @@ MESSAGES = {
         "html_cost": "Rounding to 8 bits costs {:+.4f} bits per character; --precision 32 costs nothing.",
         "no_baselines": "No baselines: {}", "searched": "Only the first {:,} tokens of the training text are searched.",
         "shipped_config": "Using {}. To use the file in this folder, pass {}.yaml.",
-        "trial": "trial {}: {}", "trial_resumed": "Trial {} was interrupted. It is resumed now.",
         "trial_pruned": "Pruned: half of the other trials were better at this step.",
-        "sweep_stopped": "Stopped. Continue with: {}", "no_trial": "No trial is complete.",
-        "train_longer": "Train the best longer:", "best_text": "Text of the best:",
+        "sweep_stopped": "Stopped. Continue with: {}",
+        "trials_running": "{} more trials are running in other processes, or were cut off. In {} seconds the same "
+        "command would retry those that were cut off.",
+        "train_best": "Train with the best settings:", "compare_best": "Compare the best two trials:",
     },
     "fr": {
         "no_run": "Il n'y a pas encore d'entraînement. Lancez-en un : `{}`",
@@ -412,10 +413,11 @@ MESSAGES = {
         "no_baselines": "Pas de valeurs de référence : {}",
         "searched": "La recherche porte sur les {:,} premiers jetons du texte d'entraînement.",
         "shipped_config": "Utilisation de {}. Pour utiliser le fichier de ce dossier, donnez {}.yaml.",
-        "trial": "essai {} : {}", "trial_resumed": "L'essai {} a été interrompu. Il reprend.",
         "trial_pruned": "Essai abandonné : la moitié des autres étaient meilleurs à cette étape.",
-        "sweep_stopped": "Arrêt. Pour reprendre : {}", "no_trial": "Aucun essai n'est terminé.",
-        "train_longer": "Entraîner le meilleur plus longtemps :", "best_text": "Texte du meilleur :",
+        "sweep_stopped": "Arrêt. Pour reprendre : {}",
+        "trials_running": "{} autres essais sont en cours dans d'autres processus, ou ont été coupés. Dans {} "
+        "secondes, la même commande reprendrait ceux qui ont été coupés.",
+        "train_best": "Entraîner avec les meilleurs réglages :", "compare_best": "Comparer les deux meilleurs essais :",
     },
 }  # fmt: skip
 

@@ -137,14 +137,14 @@ def test_a_folder_that_this_user_may_not_search_is_named(call, monkeypatch, trai
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["tiny-space.locks/study", "tiny-space.csv"])
+@pytest.mark.parametrize("part", [".lock", "study.db", "slice.png"])
 def test_what_a_sweep_may_not_write_is_named(call, folder, forbid, part):
     (folder / "space.yaml").write_text("model.learning_rate: [1e-3, 1e-2]\n", encoding="utf-8")
     args = ["--config", TINY, *QUICK, "--trainer.max_steps", "4", "--space", "space.yaml"]
     assert call("sweep", *args, "--trials", "1").status == 0
-    forbid(folder / "lightning_logs" / "sweeps" / part)
+    forbid(folder / "lightning_logs" / "tiny-space" / part)
     result = call("sweep", *args, "--trials", "1")
-    ends_with(result, "Permission denied", str(Path("lightning_logs/sweeps")))
+    ends_with(result, "Permission denied", str(Path("lightning_logs/tiny-space")))
 
 
 def test_a_cache_that_this_user_may_not_write_is_named_before_a_download(folder, forbid):

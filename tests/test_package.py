@@ -123,7 +123,6 @@ PRIVATE = {
         "_timeout",
     },
     "argparse and jsonargparse": {"_actions", "_loaders_dumpers", "_option_string_actions"},
-    "optuna": {"_file_path", "_trial_id"},
 }  # fmt: skip
 
 

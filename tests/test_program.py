@@ -182,8 +182,8 @@ def test_a_run_of_a_named_recipe_is_that_of_its_file_and_goes_on(program, folder
 def test_a_sweep_takes_names_for_the_recipe_and_the_space(program, folder):
     result = program("sweep", "-c", "tiny", "--space", "tiny", "--trials", "1", *QUICK, "--trainer.max_steps", "2")
     assert result.status == 0, result.err
-    assert (folder / "lightning_logs/sweeps/tiny-tiny.csv").exists()
-    assert "-m minigpt train --config lightning_logs/tiny/version_0/config.yaml" in result.out
+    assert (folder / "lightning_logs/tiny-tiny/trial_0/version_1337/checkpoints/last.ckpt").exists()
+    assert "-m minigpt train --config tiny --trainer.accelerator cpu" in result.out
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Sweeps: what a study finds and keeps, how it goes on, what it refuses, and that several processes share one."""
 
-import csv
 import errno
+import itertools
 import json
 import os
 import shlex
@@ -23,7 +23,7 @@ from minigpt.training import recipes, sweep
 SPACE = "model.learning_rate: {low: 1e-4, high: 1e-1, log: true}\nmodel.network.n_embd: [8, 16]\n"
 SHORT = ["--trainer.max_steps", "20", "--validation.every_n_steps", "5", "--figures.every_n_steps", "0"]
 FLAGS = ["--config", TINY, *QUICK, *SHORT, "--space", "space.yaml"]
-STUDY = Path("lightning_logs/sweeps/tiny-space.journal")
+STUDY = Path("lightning_logs/tiny-space")
 
 
 @pytest.fixture(autouse=True)
@@ -31,14 +31,14 @@ def space(folder):
     (folder / "space.yaml").write_text(SPACE)
 
 
-def table() -> list[dict[str, str]]:
-    with open(STUDY.with_suffix(".csv"), encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+def trials(study: Path = STUDY, storage: Path | None = None) -> list[optuna.trial.FrozenTrial]:
+    """The trials of a study; those that failed were interrupted."""
+    url = f"sqlite:///{storage or study / 'study.db'}"
+    return optuna.load_study(study_name=study.name, storage=url).trials
 
 
-def study(file: Path = STUDY) -> optuna.Study:
-    backend = optuna.storages.journal.JournalFileBackend(str(file))
-    return optuna.load_study(study_name=file.stem, storage=optuna.storages.JournalStorage(backend))
+def states() -> list[str]:
+    return [trial.state.name for trial in trials()]
 
 
 def test_a_recipe_that_can_be_read_once_is_refused(call, folder):
@@ -53,37 +53,84 @@ def test_a_recipe_that_can_be_read_once_is_refused(call, folder):
 
 @pytest.mark.slow
 def test_a_sweep_finds_keeps_and_goes_on(call, folder):
-    result = call("sweep", *FLAGS, "--trials", "2")
+    result = call("sweep", *FLAGS, "--trials", "2", "--seed", "0")
     assert result.status == 0, result.err
-    result = call("sweep", *FLAGS, "--trials", "3")
+    result = call("sweep", *FLAGS, "--trials", "3", "--seed", "0")
     assert result.status == 0, result.err
-    assert "trial 2" in result.err
-    assert "trial 1" not in result.err
-    rows = table()
-    assert [row["state"] for row in rows] == ["complete"] * 3
-    values = [float(row["bits_per_char"]) for row in rows]
-    assert values == sorted(values)
-    assert len({row["model.learning_rate"] for row in rows}) == 3  # a second start does not draw the first's again
-    for row in rows:
-        run = (STUDY.parent / row["run"]).resolve()
+    assert "trial_2: " in result.err
+    assert "trial_1: " not in result.err
+    assert states() == ["COMPLETE"] * 3
+    assert len({trial.params["model.learning_rate"] for trial in trials()}) == 3  # a second start draws other values
+    for trial in trials():
+        run = STUDY / f"trial_{trial.number}" / "version_1337"
         settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["model"]
-        assert settings["learning_rate"] == float(row["model.learning_rate"])
-        assert settings["network"]["init_args"]["n_embd"] == int(row["model.network.n_embd"])
+        assert settings["learning_rate"] == trial.params["model.learning_rate"]
+        assert settings["network"]["init_args"]["n_embd"] == trial.params["model.network.n_embd"]
         scores = call("evaluate", "--ckpt_path", str(run / "checkpoints" / "last.ckpt"))
-        assert json.loads(scores.out)["bits_per_char"] == pytest.approx(float(row["bits_per_char"]), abs=1e-5)
-    assert {trial.user_attrs["run"] for trial in study().trials} == {row["run"] for row in rows}
-    for kind in ("history", "slices", "importances"):
-        assert STUDY.with_suffix(f".{kind}.png").read_bytes().startswith(b"\x89PNG")
+        assert json.loads(scores.out)["bits_per_char"] == pytest.approx(trial.value, abs=1e-5)
+    for kind in ("optimization_history", "intermediate_values", "slice", "param_importances"):
+        assert (STUDY / f"{kind}.png").read_bytes().startswith(b"\x89PNG")
 
-    head, best = (line.split() for line in result.out.splitlines()[:2])
-    assert dict(zip(head, best, strict=True))["bits_per_char"] == f"{values[0]:.4g}"
-    longer, text = result.out.splitlines()[-2:]
-    assert f"--config {best[-1]}/config.yaml --trainer.max_steps 80" in longer
-    assert call("generate", *text.split("generate.py ")[1].split()).status == 0
-    before = sorted(folder.glob("lightning_logs/tiny/*"))
+    best, second, _ = sorted(trials(), key=lambda trial: trial.value)
+    head, first = (line.split() for line in result.out.splitlines()[:2])
+    row = dict(zip(head, first, strict=True))
+    assert (row["trial"], row["bits/char"]) == (f"trial_{best.number}", f"{best.value:.4f}")
+    train, compare = (line.split() for line in result.out.splitlines()[6::2])
+    assert f"--model.learning_rate={best.params['model.learning_rate']}" in train
+    assert call("train", *train[2:]).status == 0
+    settings = yaml.safe_load((folder / "lightning_logs/tiny/version_0/config.yaml").read_text(encoding="utf-8"))
+    assert settings["model"]["learning_rate"] == best.params["model.learning_rate"]
+    assert [Path(name).name for name in compare[2:]] == [f"trial_{best.number}", f"trial_{second.number}"]
+    compared = json.loads(call("compare", *compare[2:]).out)
+    assert "model.learning_rate" in compared["settings"]
+    short = call("compare", f"tiny-space/trial_{best.number}", f"tiny-space/trial_{second.number}")
+    assert json.loads(short.out)["differences"] == compared["differences"]
+
+    before = sorted(folder.glob("lightning_logs/*/*"))
     again = call("sweep", *FLAGS, "--trials", "3")
     assert (again.status, again.out) == (0, result.out)
-    assert sorted(folder.glob("lightning_logs/tiny/*")) == before
+    assert sorted(folder.glob("lightning_logs/*/*")) == before
+
+
+@pytest.mark.slow
+def test_seeds_of_a_space_are_repetitions_whose_mean_counts(call, folder):
+    (folder / "space.yaml").write_text("seed_everything: [3, 5]\nmodel.network.n_embd: [8, 16]\nsampler: grid\n")
+    result = call("sweep", *FLAGS)
+    assert result.status == 0, result.err
+    assert states() == ["COMPLETE"] * 2  # the whole grid
+    assert sorted(trial.params["model.network.n_embd"] for trial in trials()) == [8, 16]
+    for trial in trials():
+        runs = sorted((STUDY / f"trial_{trial.number}").iterdir())
+        assert [run.name for run in runs] == ["version_3", "version_5"]
+        scores = [json.loads(call("evaluate", "--ckpt_path", f"{run}@last").out)["bits_per_char"] for run in runs]
+        assert scores[0] != scores[1]
+        assert trial.value == pytest.approx(sum(scores) / 2, abs=1e-5)
+    assert result.out.count(" ± ") == 2
+    compared = json.loads(call("compare", "tiny-space/trial_0", "tiny-space/trial_1").out)
+    assert [len(side["runs"]) for side in compared["sides"]] == [2, 2]
+
+
+@pytest.mark.slow
+def test_seeds_of_the_command_line_are_repetitions_too(call, folder):
+    (folder / "space.yaml").write_text("model.network.n_embd: [8]\nsampler: random\n")
+    assert call("sweep", *FLAGS, "--trials", "1", "--seeds", "2").status == 0
+    assert sorted(run.name for run in (STUDY / "trial_0").iterdir()) == ["version_1", "version_2"]
+    (folder / "space.yaml").write_text("model.network.n_embd: [8]\nseed_everything: [1, 2]\n")
+    result = call("sweep", *FLAGS, "--seeds", "2")
+    assert result.status == 2
+    assert "space.yaml searches seed_everything, which is also set by a flag" in result.err
+
+
+@pytest.mark.slow
+def test_a_grid_is_trained_once_and_ends(call, folder):
+    choices = {"model.network.n_embd": [8, 16], "model.weight_decay": [0.0, 0.1]}
+    (folder / "space.yaml").write_text(yaml.dump(choices | {"sampler": "grid"}))
+    assert call("sweep", *FLAGS, "--trials", "3").status == 0
+    assert len(trials()) == 3
+    for _ in range(2):
+        assert call("sweep", *FLAGS, "--trials", "9").status == 0
+        drawn = sorted(tuple(trial.params[key] for key in choices) for trial in trials())
+        assert drawn == sorted(itertools.product(*choices.values()))
 
 
 @pytest.mark.slow
@@ -94,13 +141,13 @@ def test_every_config_file_counts_and_flags_win_over_them_wherever_they_stand(ca
     flags = ["--model.beta2", "0.9", "--trials=1", *QUICK, *SHORT, "--space=space.yaml", "-c", "ma recette [v2].yaml"]
     result = call("sweep", *flags, "--trainer.default_root_dir", "in [1]*", "--config=more.yaml")
     assert result.status == 0, result.err
-    (run,) = (folder / "in [1]*/lightning_logs/ma recette [v2]").iterdir()
+    (run,) = (folder / "in [1]*/lightning_logs/ma_recette_v2_-space/trial_0").iterdir()
     kept = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     assert (kept["data"]["batch_size"], kept["model"]["weight_decay"], kept["model"]["beta2"]) == (2, 0.5, 0.9)
-    for line in result.out.splitlines()[-2:]:
-        words = shlex.split(line.partition(":")[2])
-        assert Path(words[1]).is_file()
-        assert call(Path(words[1]).stem, *words[2:]).status == 0
+    words = shlex.split(result.out.splitlines()[-1])
+    assert Path(words[1]).is_file()
+    assert call(Path(words[1]).stem, *words[2:]).status == 0
+    assert (folder / "in [1]*/lightning_logs/ma recette [v2]/version_0").is_dir()
 
 
 @pytest.mark.slow
@@ -108,7 +155,7 @@ def test_a_choice_that_looks_like_a_number_stays_a_text(call, folder):
     (folder / "1e5").write_text("un matin, il fit beau. " * 90)
     (folder / "space.yaml").write_text("data.path: ['1e5']")
     assert call("sweep", *FLAGS, "--trials", "1").status == 0
-    run = folder / "lightning_logs/tiny/version_0"
+    run = folder / STUDY / "trial_0/version_1337"
     assert recipes.load((run / "config.yaml").read_text(encoding="utf-8"))["data"]["path"] == "1e5"
     assert call("train", "--ckpt_path", str(run), "--trainer.max_steps", "22").status == 0
 
@@ -136,32 +183,41 @@ def test_a_study_keeps_to_its_space_its_settings_and_its_text(call, folder):
     refused("data.block_size is 32 here and 64 in", more=("--data.block_size", "32"))
     (folder / "space.yaml").write_text(SPACE.replace("16", "32"))
     refused("model.network.n_embd is [8, 32] here and [8, 16] in")
+    (folder / "space.yaml").write_text(SPACE + "sampler: random")
+    refused("sampler is random here and tpe in")
+    (folder / "space.yaml").write_text(SPACE)
+    refused("seed_everything is [1, 2] here and [1337] in", more=("--seeds", "2"))
     (folder / "space.yaml").write_text(SPACE.splitlines()[0])
     refused("model.network.n_embd is 64 here and [8, 16] in")
     (folder / "space.yaml").write_text(SPACE)
     (folder / "text.txt").write_text("un soir, il fit nuit. " * 90)
     refused("SHA-256")
     assert call("sweep", *flags, "--study", "soir").status == 0
-    assert len(study().trials) == len(study(STUDY.with_stem("soir")).trials) == 1
+    assert len(trials()) == len(trials(STUDY.with_name("soir"))) == 1
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("model.n_emb: [8, 16]", ["'model.n_emb' is not a setting", "Did you mean 'model.network.n_embd'"]),
-        ("model: {n_embd: [8, 16]}", ["'model' is not a setting"]),
-        ("ckpt_path: [last]", ["'ckpt_path' is not a setting"]),
+        ("model.n_emb: [8, 16]", ["'--model.n_emb'", "Did you mean '--model.network.n_embd'"]),
+        ("model: {n_embd: [8, 16]}", ["write model as a list of values"]),
+        ("sampler: tpee\nmodel.beta2: [0.9]", ["sampler is 'tpee'", "tpe, random or grid", "Did you mean 'tpe'"]),
+        ("sampler: grid\nmodel.beta2: {low: 0.9, high: 0.99}", ["list the values of model.beta2"]),
+        ("sampler: grid", ["has no settings to search"]),
+        ("seed_everything: [1, 2]", ["has no settings to search"]),
+        ("seed_everything: {low: 1, high: 3}\nmodel.beta2: [0.9]", ["list the values of seed_everything"]),
+        ("seed_everything: [1, x]\nmodel.beta2: [0.9]", ["seed_everything is 'x'", "a whole number"]),
         ("model.network.n_embd: {low: 8, high: 16.5}", ["n_embd is '16.5'", "a whole number"]),
         ("model.network.n_embd: [8, wide]", ["n_embd is 'wide'", "a whole number"]),
         ("model.network.n_embd: [8, 0]", ["n_embd is 0"]),
-        ("model.network.n_embd: {low: 16, high: 8}", ["model.network.n_embd begins at 16 and ends at 8"]),
-        ("model.network.n_embd: {low: 8, high: 16, step: 0.5}", ["has a step of 0.5"]),
-        ("model.network.n_embd: {low: 8, high: 16, log: true, step: 4}", ["not both"]),
+        ("model.network.n_embd: {low: 16, high: 8}", ["model.network.n_embd: ", "low=16, high=8"]),
+        ("model.network.n_embd: {low: 8, high: 16, step: 0.5}", ["n_embd is '8.5'", "a whole number"]),
+        ("model.network.n_embd: {low: 8, high: 16, log: true, step: 4}", ["model.network.n_embd: ", "step", "log"]),
         ("model.network.n_embd: {low: 8, hihg: 16}", ["write model.network.n_embd as a list of values, or as a range"]),
         ("model.network.n_embd: 8", ["write model.network.n_embd as"]),
-        ("model.learning_rate: {low: 0, high: 1.0, log: true}", ["model.learning_rate", "Begin it above 0"]),
+        ("model.learning_rate: {low: 0, high: 1.0, log: true}", ["model.learning_rate: ", "low > 0"]),
         ("model.learning_rate: {low: .nan, high: 1.0}", ["model.learning_rate"]),
-        ("model.network: {low: GPT, high: TinyGPT}", ["model.network cannot have a range", "List the values"]),
+        ("model.network: {low: GPT, high: TinyGPT}", ["write model.network as a list"]),
         ("model.network: [TinyGPT, TinyGTP]", ["TinyGTP"]),
         ("model.seed: [1, 2]", ["model.seed"]),
         (
@@ -188,20 +244,19 @@ def test_a_trial_needs_a_run(call, folder):
     (folder / "space.yaml").write_text("model.beta2: [0.9, 0.99]")
     result = call("sweep", *FLAGS, "--trainer.fast_dev_run", "true")
     assert result.status == 2
-    assert result.err.strip() == "A sweep compares runs, but fast_dev_run does not leave one. Omit it."
+    assert result.err.strip() == "A trial has a run folder and one process: omit fast_dev_run and --trainer.devices."
     assert not (folder / "lightning_logs").exists()
 
 
-@pytest.mark.parametrize("storage", ["text.journal", "text.db", "postgresql://host/studies"])
+@pytest.mark.parametrize("storage", ["text.db", "sqlite:///text.db", "postgresql://host/studies", "nothing://host/x"])
 def test_a_storage_that_is_no_study_is_left_as_it_is(call, folder, storage):
-    for file in ("text.journal", "text.db"):
-        (folder / file).write_text("un matin\n")
+    (folder / "text.db").write_text("un matin\n")
     result = call("sweep", *FLAGS, "--storage", storage)
     assert result.status == 2
-    assert storage in result.err
+    assert storage.removeprefix("sqlite:///") in result.err
     assert "--storage" in result.err
     assert len(result.err.strip().splitlines()) == 1, result.err
-    assert (folder / "text.journal").read_text() == (folder / "text.db").read_text() == "un matin\n"
+    assert (folder / "text.db").read_text() == "un matin\n"
 
 
 @pytest.mark.slow
@@ -224,29 +279,31 @@ def test_a_space_of_ours_fits_the_recipe_that_it_names(file):
     words = file.read_text(encoding="utf-8").split("minigpt sweep ")[1].split("\n")[0].split()
     assert words[2:4] == ["--space", file.stem]
     args = [*words[:2], *QUICK]
-    assert sweep.read_space(str(file), sweep.DryRun(args), args)
+    assert sweep.read_space(str(file), args)
 
 
 @pytest.mark.slow
 def test_a_run_that_is_worse_than_the_others_is_pruned_and_can_go_on(call):
-    assert call("sweep", *FLAGS, "--trials", "1").status == 0
-    (real,) = study().trials
+    flags = [*FLAGS, "--seeds", "1,2"]
+    assert call("sweep", *flags, "--trials", "1").status == 0
+    study = optuna.load_study(study_name="tiny-space", storage=f"sqlite:///{STUDY}/study.db")
+    (real,) = study.trials
     good = {step: 1.0 for step in (5, 10, 15, 20)}
     for _ in range(5):
         made_up = optuna.trial.create_trial(
             params=real.params, distributions=real.distributions, value=1.0, intermediate_values=good,
             user_attrs=real.user_attrs,
         )  # fmt: skip
-        study().add_trial(made_up)
-    result = call("sweep", *FLAGS, "--trials", "7")
+        study.add_trial(made_up)
+    result = call("sweep", *flags, "--trials", "7")
     assert result.status == 0, result.err
     assert "Pruned" in result.err
-    assert study().trials[6].state == optuna.trial.TrialState.PRUNED
-    assert [*study().trials[6].intermediate_values] == [5]  # the first validation that is past a quarter of the steps
-    row = table()[-1]
-    assert (row["state"], row["steps"]) == ("pruned", "5")
-    run = str((STUDY.parent / row["run"]).resolve())
-    assert call("train", "--ckpt_path", run, "--validation.every_n_steps", "5").status == 0
+    pruned = trials()[6]
+    assert pruned.state == optuna.trial.TrialState.PRUNED
+    assert [*pruned.intermediate_values] == [5]  # the first validation that is past a quarter of the steps
+    assert result.out.splitlines()[7].split()[:4:2] == ["trial_6", "pruned"]
+    (run,) = (STUDY / "trial_6").iterdir()  # its second seed is not trained
+    assert call("train", "--ckpt_path", str(run), "--validation.every_n_steps", "5").status == 0
 
 
 @pytest.mark.slow
@@ -254,24 +311,24 @@ def test_a_trial_that_breaks_is_kept_and_the_sweep_goes_on(call, folder):
     (folder / "space.yaml").write_text("model.learning_rate: [1.0e+30]")
     result = call("sweep", *FLAGS, "--trials", "2", "--trainer.log_every_n_steps", "1")
     assert result.status == 0, result.err
-    assert [row["state"] for row in table()] == ["broke", "broke"]
-    assert "is NaN or infinite" in study().trials[0].user_attrs["why"]
+    assert [line.split()[2] for line in result.out.splitlines()] == ["state", "broke", "broke"]
+    assert "is NaN or infinite" in trials()[0].user_attrs["why"]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="no folder in which nobody can make a file")
 def test_what_the_file_system_refuses_is_no_result(call, folder):
-    runs = folder / "lightning_logs" / "tiny"
-    runs.parent.mkdir()
-    runs.symlink_to("/proc/self")
-    result = call("sweep", *FLAGS, "--trials", "2")
+    STUDY.mkdir(parents=True)
+    (STUDY / "trial_0").symlink_to("/proc/self")
+    result = call("sweep", *FLAGS, "--trials", "2", "--seed", "0")
     assert result.status == 2
-    assert "tiny' cannot be written to" in result.err
-    runs.unlink()
-    result = call("sweep", *FLAGS, "--trials", "2")
+    assert "trial_0/version_1337' cannot be written to" in result.err
+    (STUDY / "trial_0").unlink()
+    result = call("sweep", *FLAGS, "--trials", "2", "--seed", "0")
     assert result.status == 0, result.err
-    assert "Trial 0 was interrupted" in result.err
-    assert [row["state"] for row in table()] == ["complete"] * 2
+    assert states() == ["FAIL", "COMPLETE", "COMPLETE"]
+    assert trials()[0].params == trials()[1].params
+    assert {run.parent.name for run in STUDY.glob("trial_*/version_*")} == {"trial_0", "trial_2"}
 
 
 @pytest.mark.slow
@@ -287,64 +344,88 @@ def test_a_full_disk_is_no_result_either(call, monkeypatch):
         result = call("sweep", *FLAGS, "--trials", "2")
     assert result.status == 2
     assert "could not be written" in result.err
-    assert [trial.state.name for trial in study().trials] == ["RUNNING"]
+    assert states() == ["FAIL", "WAITING"]
     assert call("sweep", *FLAGS, "--trials", "2").status == 0
-    assert [row["state"] for row in table()] == ["complete"] * 2
+    assert states() == ["FAIL", "COMPLETE", "COMPLETE"]
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_a_trial_that_goes_on_where_it_stopped(call, monkeypatch):
-    assert call("sweep", *FLAGS, "--trials", "2", "--study", "undisturbed").status == 0
+@pytest.mark.parametrize(
+    ("sampler", "sign", "status"),
+    [("tpe", signal.SIGINT, 130), ("grid", signal.SIGTERM, 143)],
+    ids=["Ctrl-C", "SIGTERM"],
+)
+def test_a_trial_that_was_interrupted_is_retried_from_its_checkpoint(call, monkeypatch, folder, sampler, sign, status):
+    (folder / "space.yaml").write_text("model.network.n_embd: [8, 16]\nmodel.weight_decay: [0.0]\nsampler: " + sampler)
+    flags = [*FLAGS, "--seeds", "1,2", "--trials", "2", "--seed", "0"]
+    assert call("sweep", *flags, "--study", "undisturbed").status == 0
     report = sweep.Pruning.on_validation_end
 
     def interrupted(self, trainer, pl_module):
         report(self, trainer, pl_module)
         if self.trial.number == 1 and trainer.global_step == 10:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), sign)
 
     with monkeypatch.context() as patch:
         patch.setattr(sweep.Pruning, "on_validation_end", interrupted)
-        result = call("sweep", *FLAGS, "--trials", "2")
-    assert result.status == 130
+        result = call("sweep", *flags)
+    assert result.status == status
     assert "Continue with:" in result.err
-    assert [trial.state.name for trial in study().trials] == ["COMPLETE", "RUNNING"]
-    run = study().trials[1].user_attrs["run"]
-    result = call("sweep", *FLAGS, "--trials", "2")
+    assert states() == ["COMPLETE", "FAIL", "WAITING"]
+    result = call("sweep", *flags)
     assert result.status == 0, result.err
-    assert "Trial 1 was interrupted" in result.err
-    assert "step 5/" not in result.err
-    assert study().trials[1].user_attrs["run"] == run
-    for one, other in zip(study().trials, study(STUDY.with_stem("undisturbed")).trials, strict=True):
+    assert "trial_1: " in result.err
+    assert "step 5/" not in result.err.partition("Seed 2")[0]
+    assert states() == ["COMPLETE", "FAIL", "COMPLETE"]
+    first, _, second = trials()
+    for one, other in zip((first, second), trials(STUDY.with_name("undisturbed")), strict=True):
         assert one.params == other.params
-        assert one.intermediate_values == other.intermediate_values
         assert one.value == other.value
+        assert one.intermediate_values == other.intermediate_values
+    assert sorted(path.name for path in STUDY.glob("trial_*")) == ["trial_0", "trial_1"]
+
+
+def start(*args: str) -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / "scripts" / "sweep.py"), *FLAGS, "--storage", "shared.db", *args]
+    command += ["--trainer.max_steps", "600", "--validation.every_n_steps", "300"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.full
-def test_two_processes_share_a_study_and_take_up_what_a_killed_one_left(folder):
-    command = [sys.executable, str(ROOT / "scripts" / "sweep.py"), *FLAGS, "--storage", "shared.db", "--trials", "3"]
-    command += ["--trainer.max_steps", "600", "--validation.every_n_steps", "300"]
-
-    def start() -> subprocess.Popen:
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    killed = start()
+def test_a_trial_of_a_process_that_was_killed_is_retried_once_there_is_no_sign_of_life(call, folder, monkeypatch):
+    killed = start("--trials", "1")
+    last = folder / STUDY / "trial_0/version_1337/checkpoints/last.ckpt"
     try:
-        while not (folder / "lightning_logs/tiny/version_0/checkpoints/last.ckpt").exists():
+        while not last.exists():
             assert killed.poll() is None, killed.communicate()
             time.sleep(0.02)
     finally:
         killed.kill()
         killed.communicate()
-    both = [start(), start()]
+    flags = [*FLAGS, "--storage", "shared.db", "--trials", "1"]
+    flags += ["--trainer.max_steps", "600", "--validation.every_n_steps", "300"]
+    result = call("sweep", *flags)
+    assert result.status == 0, result.err
+    assert "1 more trials are running" in result.err
+    assert last.exists()
+    monkeypatch.setattr(sweep, "GRACE", 1)
+    time.sleep(2)
+    result = call("sweep", *flags)
+    assert result.status == 0, result.err
+    assert "step 1/600" not in result.err
+    assert [trial.state.name for trial in trials(storage=folder / "shared.db")] == ["FAIL", "COMPLETE"]
+    assert [path.name for path in STUDY.glob("trial_*")] == ["trial_0"]
+
+
+@pytest.mark.full
+def test_two_processes_share_a_new_study(folder):
+    both = [start("--trials", "4"), start("--trials", "4")]
     told = "".join(process.communicate(timeout=120)[1] for process in both)
     assert [process.returncode for process in both] == [0, 0], told
-    trials = optuna.load_study(study_name="tiny-space", storage="sqlite:///shared.db").trials
-    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 3
-    assert told.count("Trial 0 was interrupted") == 1
-    assert told.count("trial 1:") == told.count("trial 2:") == 1
-    assert len({trial.user_attrs["run"] for trial in trials}) == len(list(folder.glob("lightning_logs/tiny/*"))) == 3
-    assert trials[0].user_attrs["run"] == "lightning_logs/tiny/version_0"
+    shared = trials(storage=folder / "shared.db")
+    assert {trial.state.name for trial in shared} == {"COMPLETE"}
+    assert len(shared) in (4, 5)  # two processes may begin a last trial at the same moment
+    assert len({trial.params["model.learning_rate"] for trial in shared}) == len(shared)
 
 
 def test_what_a_sweep_needs_is_named_where_it_is_not_installed(call, monkeypatch):
@@ -367,4 +448,4 @@ def test_a_sweep_runs_where_files_can_be_neither_flushed_nor_locked(call, monkey
     result = call("sweep", *FLAGS, "--trials", "2")
     assert result.status == 0, result.err
     assert result.err.count("cannot flush to disk") == result.err.count("cannot lock files") == 1
-    assert [row["state"] for row in table()] == ["complete"] * 2
+    assert states() == ["COMPLETE"] * 2

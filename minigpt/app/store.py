@@ -36,7 +36,7 @@ class ModelStore:
 
     def files(self) -> list[str]:
         """Return the checkpoint files: first the one named at the start, then those of the newest runs."""
-        newest_first = sorted(Path(runs.ROOT).glob("*/version_*/checkpoints/*.ckpt"), key=_age)
+        newest_first = sorted((file for run in runs.run_folders() for file in run.glob("checkpoints/*.ckpt")), key=_age)
         files: dict[Path, list[str]] = {}  # of each run
         for file in newest_first:
             if file.stem in ("best", "last"):

@@ -83,7 +83,7 @@ def find_sides(names: Sequence[str]) -> list[tuple[str, list[Path]]]:
 
     Args:
         names: Each a run folder, a file, `last` or `RUN@STEP` as in `runs.find_checkpoint`; or a group: the name of a
-            recipe or a folder with `version_*`, for all its runs.
+            recipe, a trial of a sweep as `STUDY/trial_N`, or a folder with `version_*`, for all its runs.
 
     Raises:
         MiniGPTError: There are fewer than two sides, or no checkpoint for one.
@@ -96,7 +96,7 @@ def find_sides(names: Sequence[str]) -> list[tuple[str, list[Path]]]:
 def _group(name: str) -> list[Path]:
     """Return the best checkpoints of the runs of a recipe or of a folder with runs; an empty list without such runs."""
     folder = Path(os.path.expanduser(name))
-    if not folder.is_dir() and re.fullmatch(r"[\w.-]+", name):
+    if not folder.is_dir() and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         folder = Path(runs.ROOT) / name
     found = sorted(folder.glob("version_*"), key=lambda run: int(run.name[8:]) if run.name[8:].isdigit() else -1)
     return [runs.find_checkpoint(run) for run in found if any(run.glob("checkpoints/*.ckpt"))]

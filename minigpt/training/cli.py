@@ -80,6 +80,7 @@ class MiniGPTCLI(LightningCLI):
 
     Args:
         args: The command line, without the program's name.
+        run_dir: The folder of a new run; None for the next `version_N` of its recipe.
 
     After construction `trainer`, `model` and `datamodule` are ready to fit, `run_dir` is the folder of the run, and
     `checkpoint` the file to continue from, or None.
@@ -92,8 +93,9 @@ class MiniGPTCLI(LightningCLI):
     model: LitLanguageModel
     datamodule: TextDataModule
 
-    def __init__(self, args: list[str]):
+    def __init__(self, args: list[str], run_dir: Path | None = None):
         _quiet()
+        self._new_run_dir = run_dir
         self.checkpoint: Path | None = None
         self._continued: Continuation | None = None
         self._start: Start | None = None
@@ -378,7 +380,7 @@ class MiniGPTCLI(LightningCLI):
             self.run_dir = None
             return
         if self.run_dir is None and not self.finished:
-            self.run_dir = runs.new_run(root / self.name)
+            self.run_dir = self._new_run_dir or runs.new_run(root / self.name)
             with writing(self.run_dir, "--trainer.default_root_dir"):
                 (self.run_dir / "config.yaml").write_text(self._recipe(), encoding="utf-8")
                 if self._start:
@@ -410,10 +412,15 @@ class MiniGPTCLI(LightningCLI):
         """Train.
 
         Raises:
+            KeyboardInterrupt: Ctrl-C was pressed before the training began, or after its end.
             MiniGPTError: A setting turns out to be wrong, or needs a package that is not installed.
         """
         try:
             self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint, weights_only=True)
+        except SystemExit as stop:
+            if stop.code == 1:  # Lightning's exit on a Ctrl-C outside the time of our handler
+                raise KeyboardInterrupt from None
+            raise
         except ImportError as error:
             raise _not_installed(error) from error
         except MisconfigurationException as error:

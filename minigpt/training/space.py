@@ -1,23 +1,20 @@
-"""The space of a sweep: a YAML file of ranges and lists, checked by the types and limits of the recipe's settings."""
+"""The space of a sweep: a YAML file with a list or a range for each setting, which the recipe's own parser checks."""
 
-import contextlib
-import io
-import json
-import math
 import re
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FixedTrial, Trial
 
 from minigpt.command_line import CommandLine, example_config
-from minigpt.errors import MiniGPTError, did_you_mean
+from minigpt.errors import MiniGPTError, check_choice
 from minigpt.training import recipes, trust
 from minigpt.training.cli import MiniGPTCLI
-from minigpt.training.parser import NETWORK_FLAGS
 
-EXAMPLE = "sweeps/nano"
-Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
+EXAMPLE, SEED = "sweeps/nano", "seed_everything"
+SAMPLERS = ("tpe", "random", "grid")
 
 
 class DryRun(MiniGPTCLI):
@@ -30,100 +27,65 @@ class DryRun(MiniGPTCLI):
 
     def after_instantiate_classes(self) -> None:
         """Check the settings as a run does, without creating its folder."""
-        if self.config.trainer.fast_dev_run:
-            raise MiniGPTError("A sweep compares runs, but fast_dev_run does not leave one. Omit it.")
-        if self.trainer.world_size > 1:
-            raise MiniGPTError("A trial trains in one process. Leave --trainer.devices at 1, and start several sweeps.")
+        if self.config.trainer.fast_dev_run or self.trainer.world_size > 1:
+            raise MiniGPTError("A trial has a run folder and one process: omit fast_dev_run and --trainer.devices.")
         self.model.build_schedule(self.trainer.max_steps)
 
 
-def read_space(path: str, recipe: MiniGPTCLI, args: list[str]) -> dict[str, Distribution]:
-    """Return the distributions of a YAML file, with all values parsed by the recipe's parser.
+def read_space(path: str, args: list[str]) -> tuple[str, dict[str, Any]]:
+    """Return the sampler, one of `SAMPLERS`, and the list or range of each setting.
 
-    Every value is checked in a dry run with the first values of all other settings.
+    Args:
+        path: The YAML file.
+        args: The flags of `minigpt train` for all trials.
 
     Raises:
-        MiniGPTError: The file or a value is wrong; the message names the file and the setting.
+        MiniGPTError: The file or a value is wrong: each was tried in a dry run, with the first values of the others.
     """
-    given = recipes.read(path, EXAMPLE).settings
-    if not given:
+    space = dict(recipes.read(path, EXAMPLE).settings)
+    trust.check_names(space, path, CommandLine(args).values("--allow_code"))
+    sampler = space.pop("sampler", SAMPLERS[0])
+    check_choice(f"{path}: sampler", sampler, SAMPLERS)
+    if not space.keys() - {SEED}:
         raise MiniGPTError(f"{path} has no settings to search. Start from a copy of {example_config(EXAMPLE)}.")
-    trust.check_names(given, path, CommandLine(args).values("--allow_code"))
-    dests = [action.dest for action in recipe.parser._actions if "." in action.dest]
-    known = [dest for dest in dests if not dest.startswith("help")] + ["seed_everything"]
-    networks = [flag.removeprefix("--") for flag in NETWORK_FLAGS]
-    values = {}
-    for key, choice in given.items():
-        if key not in known and not str(key).startswith("model.network."):
-            raise MiniGPTError(
-                f"{path}: '{key}' is not a setting of a recipe.{did_you_mean(str(key), known + networks)}"
-            )
+    values = {key: _values(path, key, choices) for key, choices in space.items()}
+    first = {key: each[0] for key, each in values.items()}
+    for key, choices in space.items():
         if any(re.match(rf"--{re.escape(key)}(=|$)", arg) for arg in args):
             raise MiniGPTError(f"{path} searches {key}, which is also set by a flag. Omit one of them.")
-        values[key] = _values(path, key, choice)
-    first = {key: choices[0] for key, choices in values.items()}
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # these notes have been printed for the recipe
-            config = DryRun([*args, *as_flags(first)]).config
-            typed = {key: [_typed(config, key)] for key in values}
-            for key, choices in values.items():
-                for value in choices[1:]:
-                    typed[key].append(_typed(DryRun([*args, *as_flags(first | {key: value})]).config, key))
-    except MiniGPTError as error:
-        raise MiniGPTError(f"{path}: {error}") from error
-    return {key: _distribution(path, key, given[key], typed[key]) for key in values}
+        try:
+            with redirect_stderr(StringIO()):  # the recipe has printed these notes
+                configs = [DryRun([*args, *as_flags(first | {key: value})]).config for value in values[key]]
+            if isinstance(choices, dict):  # a setting may be a float where its ends are whole numbers
+                typed = [config[key.replace(".network.", ".network.init_args.")] for config in configs]
+                space[key] = choices | {"low": typed[0], "high": typed[1]}
+                suggest(FixedTrial({key: typed[0]}), key, space[key])
+        except (MiniGPTError, ValueError, TypeError) as error:
+            raise MiniGPTError(f"{path}: {'' if type(error) is MiniGPTError else f'{key}: '}{error}") from error
+        if isinstance(choices, dict) and (sampler == "grid" or key == SEED):
+            raise MiniGPTError(f"{path}: list the values of {key}; a range does not do for a grid or a seed.")
+    return sampler, space
 
 
-def _typed(config: Any, key: str) -> Any:
-    """Return the parsed value of a setting; for the network, the name of its class or one of its arguments."""
-    if key == "model.network":
-        return config[key].class_path
-    return config[key.replace("model.network.", "model.network.init_args.")]
-
-
-def _values(path: str, key: str, choice: Any) -> list:
-    """Return the ends of a range or the choices of a list."""
-    if isinstance(choice, dict) and {"low", "high"} <= choice.keys() <= {"low", "high", "log", "step"}:
-        return [choice["low"], choice["high"]]
-    if isinstance(choice, list) and choice and not any(isinstance(value, (list, dict)) for value in choice):
-        return choice
+def _values(path: str, key: str, choices: Any) -> list:
+    """Return the values to try: those of a list; of a range the ends, and the low end a step further."""
+    if isinstance(choices, list) and choices and not any(isinstance(value, (list, dict)) for value in choices):
+        return choices
+    if isinstance(choices, dict) and {"low", "high"} <= choices.keys() <= {"low", "high", "log", "step"}:
+        low, high, step = choices["low"], choices["high"], choices.get("step", 0)
+        if all(type(number) in (int, float) for number in (low, high, step)):
+            return [low, high, low + step]
     raise MiniGPTError(f"{path}: write {key} as a list of values, or as a range such as {{low: 1, high: 6}}.")
 
 
-def _distribution(path: str, key: str, choice: list | dict, typed: list) -> Distribution:
-    if isinstance(choice, list):
-        return CategoricalDistribution(typed)
-    low, high = typed
-    log, step = choice.get("log", False), choice.get("step")
-    if any(isinstance(end, bool) or not isinstance(end, (int, float)) or not math.isfinite(end) for end in typed):
-        raise MiniGPTError(f"{path}: {key} cannot have a range from {low} to {high}. List the values instead.")
-    if low > high:
-        raise MiniGPTError(f"{path}: the range of {key} begins at {low} and ends at {high}. Swap them.")
-    if log and low <= 0:
-        raise MiniGPTError(f"{path}: {key} has a range on a log scale that begins at {low}. Begin it above 0.")
-    if log not in (True, False) or (step is not None and (log or not isinstance(step, (int, float)) or not step > 0)):
-        raise MiniGPTError(f"{path}: {key} takes log: true, or a step above 0, and not both.")
-    if not (isinstance(low, int) and isinstance(high, int)):
-        return FloatDistribution(low, high, log=log, step=step)
-    step = step or 1
-    if not isinstance(step, int):
-        raise MiniGPTError(f"{path}: {key} is a whole number and has a step of {step}. Give it a whole one.")
-    return IntDistribution(low, high, log=log, step=step)
-
-
-def in_words(distribution: Distribution) -> str:
-    """Return a range or a list of choices as readable text."""
-    if isinstance(distribution, CategoricalDistribution):
-        return f"[{', '.join(map(as_text, distribution.choices))}]"
-    steps = "" if distribution.step in (None, 1) else f" in steps of {as_text(distribution.step)}"
-    return f"{as_text(distribution.low)} to {as_text(distribution.high)}{steps}{', log' * distribution.log}"
-
-
-def as_text(value: Any) -> str:
-    """Return a value as it is written on a command line."""
-    return value if isinstance(value, str) else json.dumps(value)
+def suggest(trial: Trial | FixedTrial, key: str, choices: Any) -> Any:
+    """Draw a value for a trial."""
+    if isinstance(choices, list):
+        return trial.suggest_categorical(key, choices)
+    whole = all(isinstance(choices[end], int) for end in ("low", "high"))
+    return trial.suggest_int(key, **choices) if whole else trial.suggest_float(key, **choices)
 
 
 def as_flags(values: dict[str, Any]) -> list[str]:
     """Return settings as flags of `minigpt train`."""
-    return [f"--{key}={as_text(value)}" for key, value in values.items()]
+    return [f"--{key}={recipes.as_text(value)}" for key, value in values.items()]
