@@ -1,19 +1,17 @@
 """Parsing of command lines, messages about mistakes in them, and commands to copy and paste."""
 
-import argparse
 import os
 import re
 import shlex
 import shutil
 import sys
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
 
-from minigpt.errors import MiniGPTError, did_you_mean, note
+from minigpt.errors import MiniGPTError, note
 from minigpt.words import message
 
 PACKAGE = Path(__file__).resolve().parent
@@ -21,6 +19,9 @@ CLONE = (
     PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").is_file() else None
 )  # a clone, or the folder of an editable install
 CONFIGS = (CLONE or PACKAGE) / "configs"  # the recipes that minigpt ships
+# What commands and pages try unless told otherwise; the sampling parameters are those of the article's example.
+PROMPTS = ("un matin,", "le soir,", "la petite fille", "dans la forêt")
+SAMPLING = {"temperature": 0.8, "top_k": 30, "top_p": 0.9}
 _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*(?<!\.yaml)(?<!\.yml)")
 
 
@@ -272,86 +273,3 @@ def _seeds(value: str) -> list[int]:
             f"--seeds is '{value}'. Pass how many seeds (up to {MOST_SEEDS}), such as 3, or a list such as 1,2,7."
         )
     return seeds
-
-
-class Parser(argparse.ArgumentParser):
-    """The parser of a command, which answers a mistake with a sentence instead of the usage.
-
-    Args:
-        name: The command.
-        description: Its description.
-        *shared: Its options among `SHARED`.
-    """
-
-    def __init__(self, name: str, description: str, *shared: str):
-        super().__init__(
-            prog=command(name),
-            description=description,
-            allow_abbrev=False,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        )
-        for option in shared:
-            self.add_argument(f"--{option}", **SHARED[option])
-
-    def parse(self, args: list[str]) -> argparse.Namespace:
-        """Parse all arguments; the message about an unknown option names the most similar one."""
-        options, unknown = self.parse_known(args)
-        if unknown and not unknown[0].startswith("-"):
-            raise MiniGPTError(unexpected_argument(unknown[0], args))
-        if unknown:
-            self.refuse(unknown[0].partition("=")[0])
-        return options
-
-    def parse_known(self, args: list[str]) -> tuple[argparse.Namespace, list[str]]:
-        """Parse the known options and return the other arguments; the command line is stored for messages."""
-        self._given = args
-        return self.parse_known_args(args)
-
-    def refuse(self, flag: str) -> NoReturn:
-        """Raise an error about an unknown option that names the most similar one."""
-        raise MiniGPTError(f"Unknown option '{flag}'.{did_you_mean(flag, self._option_string_actions)}")
-
-    def error(self, message: str) -> NoReturn:
-        """Turn an error of argparse into a sentence."""
-        if match := re.match(r"argument (\S+): expected", message):
-            raise MiniGPTError(missing_value(match[1].split("/"), self._given, self._option_string_actions))
-        raise MiniGPTError(message[0].upper() + message[1:] + ". See --help.")
-
-
-# The options that several commands share.
-SHARED: dict[str, dict[str, Any]] = {
-    "ckpt_path": {
-        "default": "last",
-        "help": "`last` (the newest run), a run folder, RUN@STEP for a snapshot, a checkpoint, or a folder of Hugging "
-        "Face",
-    },
-    "allow_code": {
-        "action": "append", "default": [], "metavar": "MODULE",
-        "help": "allow the run's network to be a class of this module; may be repeated",
-    },
-    "device": {"default": "auto", "help": "`auto` (a GPU if there is one), `cpu`, `cuda`, `mps`, ..."},
-    "precision": {
-        "choices": ["32", "bf16", "int8"], "default": "32",
-        "help": "round the weights: bf16 to two or three digits in half the memory, int8 those of linear layers to 255 "
-        "steps per output in a quarter of the memory. Probabilities, and thus texts, differ a little",
-    },
-    "unknown": {
-        "choices": ["error", "skip"], "default": "error",
-        "help": "how to treat characters that the model has never seen",
-    },
-}  # fmt: skip
-
-
-def or_none(kind: type) -> Callable[[str], int | float | None]:
-    """Return a type for an option whose value is a number or `none`."""
-
-    def parse(text: str) -> int | float | None:
-        return None if text == "none" else kind(text)
-
-    parse.__name__ = f"{kind.__name__} or none"
-    return parse
-
-
-def path(text: str) -> Path:
-    """Convert the value of an option to a path and expand `~`, which a shell does not expand in `--out=~/e`."""
-    return Path(os.path.expanduser(text))

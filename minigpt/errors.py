@@ -1,6 +1,6 @@
 """User-facing errors and notes.
 
-The message of a `MiniGPTError` is one or two plain sentences that name the mistake and the way out. `commands.py` is
+The message of a `MiniGPTError` is one or two plain sentences that name the mistake and the way out. `commands` is
 the only module that catches it; it prints the message and exits with status 2.
 """
 

@@ -255,7 +255,7 @@ def test_the_page_opens_on_its_address_whatever_the_proxy(store, call, monkeypat
         def wait(self):
             pages.append(direct.open(address.format(port=port)).read().decode())
 
-    monkeypatch.setattr(commands, "threading", SimpleNamespace(**vars(threading) | {"Event": Visit}))
+    monkeypatch.setattr(commands.output, "threading", SimpleNamespace(**vars(threading) | {"Event": Visit}))
     result = call("app", "--port", port, *flags)
     assert (result.status, result.out) == (0, address.format(port=port) + "\n")
     assert "<html" in pages[0]

@@ -39,10 +39,10 @@ def test_several_samples_are_told_apart(call, trained_run):
 
 
 def test_more_samples_than_a_batch_holds_are_all_of_the_seed(call, trained_run, monkeypatch):
-    monkeypatch.setattr(commands, "LARGEST_BATCH", 2)
+    monkeypatch.setattr(commands.output, "LARGEST_BATCH", 2)
     result = call("generate", "--ckpt_path", str(trained_run), "--seed", "3", "--num_samples", "5", "--prompt", "le ")
     lm = minigpt.load(trained_run)
-    expected = [lm.generate("le ", 200, **commands.SAMPLING, seed=3, sample=n) for n in range(5)]
+    expected = [lm.generate("le ", 200, **command_line.SAMPLING, seed=3, sample=n) for n in range(5)]
     assert result.out == "\n---\n".join(expected) + "\n"
 
 
@@ -181,7 +181,7 @@ def test_ctrl_c_ends_the_line_and_exits_130(call, trained_run, monkeypatch):
 
 def test_the_command_that_goes_on_names_the_run_in_place_of_an_earlier_checkpoint():
     given = ["--data.path", "a.txt", "--ckpt_path=a", "--ckpt_path", "b", "--model.network.n_embd", "8"]
-    again = commands.resume_command(given, Path("run"))
+    again = commands.training.resume_command(given, Path("run"))
     assert again.endswith("train.py --data.path a.txt --model.network.n_embd 8 --ckpt_path run")
 
 

@@ -14,6 +14,7 @@ from PIL import Image, ImageStat
 from torch import nn
 
 from minigpt import GPT, CharTokenizer, LanguageModel, TinyGPT, WordTokenizer
+from minigpt.command_line import PROMPTS
 from minigpt.errors import MiniGPTError
 from minigpt.export import files_of, html, packing
 
@@ -174,7 +175,7 @@ def test_the_prompt_is_that_of_the_samples_if_it_can_be_read(tmp_path, config, p
     lm = small()
     lm.run_dir = tmp_path
     (tmp_path / "config.yaml").write_text(config)
-    assert html.prompt_of(lm) == (html.PROMPT if prompt is None else prompt)
+    assert html.prompt_of(lm) == (PROMPTS[0] if prompt is None else prompt)
 
 
 def test_max_mb_is_for_html_alone(call, trained_run):

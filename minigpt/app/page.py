@@ -20,13 +20,12 @@ from minigpt.app.texts import MAX_MB
 from minigpt.app.train_tab import I18N, TrainingTab
 from minigpt.app.training import FOLDER, Trainings, curves_of, is_loopback
 from minigpt.app.visitors import Problem, say
-from minigpt.command_line import first_training
+from minigpt.command_line import PROMPTS, first_training
 from minigpt.errors import MiniGPTError
 from minigpt.inspection.introspection import attention_size
 
 MAX_CONCURRENT = 16  # visitors whose text is generated at the same time
 UPDATE_SECONDS = 0.1  # least time between two updates of a text
-PROMPTS = ["un matin,", "le soir,", "la petite fille", "dans la forêt"]
 CACHE_SECONDS = 24 * 3600  # after which Gradio's copies of uploads and downloads are deleted
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 
@@ -260,7 +259,7 @@ def build(store: ModelStore, trainings: Trainings | None = None) -> gr.Blocks:
                             label=I18N("text"), lines=12, max_lines=28, elem_id="text", buttons=["copy"],
                             interactive=True, autoscroll=False,
                         )  # fmt: skip
-                        gr.Examples(PROMPTS, prompt, label=I18N("examples"), api_visibility="private")
+                        gr.Examples(list(PROMPTS), prompt, label=I18N("examples"), api_visibility="private")
                     with gr.Tab(I18N("look"), id="look") as inside:
                         gr.Markdown(I18N("look_hint"))
                         colours = gr.HTML(js_on_load=PICK, elem_id="colours")

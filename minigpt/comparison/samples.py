@@ -8,12 +8,11 @@ from itertools import zip_longest
 from typing import Any
 
 from minigpt import runs
+from minigpt.command_line import PROMPTS, SAMPLING
 from minigpt.comparison.sides import Side
 from minigpt.words import message
 
 TOKENS = 200
-SAMPLING = {"temperature": 0.8, "top_k": 30, "top_p": 0.9}  # as in the article's example
-PROMPTS = ("un matin,", "le soir,", "la petite fille", "dans la forêt")
 STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;margin:1.5rem;color:#1d2430;background:#fcfbf8}"
     "table{border-collapse:collapse;width:100%;table-layout:fixed}"

@@ -20,6 +20,7 @@ import yaml
 
 import minigpt
 from minigpt import runs
+from minigpt.command_line import PROMPTS, SAMPLING
 from minigpt.errors import MiniGPTError, check_number, note
 from minigpt.evaluation import measure
 from minigpt.export.packing import description, pack, unpacked
@@ -32,10 +33,7 @@ WEB = Path(__file__).parent / "web"
 ENGINE = ("network", "sampling", "tokenizers")  # what computes
 WORKER = "worker"  # answers the page; the text of its script and of the engine is what the browser's worker runs
 PAGE = ("words", "draw", "text", "why", "inside", "time", "start")
-PROMPT = "un matin,"
-SAMPLING = {
-    "temperature": 0.8, "top_k": 30, "top_p": 0.9, "min_p": 0, "repetition_penalty": 1, "seed": 1, "count": 300,
-}  # fmt: skip
+SETTINGS = SAMPLING | {"min_p": 0, "repetition_penalty": 1, "seed": 1, "count": 300}  # with which the page begins
 BASELINES = ("uniform", "unigram", "bigram", "xz")
 POINTS = 200  # the largest number of points of a curve
 SAMPLES = 40  # the largest number of samples, each of at most SAMPLE_LENGTH characters
@@ -81,7 +79,7 @@ def files(checkpoint: dict[str, Any], lm: LanguageModel, precision: str, max_mb:
         "bigram": network["class"] == "TinyGPT", "nHead": network["settings"].get("n_head", 0), "specs": specs,
         "size": len(data), "precision": precision, "cost": cost, "curves": of_run(curves), "samples": samples(curves),
         "parameters": sum(weight.numel() for weight in lm.model.parameters()), "prompt": prompt_of(lm),
-        "sampling": SAMPLING, "licence": (checkpoint["minigpt"].get("origin") or {}).get("licence"),
+        "sampling": SETTINGS, "licence": (checkpoint["minigpt"].get("origin") or {}).get("licence"),
     }  # fmt: skip
     own = packed(step, data)
     room = max_mb * 1e6 - len(render(lm, facts, [own], bits, own, 0))
@@ -231,7 +229,7 @@ def prompt_of(lm: LanguageModel) -> str:
         with suppress(OSError, ValueError, LookupError, TypeError, RecursionError, yaml.YAMLError):  # it may be damaged
             prompt = yaml.safe_load(config.read_text(encoding="utf-8"))["samples"]["prompts"][0]
     if not isinstance(prompt, str):
-        prompt = PROMPT
+        prompt = PROMPTS[0]
     try:
         lm.encode_prompt(prompt)
     except MiniGPTError:
