@@ -225,10 +225,11 @@ MESSAGES = {
         "html_cost": "Rounding to 8 bits costs {:+.4f} bits per character; --precision 32 costs nothing.",
         "no_baselines": "No baselines: {}", "searched": "Only the first {:,} tokens of the training text are searched.",
         "shipped_config": "Using {}. To use the file in this folder, pass {}.yaml.",
-        "trial_pruned": "Pruned: half of the other trials were better at this step.",
+        "pruned": "Pruned: half of the other trials were better at this step.", "trial_pruned": "pruned",
         "sweep_stopped": "Stopped. Continue with: {}",
-        "trials_running": "{} more trials are running in other processes, or were cut off. In {} seconds the same "
-        "command would retry those that were cut off.",
+        "trials_running": "Trials that are running in other processes, or were cut off: {}. The same command retries "
+        "those that were cut off, after {} seconds.",
+        "sweep_columns": "trial|bits/char|state|steps", "trial_complete": "complete", "trial_broke": "broke",
         "train_best": "Train with the best settings:", "compare_best": "Compare the best two trials:",
     },
     "fr": {
@@ -413,10 +414,12 @@ MESSAGES = {
         "no_baselines": "Pas de valeurs de référence : {}",
         "searched": "La recherche porte sur les {:,} premiers jetons du texte d'entraînement.",
         "shipped_config": "Utilisation de {}. Pour utiliser le fichier de ce dossier, donnez {}.yaml.",
-        "trial_pruned": "Essai abandonné : la moitié des autres étaient meilleurs à cette étape.",
+        "pruned": "Essai abandonné : la moitié des autres étaient meilleurs à cette étape.",
+        "trial_pruned": "abandonné",
         "sweep_stopped": "Arrêt. Pour reprendre : {}",
-        "trials_running": "{} autres essais sont en cours dans d'autres processus, ou ont été coupés. Dans {} "
-        "secondes, la même commande reprendrait ceux qui ont été coupés.",
+        "trials_running": "Essais en cours dans d'autres processus, ou interrompus : {}. La même commande reprend "
+        "ceux qui ont été interrompus, après {} secondes.",
+        "sweep_columns": "essai|bits/car.|état|pas", "trial_complete": "complet", "trial_broke": "échec",
         "train_best": "Entraîner avec les meilleurs réglages :", "compare_best": "Comparer les deux meilleurs essais :",
     },
 }  # fmt: skip

@@ -137,7 +137,7 @@ def test_a_folder_that_this_user_may_not_search_is_named(call, monkeypatch, trai
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", [".lock", "study.db", "slice.png"])
+@pytest.mark.parametrize("part", ["study.db.lock", "study.db", "slice.png"])
 def test_what_a_sweep_may_not_write_is_named(call, folder, forbid, part):
     (folder / "space.yaml").write_text("model.learning_rate: [1e-3, 1e-2]\n", encoding="utf-8")
     args = ["--config", TINY, *QUICK, "--trainer.max_steps", "4", "--space", "space.yaml"]

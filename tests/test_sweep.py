@@ -106,6 +106,7 @@ def test_seeds_of_a_space_are_repetitions_whose_mean_counts(call, folder):
         assert scores[0] != scores[1]
         assert trial.value == pytest.approx(sum(scores) / 2, abs=1e-5)
     assert result.out.count(" ± ") == 2
+    assert "--seeds=3,5" in next(line for line in result.out.splitlines() if "--config" in line)
     compared = json.loads(call("compare", "tiny-space/trial_0", "tiny-space/trial_1").out)
     assert [len(side["runs"]) for side in compared["sides"]] == [2, 2]
 
@@ -128,7 +129,7 @@ def test_a_grid_is_trained_once_and_ends(call, folder):
     assert call("sweep", *FLAGS, "--trials", "3").status == 0
     assert len(trials()) == 3
     for _ in range(2):
-        assert call("sweep", *FLAGS, "--trials", "9").status == 0
+        assert call("sweep", *FLAGS, "--trials", "9", "--seed", "4").status == 0
         drawn = sorted(tuple(trial.params[key] for key in choices) for trial in trials())
         assert drawn == sorted(itertools.product(*choices.values()))
 
@@ -204,6 +205,10 @@ def test_a_study_keeps_to_its_space_its_settings_and_its_text(call, folder):
         ("sampler: tpee\nmodel.beta2: [0.9]", ["sampler is 'tpee'", "tpe, random or grid", "Did you mean 'tpe'"]),
         ("sampler: grid\nmodel.beta2: {low: 0.9, high: 0.99}", ["list the values of model.beta2"]),
         ("sampler: grid", ["has no settings to search"]),
+        ("1: [2, 3]", ["'--1'"]),
+        ("data.path: [exemple, other.txt]", ["data.path would give trials different texts"]),
+        ("data.val_fraction: [0.1, 0.2]", ["data.val_fraction would give trials different texts"]),
+        ("seed_everything: [1, 1]\nmodel.beta2: [0.9]", ["seed_everything has a seed twice"]),
         ("seed_everything: [1, 2]", ["has no settings to search"]),
         ("seed_everything: {low: 1, high: 3}\nmodel.beta2: [0.9]", ["list the values of seed_everything"]),
         ("seed_everything: [1, x]\nmodel.beta2: [0.9]", ["seed_everything is 'x'", "a whole number"]),
@@ -232,6 +237,7 @@ def test_a_study_keeps_to_its_space_its_settings_and_its_text(call, folder):
 )
 def test_a_space_is_held_to_the_settings_own_types(call, folder, text, words):
     (folder / "space.yaml").write_text(text)
+    (folder / "other.txt").write_text("un matin, il fit beau. " * 90)
     result = call("sweep", *FLAGS)
     assert result.status == 2, result.out
     assert len(result.err.strip().splitlines()) == 1, result.err
@@ -248,9 +254,12 @@ def test_a_trial_needs_a_run(call, folder):
     assert not (folder / "lightning_logs").exists()
 
 
-@pytest.mark.parametrize("storage", ["text.db", "sqlite:///text.db", "postgresql://host/studies", "nothing://host/x"])
+@pytest.mark.parametrize(
+    "storage", ["text.db", "sqlite:///text.db", "postgresql://host/studies", "nothing://host/x", "sqlite://", "folder"]
+)
 def test_a_storage_that_is_no_study_is_left_as_it_is(call, folder, storage):
     (folder / "text.db").write_text("un matin\n")
+    (folder / "folder").mkdir()
     result = call("sweep", *FLAGS, "--storage", storage)
     assert result.status == 2
     assert storage.removeprefix("sqlite:///") in result.err
@@ -312,7 +321,7 @@ def test_a_trial_that_breaks_is_kept_and_the_sweep_goes_on(call, folder):
     result = call("sweep", *FLAGS, "--trials", "2", "--trainer.log_every_n_steps", "1")
     assert result.status == 0, result.err
     assert [line.split()[2] for line in result.out.splitlines()] == ["state", "broke", "broke"]
-    assert "is NaN or infinite" in trials()[0].user_attrs["why"]
+    assert "is NaN or infinite" in trials()[0].user_attrs["error"]
 
 
 @pytest.mark.slow
@@ -328,6 +337,7 @@ def test_what_the_file_system_refuses_is_no_result(call, folder):
     assert result.status == 0, result.err
     assert states() == ["FAIL", "COMPLETE", "COMPLETE"]
     assert trials()[0].params == trials()[1].params
+    assert "Trials that are running" not in result.err
     assert {run.parent.name for run in STUDY.glob("trial_*/version_*")} == {"trial_0", "trial_2"}
 
 
@@ -344,7 +354,7 @@ def test_a_full_disk_is_no_result_either(call, monkeypatch):
         result = call("sweep", *FLAGS, "--trials", "2")
     assert result.status == 2
     assert "could not be written" in result.err
-    assert states() == ["FAIL", "WAITING"]
+    assert states() == ["FAIL"]
     assert call("sweep", *FLAGS, "--trials", "2").status == 0
     assert states() == ["FAIL", "COMPLETE", "COMPLETE"]
 
@@ -371,7 +381,7 @@ def test_a_trial_that_was_interrupted_is_retried_from_its_checkpoint(call, monke
         result = call("sweep", *flags)
     assert result.status == status
     assert "Continue with:" in result.err
-    assert states() == ["COMPLETE", "FAIL", "WAITING"]
+    assert states() == ["COMPLETE", "FAIL"]
     result = call("sweep", *flags)
     assert result.status == 0, result.err
     assert "trial_1: " in result.err
@@ -406,7 +416,7 @@ def test_a_trial_of_a_process_that_was_killed_is_retried_once_there_is_no_sign_o
     flags += ["--trainer.max_steps", "600", "--validation.every_n_steps", "300"]
     result = call("sweep", *flags)
     assert result.status == 0, result.err
-    assert "1 more trials are running" in result.err
+    assert "cut off: 1." in result.err
     assert last.exists()
     monkeypatch.setattr(sweep, "GRACE", 1)
     time.sleep(2)
@@ -426,6 +436,96 @@ def test_two_processes_share_a_new_study(folder):
     assert {trial.state.name for trial in shared} == {"COMPLETE"}
     assert len(shared) in (4, 5)  # two processes may begin a last trial at the same moment
     assert len({trial.params["model.learning_rate"] for trial in shared}) == len(shared)
+
+
+@pytest.mark.slow
+def test_ctrl_c_between_two_trials_ends_the_sweep_too(call, monkeypatch):
+    def interrupt(trainer, pl_module):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    train = sweep.MiniGPTCLI.fit
+
+    def fit(self):
+        self.trainer.callbacks[0].on_fit_end = interrupt  # after the last validation
+        train(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep.MiniGPTCLI, "fit", fit)
+        result = call("sweep", *FLAGS, "--trials", "2")
+    assert result.status == 130, result.err
+    assert "trial_1" not in result.err
+    result = call("sweep", *FLAGS, "--trials", "1")
+    assert result.status == 0, result.err
+    assert "step " not in result.err  # its run was finished
+    assert states() == ["FAIL", "COMPLETE"]
+
+
+@pytest.mark.slow
+def test_a_process_whose_trial_was_given_to_another_says_so(call, monkeypatch):
+    report = sweep.Pruning.on_validation_end
+
+    def taken(self, trainer, pl_module):
+        self.trial.study._storage.set_trial_state_values(self.trial._trial_id, optuna.trial.TrialState.FAIL)
+        report(self, trainer, pl_module)
+
+    monkeypatch.setattr(sweep.Pruning, "on_validation_end", taken)
+    result = call("sweep", *FLAGS, "--trials", "1")
+    assert result.status == 2, result.err
+    assert "another one took its trial. Repeat the command" in result.err
+
+
+@pytest.mark.slow
+def test_trials_that_start_from_a_run_continue_too(call, folder, trained_run, monkeypatch):
+    (folder / "start.yaml").write_text(f"init_from: {trained_run}\n")
+    (folder / "space.yaml").write_text("model.learning_rate: [0.001]\n")
+    flags = [*FLAGS[:2], "-c", "start.yaml", *FLAGS[2:], "--trials", "1"]
+    report = sweep.Pruning.on_validation_end
+
+    def interrupted(self, trainer, pl_module):
+        report(self, trainer, pl_module)
+        if trainer.global_step == 10:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep.Pruning, "on_validation_end", interrupted)
+        assert call("sweep", *flags).status == 130
+    (name,) = [path.name for path in (folder / "lightning_logs").iterdir()]
+    result = call("sweep", *flags)
+    assert result.status == 0, result.err
+    assert "step 5/" not in result.err
+    assert [trial.state.name for trial in trials(Path("lightning_logs") / name)] == ["FAIL", "COMPLETE"]
+    (folder / "start.yaml").write_text("init_from: last\n")
+    refused = call("sweep", *flags)
+    assert refused.status == 2
+    assert "Each trial would start from the run before it" in refused.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["q?x", "p%41#x"])
+def test_a_study_is_stored_in_a_folder_of_any_name(call, folder, monkeypatch, name):
+    (folder / name).mkdir()
+    monkeypatch.chdir(name)
+    (folder / name / "space.yaml").write_text("model.network.n_embd: [8]\n")
+    result = call("sweep", *FLAGS, "--trials", "1", "--trainer.max_steps", "2")
+    assert result.status == 0, result.err
+    assert (folder / name / STUDY / "study.db").stat().st_size > 0
+    assert {path.name for path in folder.iterdir()} <= {name, "space.yaml", "user cache"}
+
+
+def test_a_range_of_whole_numbers_is_one_of_fractions_where_the_setting_takes_them(folder):
+    (folder / "space.yaml").write_text(
+        "model.network.n_embd: {low: 8, high: 16}\nmodel.beta2: {low: 0, high: 0.99}\n"
+        "model.weight_decay: {low: 0, high: 1}\ntrainer.gradient_clip_val: {low: 1, high: 2}\n"
+        "model.network.init_args.n_embd: {low: 8, high: 16}\n"
+    )
+    _, found = sweep.read_space("space.yaml", FLAGS[:-2])
+    kinds = {key: {type(choices[end]) for end in ("low", "high")} for key, choices in found.items()}
+    assert kinds == {
+        "model.network.n_embd": {int}, "model.beta2": {float}, "model.weight_decay": {float},
+        "trainer.gradient_clip_val": {float}, "model.network.init_args.n_embd": {int},
+    }  # fmt: skip
+    trial = optuna.trial.FixedTrial({"model.beta2": 0.5})
+    assert sweep.suggest(trial, "model.beta2", found["model.beta2"]) == 0.5
 
 
 def test_what_a_sweep_needs_is_named_where_it_is_not_installed(call, monkeypatch):

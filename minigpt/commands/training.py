@@ -180,19 +180,25 @@ def sweep(args: list[str]) -> int:
         "lightning_logs/STUDY/study.db",
     )  # fmt: skip
     parser.add_argument(
-        "--seed", type=int, default=None, help="the seed of the draws of settings; by default other draws at each start"
+        "--seed",
+        type=int,
+        default=None,
+        help="the seed of the draws of settings, which a grid does not have; by default other draws at each start",
     )
     asked, others = parser.parse_known(args)
     if (stray := first_stray(args)) is not None:
         raise MiniGPTError(unexpected_argument(stray, args))
     for flag in (arg.partition("=")[0] for arg in others):
-        of_train = "." in flag or flag in ("--ckpt_path", "--seed_everything", "--seeds", "--allow_code")
+        of_train = "." in flag or flag in ("--ckpt_path", "--seed_everything", "--seeds", "--allow_code", "--init_from")
+        of_train |= flag in ("--optimizer", "--lr_scheduler")
         if flag.startswith("--") and not of_train:
             parser.refuse(flag)
     check_number("trials", asked.trials, at_least=1, whole=True, optional=True)
     check_number("seed", asked.seed, at_least=0, below=2**32, whole=True, optional=True)
     announce("torch", "lightning")
     with needs("A sweep needs", "sweep", "optuna"):
+        from optuna.trial import TrialState
+
         from minigpt.training.space import as_flags
         from minigpt.training.sweep import GRACE, Sweep
 
@@ -206,12 +212,12 @@ def sweep(args: list[str]) -> int:
     for file in study.draw():
         note(short(file))
     print("\n".join(study.table()))
-    if study.n_running():
-        note(message("trials_running", study.n_running(), GRACE))
-    complete = study.complete()
+    if running := study.trials(TrialState.RUNNING):
+        note(message("trials_running", len(running), GRACE))
+    complete = study.trials(TrialState.COMPLETE)
     if complete:
         recipe = [word for file in asked.config for word in ("--config", file)]
-        best = command("train", *recipe, *others, *as_flags(complete[0].params))
+        best = command("train", *recipe, *others, *study.seed_flags, *as_flags(complete[0].params))
         print("", message("train_best"), f"  {best}", sep="\n")
     if len(complete) > 1:
         best_two = [short(study.folder_of(trial)) for trial in complete[:2]]

@@ -412,11 +412,15 @@ class MiniGPTCLI(LightningCLI):
         """Train.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C was pressed before the training began, or after its end.
+            KeyboardInterrupt: Ctrl-C was pressed before the training began.
+            SystemExit: A signal, such as that of Ctrl-C, ended the training; the code is 128 and its number.
             MiniGPTError: A setting turns out to be wrong, or needs a package that is not installed.
         """
         try:
             self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint, weights_only=True)
+            for callback in callbacks_of(self.trainer, Checkpoints):
+                if callback.signal:  # it came after the last hook that looks for one
+                    raise SystemExit(128 + callback.signal)
         except SystemExit as stop:
             if stop.code == 1:  # Lightning's exit on a Ctrl-C outside the time of our handler
                 raise KeyboardInterrupt from None

@@ -1,7 +1,7 @@
 """The space of a sweep: a YAML file with a list or a range for each setting, which the recipe's own parser checks."""
 
 import re
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,14 @@ class DryRun(MiniGPTCLI):
         """Check the settings as a run does, without creating its folder."""
         if self.config.trainer.fast_dev_run or self.trainer.world_size > 1:
             raise MiniGPTError("A trial has a run folder and one process: omit fast_dev_run and --trainer.devices.")
+        if self.config.init_from == "last":
+            raise MiniGPTError("Each trial would start from the run before it. Pass --init_from a run folder.")
         self.model.build_schedule(self.trainer.max_steps)
+
+    @property
+    def text(self) -> tuple[str, float]:
+        """The checksum of the text, and the share of it that validates."""
+        return self.datamodule.tokens.sha256, self.datamodule.tokens.val_fraction
 
 
 def read_space(path: str, args: list[str]) -> tuple[str, dict[str, Any]]:
@@ -42,7 +49,7 @@ def read_space(path: str, args: list[str]) -> tuple[str, dict[str, Any]]:
     Raises:
         MiniGPTError: The file or a value is wrong: each was tried in a dry run, with the first values of the others.
     """
-    space = dict(recipes.read(path, EXAMPLE).settings)
+    space = {str(key): choices for key, choices in recipes.read(path, EXAMPLE).settings.items()}
     trust.check_names(space, path, CommandLine(args).values("--allow_code"))
     sampler = space.pop("sampler", SAMPLERS[0])
     check_choice(f"{path}: sampler", sampler, SAMPLERS)
@@ -50,20 +57,29 @@ def read_space(path: str, args: list[str]) -> tuple[str, dict[str, Any]]:
         raise MiniGPTError(f"{path} has no settings to search. Start from a copy of {example_config(EXAMPLE)}.")
     values = {key: _values(path, key, choices) for key, choices in space.items()}
     first = {key: each[0] for key, each in values.items()}
+
+    def dry_run(key: str, value: Any) -> DryRun:
+        with redirect_stderr(StringIO()):  # the recipe has printed these notes
+            return DryRun([*args, *as_flags(first | {key: value})])
+
     for key, choices in space.items():
         if any(re.match(rf"--{re.escape(key)}(=|$)", arg) for arg in args):
             raise MiniGPTError(f"{path} searches {key}, which is also set by a flag. Omit one of them.")
-        try:
-            with redirect_stderr(StringIO()):  # the recipe has printed these notes
-                configs = [DryRun([*args, *as_flags(first | {key: value})]).config for value in values[key]]
-            if isinstance(choices, dict):  # a setting may be a float where its ends are whole numbers
-                typed = [config[key.replace(".network.", ".network.init_args.")] for config in configs]
-                space[key] = choices | {"low": typed[0], "high": typed[1]}
-                suggest(FixedTrial({key: typed[0]}), key, space[key])
-        except (MiniGPTError, ValueError, TypeError) as error:
-            raise MiniGPTError(f"{path}: {'' if type(error) is MiniGPTError else f'{key}: '}{error}") from error
         if isinstance(choices, dict) and (sampler == "grid" or key == SEED):
             raise MiniGPTError(f"{path}: list the values of {key}; a range does not do for a grid or a seed.")
+        try:
+            if len({dry_run(key, value).text for value in values[key]}) > 1:
+                raise MiniGPTError(f"{key} would give trials different texts to validate on, which do not compare.")
+            if isinstance(choices, dict):
+                suggest(FixedTrial({key: choices["low"]}), key, choices)
+                if isinstance(choices["low"], int):  # a setting may be a float where its ends are whole numbers
+                    with suppress(MiniGPTError):
+                        dry_run(key, choices["low"] + 0.5)
+                        choices |= {end: float(choices[end]) for end in ("low", "high")}
+        except (MiniGPTError, ValueError, TypeError) as error:
+            raise MiniGPTError(f"{path}: {'' if type(error) is MiniGPTError else f'{key}: '}{error}") from error
+    if len(set(space.get(SEED, []))) < len(space.get(SEED, [])):
+        raise MiniGPTError(f"{path}: {SEED} has a seed twice. Keep one of them.")
     return sampler, space
 
 

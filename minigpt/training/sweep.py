@@ -4,6 +4,7 @@ The runs of trial N are in `lightning_logs/STUDY/trial_N`, one for each seed. Op
 process gives signs of life for its trial; when they end, another process gets the trial and resumes its runs.
 """
 
+import json
 import math
 import os
 import re
@@ -15,9 +16,11 @@ from typing import Any
 
 import numpy as np
 import optuna
+import sqlalchemy
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from minigpt import files, runs
@@ -77,102 +80,136 @@ class Sweep:
         seeds, self.args = split_seeds(args)
         recipe = DryRun(self.args)
         sampler, self.space = read_space(space, [*self.args, *as_flags({SEED: seeds[0]} if seeds else {})])
-        self.seeds: list[int] = self.space.pop(SEED, seeds) or [recipe.config[SEED]]
+        of_space: list[int] = self.space.pop(SEED, [])
+        self.seeds = of_space or seeds or [recipe.config[SEED]]
+        self.seed_flags = [f"--seeds={','.join(map(str, of_space))}{',' * (len(of_space) == 1)}"] if of_space else []
         self.name = study or re.sub(r"[^\w.-]+", "_", f"{recipe.name}-{Path(space).stem}")
         if not re.fullmatch(r"\w[\w.-]*", self.name):
             raise MiniGPTError(f"The study's name is '{self.name}'. Use letters, digits, - and _ only.")
         self.folder = Path(recipe.trainer.default_root_dir).absolute() / runs.ROOT / self.name
-        settings = flatten(recipes.load(recipe._recipe())) | self.space | {SEED: self.seeds, "sampler": sampler}
-        settings = {key: value for key, value in settings.items() if key not in OF_A_MACHINE}
-        settings["data.path (SHA-256 of the text)"] = recipe.datamodule.tokens.sha256
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        settings = flatten(recipes.load(recipe._recipe()))
+        settings = {key: value for key, value in settings.items() if key not in OF_A_MACHINE} | self.space
+        settings |= {SEED: self.seeds, "sampler": sampler, "data.path (SHA-256 of the text)": recipe.text[0]}
+        optuna.logging.set_verbosity(optuna.logging.CRITICAL)
         warnings.filterwarnings("ignore", module="optuna")  # such as about a validation that a resume repeats
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # about retries
         self.retry = optuna.storages.RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
-        url = self._url(storage)
-        with writing(self.folder, "--trainer.default_root_dir"), files.lock(self.folder / ".lock"):
-            self.study = self._open(url)
-            # The first quarter does not rank trials: rates are still rising, and every model learns letters first.
-            self.study.pruner = optuna.pruners.MedianPruner(n_warmup_steps=max(recipe.trainer.max_steps // 4, 0))
-            if "settings" not in self.study.user_attrs:
-                self.study.set_user_attr("settings", settings)
-        then = self.study.user_attrs["settings"]
-        for key in sorted(settings.keys() | then.keys()):
-            if then.get(key) != settings.get(key):
+        self.study = self._open(storage)
+        # The first quarter does not rank trials: rates are still rising, and every model learns letters first.
+        self.study.pruner = optuna.pruners.MedianPruner(n_warmup_steps=max(recipe.trainer.max_steps // 4, 0))
+        if "settings" not in self.study.user_attrs:
+            self.study.set_user_attr("settings", settings)
+        stored = self.study.user_attrs["settings"]
+        for key in sorted(settings.keys() | stored.keys()):
+            values = (each.get(key) for each in (settings, stored))
+            here, there = (value if isinstance(value, str) else json.dumps(value) for value in values)
+            if here != there:
                 raise MiniGPTError(
-                    f"{key} is {settings.get(key)} here and {then.get(key)} in the study '{self.name}', whose trials "
-                    "would no longer be comparable. Restore the setting, or start another study with --study NAME."
+                    f"{key} is {here} here and {there} in the study '{self.name}', whose trials would no longer be "
+                    "comparable. Restore the setting, or start another study with --study NAME."
                 )
         self.n_grid = math.prod(map(len, self.space.values())) if sampler == "grid" else None
-        if sampler == "grid":
-            self.study.sampler = optuna.samplers.GridSampler(self.space, seed)
-        else:
-            of_start = None if seed is None else (seed + len(self.study.trials)) % 2**32  # draws go on, not again
-            kind = optuna.samplers.TPESampler if sampler == "tpe" else optuna.samplers.RandomSampler
-            self.study.sampler = kind(seed=of_start)
+        samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
+        if sampler == "grid":  # its order is that of one seed, since the place in it says what was trained
+            self.study.sampler = optuna.samplers.GridSampler(self.space, 0)
+        else:  # with a seed, draws go on rather than begin again
+            self.study.sampler = samplers[sampler](
+                seed=None if seed is None else (seed + len(self.study.trials)) % 2**32
+            )
 
-    def _url(self, storage: str | None) -> str:
-        """Return the URL of the database; the file of SQLite exists then."""
+    def _open(self, storage: str | None) -> optuna.Study:
+        """Return the study in its database, which is created if needed."""
         path = (storage or "").removeprefix("sqlite:///")
+        options: dict[str, Any] = {}
+        if path.startswith(("sqlite:", "sqlite+")):
+            raise MiniGPTError(f"'{storage}' is not a file. Pass a path with --storage, or sqlite:/// and a path.")
         if "://" in path:
-            return path
-        file = Path(os.path.expanduser(path) if path else self.folder / "study.db").absolute()
-        with writing(file.parent, "--storage" if path else "--trainer.default_root_dir"):
-            file.open("ab").close()  # created with the umask, where SQLite would restrict the permissions
-        return f"sqlite:///{file}"
-
-    def _open(self, url: str) -> optuna.Study:
-        patient = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}  # while another process writes
+            url, self.lock = path, self.folder / ".lock"
+        else:
+            file = Path(os.path.expanduser(path) if path else self.folder / "study.db").absolute()
+            if file.is_dir():
+                raise MiniGPTError(f"'{file}' is a folder. Pass a file with --storage.")
+            with writing(file.parent, "--storage" if path else "--trainer.default_root_dir"):
+                file.open("ab").close()  # created with the umask, where SQLite would restrict the permissions
+            url = sqlalchemy.URL.create("sqlite", database=str(file)).render_as_string()
+            options = {"connect_args": {"timeout": 60}}  # seconds, while another process writes
+            self.lock = Path(f"{file}.lock")
         try:
-            storage = optuna.storages.RDBStorage(
-                url, patient, heartbeat_interval=HEARTBEAT, grace_period=GRACE,
-                heartbeat_stale_trial_callback=self.retry,
-            )  # fmt: skip
-            return optuna.create_study(study_name=self.name, storage=storage, load_if_exists=True)
+            shown = sqlalchemy.make_url(url).render_as_string()  # without the password
+            with writing(self.lock.parent, "--trainer.default_root_dir"), files.lock(self.lock):
+                stored = optuna.storages.RDBStorage(url, options, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
+                return optuna.create_study(study_name=self.name, storage=stored, load_if_exists=True)
+        except MiniGPTError:
+            raise
         except Exception as error:  # a file of another kind fails in many ways
             reason = str(error).partition("\n")[0].rstrip(".")
-            raise MiniGPTError(f"'{url}' cannot store a study: {reason}. Pass a new file with --storage.") from error
+            raise MiniGPTError(f"'{shown}' cannot store a study: {reason}. Pass a new file with --storage.") from error
 
     def run(self, n: int | None) -> None:
-        """Train until the study has `n` trials, those of other processes included; None for 20, or the whole grid."""
+        """Train until the study has `n` trials, those of other processes included; None for 20, or the whole grid.
+
+        Raises:
+            MiniGPTError: A trial was interrupted for a reason outside its settings, such as a full disk.
+        """
         n = min(n or self.n_grid, self.n_grid) if self.n_grid else n or 20
         try:
-            while self.n_running() + len(self.study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))) < n:
+            while self._n_begun() < n:
                 self.study.optimize(self._train, n_trials=1)
-        except KeyboardInterrupt as interrupt:
-            raise interrupt.__cause__ or interrupt from None
+        except BaseException as error:
+            chain = list(_chain(error))
+            if stops := [each for each in chain if isinstance(each, (KeyboardInterrupt, SystemExit))]:
+                raise stops[-1] from None  # Optuna may have met it in its own code, and failed there
+            if any(type(each) is UpdateFinishedTrialError or "Cannot tell a FAIL" in str(each) for each in chain):
+                raise MiniGPTError(
+                    f"This process gave no sign of life for {GRACE} seconds, and another one took its trial. Repeat "
+                    "the command to join in again."
+                ) from error
+            raise
 
-    def complete(self) -> list[FrozenTrial]:
-        """Return the complete trials, best first."""
-        return sorted(self.study.get_trials(states=(TrialState.COMPLETE,)), key=lambda trial: trial.value or math.inf)
+    def _n_begun(self) -> int:
+        """Return the number of trials that have ended or are running, after giving back those that were interrupted."""
+        with files.lock(self.lock):
+            optuna.storages.fail_stale_trials(self.study)
+            trials = self.study.trials
+            retried = {number for trial in trials for number in self.retry.retry_history(trial)}
+            for trial in trials:
+                if trial.state == TrialState.FAIL and trial.number not in retried:
+                    self.retry(self.study, trial)
+        return sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING) for trial in trials)
 
-    def n_running(self) -> int:
-        """Return the number of trials that seem to be running, in this or another process."""
-        optuna.storages.fail_stale_trials(self.study)
-        return len(self.study.get_trials(states=(TrialState.RUNNING,)))
+    def trials(self, *states: TrialState) -> list[FrozenTrial]:
+        """Return the trials in these states, those with the fewest bits per character first."""
+        return sorted(self.study.get_trials(states=states), key=lambda trial: trial.values or [math.inf])
 
     def _train(self, trial: Trial) -> float:
-        """Return the mean of the last bits per character over the seeds of a trial."""
+        """Return the mean of the last bits per character over the seeds of a trial.
+
+        Optuna marks a trial as failed after an exception, which means here that it was interrupted and will be retried.
+        """
         values = {key: suggest(trial, key, choices) for key, choices in self.space.items()}
         folder = self.folder_of(self.study.trials[trial.number])
         note(f"\n{folder.name}: {', '.join(f'{key} {recipes.as_text(value)}' for key, value in values.items())}")
+        scores: dict[str, float] = trial.user_attrs.get("scores", {})  # those from before an interruption
         try:
-            scores = [self._score(trial, values, folder / f"version_{seed}", seed) for seed in self.seeds]
-        except (MiniGPTError, torch.OutOfMemoryError, KeyboardInterrupt, SystemExit) as error:
-            if isinstance(error, Exception) and not any(isinstance(reason, OSError) for reason in _reasons(error)):
-                note(str(error))  # a result too: these settings fail
-                trial.set_user_attr("why", str(error))
-                raise optuna.TrialPruned from error
-            self.retry(self.study, self.study.trials[trial.number])  # interrupted
-            raise KeyboardInterrupt from error
-        trial.set_user_attr("scores", scores)
-        return float(np.mean(scores))
+            for seed in self.seeds:
+                if str(seed) not in scores:
+                    scores[str(seed)] = self._score(trial, values, folder / f"version_{seed}", seed)
+                    trial.set_user_attr("scores", scores)
+        except SystemExit as stop:  # Optuna would leave the trial running
+            raise KeyboardInterrupt from stop
+        except (MiniGPTError, torch.OutOfMemoryError) as error:
+            if any(isinstance(each, OSError) for each in _chain(error)):
+                raise
+            note(str(error))  # a result too: these settings fail
+            trial.set_user_attr("error", str(error))
+            raise optuna.TrialPruned from error
+        return float(np.mean([*scores.values()]))
 
     def _score(self, trial: Trial, values: dict[str, Any], run: Path, seed: int) -> float:
         """Train one run of a trial, or continue it, and return its last bits per character."""
         args = [*self.args, *as_flags(values | {SEED: seed})]
         if (run / "checkpoints" / "last.ckpt").exists():
-            args += ["--ckpt_path", str(run)]
+            args += ["--ckpt_path", str(run), "--init_from=null"]
         if len(self.seeds) > 1:
             note(message("seed_begins", seed, self.seeds.index(seed) + 1, len(self.seeds)))
         cli, pruning = MiniGPTCLI(args, run), Pruning(trial)
@@ -181,7 +218,7 @@ class Sweep:
         if not cli.finished:
             cli.fit()
         if pruning.pruned:
-            note(message("trial_pruned"))
+            note(message("pruned"))
             raise optuna.TrialPruned
         last = cli.trainer.callback_metrics.get(OBJECTIVE)
         curve = read_curves(run).scalars.get(OBJECTIVE, []) if last is None else [(0, last.item())]
@@ -190,20 +227,20 @@ class Sweep:
         return curve[-1][1]
 
     def folder_of(self, trial: FrozenTrial) -> Path:
-        """Return the folder with the runs of a trial; a retried trial has the number of the first."""
+        """Return the folder with the runs of a trial; a retried trial continues in that of the first."""
         first = self.retry.retried_trial_number(trial)
         return self.folder / f"trial_{trial.number if first is None else first}"
 
     def table(self) -> list[str]:
         """Return the lines of a table of the trials, best first."""
-        cells = [["trial", "bits/char", "state", "steps", *(key.rpartition(".")[2] for key in self.space)]]
-        for trial in [*self.complete(), *self.study.get_trials(states=(TrialState.PRUNED,))]:
-            scores = trial.user_attrs.get("scores", [math.nan if trial.value is None else trial.value])
+        cells = [[*message("sweep_columns").split("|"), *(key.rpartition(".")[2] for key in self.space)]]
+        for trial in [*self.trials(TrialState.COMPLETE), *self.trials(TrialState.PRUNED)]:
+            scores = [*trial.user_attrs.get("scores", {}).values()] or trial.values or [math.nan]
             spread = f" ± {np.std(scores, ddof=1):.4f}" if len(scores) > 1 else ""
-            state = "broke" if "why" in trial.user_attrs else trial.state.name.lower()
+            state = message("trial_broke" if "error" in trial.user_attrs else f"trial_{trial.state.name.lower()}")
             steps = str(max(trial.intermediate_values, default=0))
-            values = (f"{each:.4g}" if type(each) is float else str(each) for each in trial.params.values())
-            cells.append([self.folder_of(trial).name, f"{np.mean(scores):.4f}{spread}", state, steps, *values])
+            drawn = (f"{each:.4g}" if type(each) is float else str(each) for each in map(trial.params.get, self.space))
+            cells.append([self.folder_of(trial).name, f"{np.mean(scores):.4f}{spread}", state, steps, *drawn])
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
 
@@ -218,15 +255,15 @@ class Sweep:
         drawn = []
         for name in ("optimization_history", "intermediate_values", "slice", "param_importances"):
             with warnings.catch_warnings(action="ignore"), suppress(ValueError, RuntimeError):  # of too few trials
-                named = {} if name == "intermediate_values" else {"target_name": "bits per character"}
-                getattr(plots, f"plot_{name}")(self.study, **named)
+                options = {} if name == "intermediate_values" else {"target_name": "bits per character"}
+                getattr(plots, f"plot_{name}")(self.study, **options)
                 pyplot.savefig(self.folder / f"{name}.png", bbox_inches="tight")
                 drawn.append(self.folder / f"{name}.png")
             pyplot.close("all")
         return drawn
 
 
-def _reasons(error: BaseException | None) -> Iterator[BaseException]:
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
