@@ -255,12 +255,13 @@ def test_a_trial_needs_a_run(call, folder):
 
 
 @pytest.mark.parametrize(
-    "storage", ["text.db", "sqlite:///text.db", "postgresql://host/studies", "nothing://host/x", "sqlite://", "folder"]
+    "storage",
+    ["text.db", "sqlite:///text.db", "postgresql://me:***@host/x", "nothing://host/x", "sqlite://", "://", "folder"],
 )
 def test_a_storage_that_is_no_study_is_left_as_it_is(call, folder, storage):
     (folder / "text.db").write_text("un matin\n")
     (folder / "folder").mkdir()
-    result = call("sweep", *FLAGS, "--storage", storage)
+    result = call("sweep", *FLAGS, "--storage", storage.replace("***", "secret"))
     assert result.status == 2
     assert storage.removeprefix("sqlite:///") in result.err
     assert "--storage" in result.err

@@ -97,6 +97,17 @@ class Sweep:
         self.study = self._open(storage)
         # The first quarter does not rank trials: rates are still rising, and every model learns letters first.
         self.study.pruner = optuna.pruners.MedianPruner(n_warmup_steps=max(recipe.trainer.max_steps // 4, 0))
+        self._check_settings(settings)
+        self.n_grid = math.prod(map(len, self.space.values())) if sampler == "grid" else None
+        if sampler == "grid":  # one seed for its order, since a trial stores its place in it
+            self.study.sampler = optuna.samplers.GridSampler(self.space, seed=0)
+        else:
+            samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
+            next_seed = None if seed is None else (seed + len(self.study.trials)) % 2**32  # not the first draws again
+            self.study.sampler = samplers[sampler](seed=next_seed)
+
+    def _check_settings(self, settings: dict[str, Any]) -> None:
+        """Check that the study has these settings; a new one gets them."""
         if "settings" not in self.study.user_attrs:
             self.study.set_user_attr("settings", settings)
         stored = self.study.user_attrs["settings"]
@@ -108,14 +119,6 @@ class Sweep:
                     f"{key} is {here} here and {there} in the study '{self.name}', whose trials would no longer be "
                     "comparable. Restore the setting, or start another study with --study NAME."
                 )
-        self.n_grid = math.prod(map(len, self.space.values())) if sampler == "grid" else None
-        samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
-        if sampler == "grid":  # its order is that of one seed, since the place in it says what was trained
-            self.study.sampler = optuna.samplers.GridSampler(self.space, 0)
-        else:  # with a seed, draws go on rather than begin again
-            self.study.sampler = samplers[sampler](
-                seed=None if seed is None else (seed + len(self.study.trials)) % 2**32
-            )
 
     def _open(self, storage: str | None) -> optuna.Study:
         """Return the study in its database, which is created if needed."""
@@ -135,7 +138,6 @@ class Sweep:
             options = {"connect_args": {"timeout": 60}}  # seconds, while another process writes
             self.lock = Path(f"{file}.lock")
         try:
-            shown = sqlalchemy.make_url(url).render_as_string()  # without the password
             with writing(self.lock.parent, "--trainer.default_root_dir"), files.lock(self.lock):
                 stored = optuna.storages.RDBStorage(url, options, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
                 return optuna.create_study(study_name=self.name, storage=stored, load_if_exists=True)
@@ -143,6 +145,7 @@ class Sweep:
             raise
         except Exception as error:  # a file of another kind fails in many ways
             reason = str(error).partition("\n")[0].rstrip(".")
+            shown = re.sub(r":[^:@/]*@", ":***@", url)  # without a password
             raise MiniGPTError(f"'{shown}' cannot store a study: {reason}. Pass a new file with --storage.") from error
 
     def run(self, n: int | None) -> None:
