@@ -119,6 +119,7 @@ def test_tables_are_not_held_twice(precision):
     assert {model.embed.weight.data_ptr(), model.ngrams[0].weight.data_ptr()} <= held
 
 
+@pytest.mark.full
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="flags of another kind of processor")
 @pytest.mark.parametrize(("simdlen", "march"), [(256, "x86-64-v3"), (1, "x86-64")])
 @torch.no_grad()

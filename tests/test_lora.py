@@ -416,7 +416,7 @@ def test_the_python_function_takes_the_settings_by_their_full_names(place):
     assert lm.generate("le", 5, seed=0).startswith("le")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_two_processes_train_as_one_does(place):
     flags = ["--config", "b.yaml", *FROM, "--lora.rank", "2", *QUICK]
     one = cli_train(*flags).trainer.callback_metrics["val/loss"].item()
@@ -429,7 +429,7 @@ def test_two_processes_train_as_one_does(place):
     assert two["callbacks"]["DueValidation"]["metrics"]["val/loss"] == pytest.approx(one, abs=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_compiled_training_has_the_losses_of_an_eager_one(place):
     flags = ["--config", "b.yaml", *FROM, "--lora.rank", "2"]
     losses = [cli_train(*flags, "--model.compile", on).trainer.callback_metrics["val/loss"] for on in ("false", "true")]

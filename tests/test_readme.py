@@ -13,6 +13,7 @@ import sys
 import time
 import urllib.request
 from inspect import signature
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,9 @@ def servers(command: str) -> bool:
 
 
 def shortened(words: list[str], flags: list[str], steps: int) -> list[str]:
-    """Append flags to a training, with a number of steps, and let a sweep try twice."""
+    """Append flags to a training, with a number of steps, let a sweep try twice, and draw one text for memorisation."""
+    if "--memorisation" in words:
+        return ["1" if before == "--memorisation" else word for before, word in pairwise(["", *words])]
     if words[0] not in ("train", "sweep"):
         return words
     return [*words, "--trainer.max_steps", str(steps), *flags, *(["--trials", "2"] if words[0] == "sweep" else [])]

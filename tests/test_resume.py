@@ -123,7 +123,7 @@ def interruptions() -> Iterator:
     for name, extra in KINDS.items():
         for stops in STOPS:
             steps = "-".join(str(stop[0]) + "v" * ("validation" in stop) for stop in stops)
-            marks = [pytest.mark.full] if name and len(stops) == 1 else []
+            marks = [pytest.mark.full] if (name and len(stops) == 1) or name == "mapped" else []
             yield pytest.param(stops, extra, marks=marks, id=f"{name}-{steps}")
 
 

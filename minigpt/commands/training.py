@@ -176,8 +176,7 @@ def sweep(args: list[str]) -> int:
     parser.add_argument("--study", default=None, help="the name of the study; by default RECIPE-SPACE")
     parser.add_argument(
         "--storage", default=None,
-        help="a file for SQLite, or the URL of a database that several machines reach; by default "
-        "lightning_logs/STUDY/study.db",
+        help="the SQLite file of the study; by default lightning_logs/STUDY/study.db",
     )  # fmt: skip
     parser.add_argument(
         "--seed",

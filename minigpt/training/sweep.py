@@ -1,6 +1,6 @@
 """Sweeps: studies of Optuna, whose trials are ordinary runs with settings drawn from a space.
 
-The runs of trial N are in `lightning_logs/STUDY/trial_N`, one for each seed. Optuna keeps the study in a database. A
+The runs of trial N are in `lightning_logs/STUDY/trial_N`, one for each seed. Optuna keeps the study in SQLite. A
 process gives signs of life for its trial; when they end, another process gets the trial and resumes its runs.
 """
 
@@ -35,11 +35,8 @@ from minigpt.words import message
 
 OBJECTIVE = "val/bits_per_char"  # of the last validation; compares across tokenizers
 HEARTBEAT, GRACE = 10, 60  # seconds between two signs of life, and without one until a trial is retried
-# Settings that may differ between machines that share a study. The text is compared by its checksum.
-OF_A_MACHINE = {
-    "trainer.default_root_dir", "trainer.accelerator", "trainer.enable_progress_bar", "progress.every_n_steps",
-    "data.path", "data.cache_dir",
-}  # fmt: skip
+# Settings that may change in a study. The text is compared by its checksum.
+FREE = ("trainer.default_root_dir", "trainer.enable_progress_bar", "progress.", "data.path", "data.cache_dir")
 
 
 class Pruning(Callback):
@@ -67,7 +64,7 @@ class Sweep:
             the seeds of --seeds, or of the space; the run of the first one decides whether it is pruned.
         space: The YAML file with the settings to search.
         study: The name of the study; None for RECIPE-SPACE.
-        storage: A file for SQLite, or the URL of a database; None for study.db in the study's folder.
+        storage: The SQLite file of the study; None for study.db in the study's folder.
         seed: The seed of the draws; None for other draws at each start.
 
     Raises:
@@ -88,7 +85,7 @@ class Sweep:
             raise MiniGPTError(f"The study's name is '{self.name}'. Use letters, digits, - and _ only.")
         self.folder = Path(recipe.trainer.default_root_dir).absolute() / runs.ROOT / self.name
         settings = flatten(recipes.load(recipe._recipe()))
-        settings = {key: value for key, value in settings.items() if key not in OF_A_MACHINE} | self.space
+        settings = {key: value for key, value in settings.items() if not key.startswith(FREE)} | self.space
         settings |= {SEED: self.seeds, "sampler": sampler, "data.path (SHA-256 of the text)": recipe.text[0]}
         optuna.logging.set_verbosity(optuna.logging.CRITICAL)
         warnings.filterwarnings("ignore", module="optuna")  # such as about a validation that a resume repeats
@@ -121,32 +118,21 @@ class Sweep:
                 )
 
     def _open(self, storage: str | None) -> optuna.Study:
-        """Return the study in its database, which is created if needed."""
+        """Return the study in its SQLite file, which is created if needed."""
         path = (storage or "").removeprefix("sqlite:///")
-        options: dict[str, Any] = {}
-        if path.startswith(("sqlite:", "sqlite+")):
-            raise MiniGPTError(f"'{storage}' is not a file. Pass a path with --storage, or sqlite:/// and a path.")
-        if "://" in path:
-            url, self.lock = path, self.folder / ".lock"
-        else:
-            file = Path(os.path.expanduser(path) if path else self.folder / "study.db").absolute()
-            if file.is_dir():
-                raise MiniGPTError(f"'{file}' is a folder. Pass a file with --storage.")
-            with writing(file.parent, "--storage" if path else "--trainer.default_root_dir"):
-                file.open("ab").close()  # created with the umask, where SQLite would restrict the permissions
+        file = Path(os.path.expanduser(path) if path else self.folder / "study.db").absolute()
+        if "://" in path or file.is_dir():
+            raise MiniGPTError(f"A study is stored in a file, and '{storage}' is not one. Pass a path with --storage.")
+        self.lock = Path(f"{file}.lock")
+        with writing(file.parent, "--storage" if path else "--trainer.default_root_dir"), files.lock(self.lock):
+            file.open("ab").close()  # created with the umask, where SQLite would restrict the permissions
             url = sqlalchemy.URL.create("sqlite", database=str(file)).render_as_string()
-            options = {"connect_args": {"timeout": 60}}  # seconds, while another process writes
-            self.lock = Path(f"{file}.lock")
-        try:
-            with writing(self.lock.parent, "--trainer.default_root_dir"), files.lock(self.lock):
-                stored = optuna.storages.RDBStorage(url, options, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
+            patient = {"connect_args": {"timeout": 60}}  # seconds, while another process writes
+            try:
+                stored = optuna.storages.RDBStorage(url, patient, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
                 return optuna.create_study(study_name=self.name, storage=stored, load_if_exists=True)
-        except MiniGPTError:
-            raise
-        except Exception as error:  # a file of another kind fails in many ways
-            reason = str(error).partition("\n")[0].rstrip(".")
-            shown = re.sub(r":[^:@/]*@", ":***@", url)  # without a password
-            raise MiniGPTError(f"'{shown}' cannot store a study: {reason}. Pass a new file with --storage.") from error
+            except Exception as error:  # a file of another kind fails in many ways
+                raise MiniGPTError(f"'{file}' cannot store a study. Pass a new file with --storage.") from error
 
     def run(self, n: int | None) -> None:
         """Train until the study has `n` trials, those of other processes included; None for 20, or the whole grid.
