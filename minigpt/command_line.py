@@ -263,7 +263,7 @@ def split_seeds(args: Sequence[str]) -> tuple[list[int], list[str]]:
 def _seeds(value: str) -> list[int]:
     """Return the seeds that `3` (1, 2 and 3) or `1,2,7` names."""
     try:
-        seeds = [int(word) for word in value.removesuffix(",").split(",")]
+        seeds = [int(word) for word in value.split(",")]
     except ValueError:
         seeds = []
     if len(seeds) == 1 and "," not in value:

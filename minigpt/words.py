@@ -227,8 +227,8 @@ MESSAGES = {
         "shipped_config": "Using {}. To use the file in this folder, pass {}.yaml.",
         "pruned": "Pruned: half of the other trials were better at this step.", "trial_pruned": "pruned",
         "sweep_stopped": "Stopped. Continue with: {}",
-        "trials_running": "Trials that are running in other processes, or were cut off: {}. The same command retries "
-        "those that were cut off, after {} seconds.",
+        "trials_running": "Trials that are running in other processes or were cut off: {}. Repeat the command after {} "
+        "seconds to retry those that were cut off.",
         "sweep_columns": "trial|bits/char|state|steps", "trial_complete": "complete", "trial_broke": "broke",
         "train_best": "Train with the best settings:", "compare_best": "Compare the best two trials:",
     },
@@ -417,8 +417,8 @@ MESSAGES = {
         "pruned": "Essai abandonné : la moitié des autres étaient meilleurs à cette étape.",
         "trial_pruned": "abandonné",
         "sweep_stopped": "Arrêt. Pour reprendre : {}",
-        "trials_running": "Essais en cours dans d'autres processus, ou interrompus : {}. La même commande reprend "
-        "ceux qui ont été interrompus, après {} secondes.",
+        "trials_running": "Essais en cours dans d'autres processus, ou interrompus : {}. Relancez la commande après {} "
+        "secondes pour reprendre ceux qui ont été interrompus.",
         "sweep_columns": "essai|bits/car.|état|pas", "trial_complete": "complet", "trial_broke": "échec",
         "train_best": "Entraîner avec les meilleurs réglages :", "compare_best": "Comparer les deux meilleurs essais :",
     },

@@ -15,7 +15,7 @@ ARGS = ["--config", TINY, *QUICK, "--trainer.max_steps", "8", "--validation.ever
 
 
 @pytest.mark.parametrize(
-    ("value", "seeds"), [("3", [1, 2, 3]), ("1", [1]), ("1,2,7", [1, 2, 7]), ("5,", [5]), ("0,4", [0, 4])]
+    ("value", "seeds"), [("3", [1, 2, 3]), ("1", [1]), ("1,2,7", [1, 2, 7]), ("5,", None), ("0,4", [0, 4])]
 )
 def test_seeds_are_a_number_or_a_list(value, seeds):
     for args in (["--seeds", value, "--x", "1"], ["--x", "1", f"--seeds={value}"]):

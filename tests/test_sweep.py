@@ -32,7 +32,7 @@ def space(folder):
 
 
 def trials(study: Path = STUDY, storage: Path | None = None) -> list[optuna.trial.FrozenTrial]:
-    """The trials of a study; those that failed were interrupted."""
+    """Return the trials of a study, among them failed ones, which were interrupted."""
     url = f"sqlite:///{storage or study / 'study.db'}"
     return optuna.load_study(study_name=study.name, storage=url).trials
 

@@ -1,4 +1,4 @@
-"""What trained models are worth: the scores of one, and the differences of several."""
+"""The commands that measure trained models: evaluate and compare."""
 
 import json
 import sys
@@ -106,7 +106,8 @@ def compare(args: list[str]) -> int:
     )  # fmt: skip
     parser.add_argument(
         "runs", nargs="+", metavar="RUN",
-        help="a run folder, a file, 'last' or RUN@STEP; or a recipe's name or a folder, for all its runs as seeds",
+        help="a run folder, a file, 'last' or RUN@STEP; or a recipe's name, a sweep's STUDY/trial_N or a folder, for "
+        "all its runs as seeds",
     )  # fmt: skip
     parser.add_argument(
         "--data.path", dest="path", default=None, help="a text to score instead of the runs' validation text"

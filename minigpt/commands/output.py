@@ -1,4 +1,4 @@
-"""What a trained model gives: text, files for other programs, a page."""
+"""The commands that use a trained model: generate, export and app."""
 
 import os
 import sys

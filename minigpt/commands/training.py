@@ -1,4 +1,4 @@
-"""Training: one run, a group of seeds, a sweep."""
+"""The commands that train: train, also with several seeds, and sweep."""
 
 import gc
 import re

@@ -56,28 +56,31 @@ def read_space(path: str, args: list[str]) -> tuple[str, dict[str, Any]]:
     if not space.keys() - {SEED}:
         raise MiniGPTError(f"{path} has no settings to search. Start from a copy of {example_config(EXAMPLE)}.")
     values = {key: _values(path, key, choices) for key, choices in space.items()}
-    first = {key: each[0] for key, each in values.items()}
-
-    def dry_run(key: str, value: Any) -> DryRun:
-        with redirect_stderr(StringIO()):  # the recipe has printed these notes
-            return DryRun([*args, *as_flags(first | {key: value})])
-
     for key, choices in space.items():
         if any(re.match(rf"--{re.escape(key)}(=|$)", arg) for arg in args):
             raise MiniGPTError(f"{path} searches {key}, which is also set by a flag. Omit one of them.")
         if isinstance(choices, dict) and (sampler == "grid" or key == SEED):
             raise MiniGPTError(f"{path}: list the values of {key}; a range does not do for a grid or a seed.")
-        try:
-            if len({dry_run(key, value).text for value in values[key]}) > 1:
+    first = {key: each[0] for key, each in values.items()}
+
+    def dry_run(**changed: Any) -> DryRun:
+        with redirect_stderr(StringIO()):  # the recipe has printed these notes
+            return DryRun([*args, *as_flags(first | changed)])
+
+    key = ""
+    try:
+        text = dry_run().text
+        for key, choices in space.items():
+            if any(dry_run(**{key: value}).text != text for value in values[key][1:]):
                 raise MiniGPTError(f"{key} would give trials different texts to validate on, which do not compare.")
             if isinstance(choices, dict):
                 suggest(FixedTrial({key: choices["low"]}), key, choices)
                 if isinstance(choices["low"], int):  # a setting may be a float where its ends are whole numbers
                     with suppress(MiniGPTError):
-                        dry_run(key, choices["low"] + 0.5)
+                        dry_run(**{key: choices["low"] + 0.5})
                         choices |= {end: float(choices[end]) for end in ("low", "high")}
-        except (MiniGPTError, ValueError, TypeError) as error:
-            raise MiniGPTError(f"{path}: {'' if type(error) is MiniGPTError else f'{key}: '}{error}") from error
+    except (MiniGPTError, ValueError, TypeError) as error:
+        raise MiniGPTError(f"{path}: {'' if type(error) is MiniGPTError else f'{key}: '}{error}") from error
     if len(set(space.get(SEED, []))) < len(space.get(SEED, [])):
         raise MiniGPTError(f"{path}: {SEED} has a seed twice. Keep one of them.")
     return sampler, space
@@ -88,9 +91,9 @@ def _values(path: str, key: str, choices: Any) -> list:
     if isinstance(choices, list) and choices and not any(isinstance(value, (list, dict)) for value in choices):
         return choices
     if isinstance(choices, dict) and {"low", "high"} <= choices.keys() <= {"low", "high", "log", "step"}:
-        low, high, step = choices["low"], choices["high"], choices.get("step", 0)
+        low, high, step = choices["low"], choices["high"], choices.get("step", 1)
         if all(type(number) in (int, float) for number in (low, high, step)):
-            return [low, high, low + step]
+            return [low, high, *([low + step] if "step" in choices else [])]
     raise MiniGPTError(f"{path}: write {key} as a list of values, or as a range such as {{low: 1, high: 6}}.")
 
 

@@ -79,7 +79,8 @@ class Sweep:
         sampler, self.space = read_space(space, [*self.args, *as_flags({SEED: seeds[0]} if seeds else {})])
         of_space: list[int] = self.space.pop(SEED, [])
         self.seeds = of_space or seeds or [recipe.config[SEED]]
-        self.seed_flags = [f"--seeds={','.join(map(str, of_space))}{',' * (len(of_space) == 1)}"] if of_space else []
+        alone = {SEED: of_space[0]} if len(of_space) == 1 else {"seeds": ",".join(map(str, of_space))}
+        self.seed_flags = as_flags(alone) if of_space else []
         self.name = study or re.sub(r"[^\w.-]+", "_", f"{recipe.name}-{Path(space).stem}")
         if not re.fullmatch(r"\w[\w.-]*", self.name):
             raise MiniGPTError(f"The study's name is '{self.name}'. Use letters, digits, - and _ only.")
@@ -142,7 +143,7 @@ class Sweep:
         """
         n = min(n or self.n_grid, self.n_grid) if self.n_grid else n or 20
         try:
-            while self._n_begun() < n:
+            while self._requeue() < n:
                 self.study.optimize(self._train, n_trials=1)
         except BaseException as error:
             chain = list(_chain(error))
@@ -155,8 +156,8 @@ class Sweep:
                 ) from error
             raise
 
-    def _n_begun(self) -> int:
-        """Return the number of trials that have ended or are running, after giving back those that were interrupted."""
+    def _requeue(self) -> int:
+        """Queue interrupted trials again, and return the number of trials that are complete, pruned or running."""
         with files.lock(self.lock):
             optuna.storages.fail_stale_trials(self.study)
             trials = self.study.trials
