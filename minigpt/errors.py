@@ -28,6 +28,13 @@ def note(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Iterate over an error, and the errors that led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 @contextmanager
 def needs(who: str, extra: str, *packages: str) -> Iterator[None]:
     """Turn a failed import into a message: the command to install the package, or the reason why it cannot be imported.

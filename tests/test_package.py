@@ -89,7 +89,7 @@ def test_without_lightning_a_sentence_says_what_to_install():
 
 def test_matplotlib_is_imported_at_the_first_figure_alone():
     drawing = [file for file in (ROOT / "minigpt").rglob("*.py") if "matplotlib" in "".join(sorted(imports(file)))]
-    assert {file.name for file in drawing} == {"figures.py", "sweep.py"}
+    assert {file.name for file in drawing} == {"figures.py", "study.py"}
     for file in (ROOT / "minigpt").rglob("*.py"):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         for node in tree.body:
@@ -122,6 +122,7 @@ PRIVATE = {
         "_process_group_backend", "_restarting", "_signal_connector", "_start_method", "_tensor_parallel_size",
         "_timeout",
     },
+    "optuna": {"_heartbeat", "_storage", "_trial_id"},  # signs of life without `Study.optimize`, which loses a Ctrl-C
     "argparse and jsonargparse": {"_actions", "_loaders_dumpers", "_option_string_actions"},
 }  # fmt: skip
 

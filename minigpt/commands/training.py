@@ -198,28 +198,30 @@ def sweep(args: list[str]) -> int:
     with needs("A sweep needs", "sweep", "optuna"):
         from optuna.trial import TrialState
 
-        from minigpt.training.space import as_flags
-        from minigpt.training.sweep import GRACE, Sweep
+        from minigpt.comparison import study
+        from minigpt.training.recipes import as_flags
+        from minigpt.training.sweep import Sweep
 
     recipes = [f"--config={find_config(file)}" for file in asked.config]
-    study = Sweep([*recipes, *others], find_config(asked.space, "sweeps"), asked.study, asked.storage, asked.seed)
+    sweep = Sweep([*recipes, *others], find_config(asked.space, "sweeps"), asked.study, asked.storage, asked.seed)
     try:
-        study.run(asked.trials)
+        sweep.run(asked.trials)
     except (KeyboardInterrupt, SystemExit):
         note(message("sweep_stopped", command("sweep", *args)))
         raise
-    for file in study.draw():
+    for file in study.draw(sweep.study, sweep.folder):
         note(short(file))
-    print("\n".join(study.table()))
-    if running := study.trials(TrialState.RUNNING):
-        note(message("trials_running", len(running), GRACE))
-    complete = study.trials(TrialState.COMPLETE)
+    print("\n".join(study.as_lines(sweep.study)))
+    complete = study.ranked(sweep.study, TrialState.COMPLETE)
     if complete:
         recipe = [word for file in asked.config for word in ("--config", file)]
-        best = command("train", *recipe, *others, *study.seed_flags, *as_flags(complete[0].params))
+        settings = dict(complete[0].params)
+        if not any(arg.startswith("--seed_everything") for arg in others):
+            settings["seeds" if len(sweep.seeds) > 1 else "seed_everything"] = ",".join(map(str, sweep.seeds))
+        best = command("train", *recipe, *split_seeds(others)[1], *as_flags(settings))
         print("", message("train_best"), f"  {best}", sep="\n")
     if len(complete) > 1:
-        best_two = [short(study.folder_of(trial)) for trial in complete[:2]]
+        best_two = [short(sweep.folder / study.name_of(trial)) for trial in complete[:2]]
         print(message("compare_best"), f"  {command('compare', *best_two)}", sep="\n")
     gc.freeze()  # as after a training
     return 0

@@ -6,6 +6,7 @@ of a file that was read before as a `Recipe`, so that each file is opened once a
 
 import json
 import os
+from collections.abc import Mapping
 from copy import deepcopy
 from enum import Enum
 from pathlib import Path
@@ -68,6 +69,9 @@ class Recipe(str):
     settings: dict[str, Any]
 
 
+_pipes: dict[Any, str] = {}  # the texts of pipes, which can be read only once, for commands with several runs
+
+
 def load(text: str) -> Any:
     """Return the value of a YAML text.
 
@@ -89,7 +93,10 @@ def read(path: str, example: str = "tiny") -> Recipe:
     """
     file = Path(os.path.expanduser(path))
     try:
-        text = file.read_text(encoding="utf-8")
+        pipe = os.stat(file)[1:3] if file.is_fifo() else None  # its inode and device
+        text = _pipes.get(pipe) or file.read_text(encoding="utf-8")
+        if pipe:
+            _pipes[pipe] = text
         recipe = Recipe(text)
         recipe.settings = load(text)
         json.dumps(recipe.settings, default=str)  # an anchor inside itself is a ValueError
@@ -120,6 +127,11 @@ def dump(value: Any) -> str:
 def as_text(value: Any) -> str:
     """Return a value as it is written after an option of a command line."""
     return value if isinstance(value, str) else dump(value).removesuffix("...\n").strip()
+
+
+def as_flags(values: Mapping[str, Any]) -> list[str]:
+    """Return settings as flags of `minigpt train`."""
+    return [f"--{key}={as_text(value)}" for key, value in values.items()]
 
 
 def _refuse_duplicates(node: yaml.Node | None, prefix: str, lines: dict[str, int], visited: set[int]) -> None:

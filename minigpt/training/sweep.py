@@ -1,259 +1,199 @@
 """Sweeps: studies of Optuna, whose trials are ordinary runs with settings drawn from a space.
 
 The runs of trial N are in `lightning_logs/STUDY/trial_N`, one for each seed. Optuna keeps the study in SQLite. A
-process gives signs of life for its trial; when they end, another process gets the trial and resumes its runs.
+process gives signs of life for its trial; when they end, the trial is retried, and its runs continue.
 """
 
-import json
+import itertools
 import math
-import os
 import re
-import warnings
-from collections.abc import Iterator
-from contextlib import suppress
+import sys
+import time
+from contextlib import redirect_stderr, suppress
+from functools import partial
+from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import optuna
-import sqlalchemy
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
-from optuna.exceptions import UpdateFinishedTrialError
-from optuna.trial import FrozenTrial, Trial, TrialState
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import LambdaCallback
+from optuna.samplers import RandomSampler, TPESampler
+from optuna.storages._heartbeat import get_heartbeat_thread  # `Study.optimize` alone has it; it can lose a Ctrl-C
+from optuna.trial import FixedTrial, Trial, TrialState
 
-from minigpt import files, runs
-from minigpt.command_line import split_seeds
-from minigpt.errors import MiniGPTError, note, writing
-from minigpt.inspection.curves import read_curves
-from minigpt.training import recipes
+from minigpt import runs
+from minigpt.command_line import CommandLine, example_config, split_seeds
+from minigpt.comparison.study import GRACE, name_of, open_study
+from minigpt.errors import MiniGPTError, causes, check_choice, note
+from minigpt.training import recipes, trust
 from minigpt.training.cli import MiniGPTCLI
 from minigpt.training.parser import flatten
-from minigpt.training.space import SEED, DryRun, as_flags, read_space, suggest
 from minigpt.words import message
 
-OBJECTIVE = "val/bits_per_char"  # of the last validation; compares across tokenizers
-HEARTBEAT, GRACE = 10, 60  # seconds between two signs of life, and without one until a trial is retried
-# Settings that may change in a study. The text is compared by its checksum.
+EXAMPLE, SEED, SAMPLERS = "sweeps/nano", "seed_everything", ("tpe", "random", "grid")
 FREE = ("trainer.default_root_dir", "trainer.enable_progress_bar", "progress.", "data.path", "data.cache_dir")
 
 
-class Pruning(Callback):
-    """Reports each validation to a trial by its step, and stops the run if the study's pruner says so.
+def dry_run(args: list[str], values: dict[str, Any] | None = None) -> tuple[MiniGPTCLI, tuple[str, float]]:
+    """Build a run in a folder that is deleted, and return it, and the checksum and the validated part of its text."""
+    with TemporaryDirectory() as folder, redirect_stderr(StringIO()):  # each trial prints these notes
+        cli = MiniGPTCLI([*args, *recipes.as_flags(values or {})], Path(folder))
+    if cli.config.ckpt_path or cli.config.init_from == "last":
+        raise MiniGPTError("Trials are new runs: omit --ckpt_path and --init_from last. The same command continues.")
+    if cli.run_dir is None or cli.trainer.world_size > 1:
+        raise MiniGPTError("A trial has a run folder and one process: omit fast_dev_run and --trainer.devices.")
+    return cli, (cli.datamodule.tokens.sha256, cli.datamodule.tokens.val_fraction)
 
-    Optuna's own callback reports once an epoch, and a run here is one long epoch. It also raises an exception, after
-    which there would be no last checkpoint.
+
+def read_space(path: str, args: list[str]) -> tuple[str, dict[str, Any]]:
+    """Return the sampler, and the list or range of values for each setting; `args` are the flags of all trials.
+
+    Raises:
+        MiniGPTError: The YAML file is wrong, or a value fails in a dry run with the first values of the others.
     """
+    space = {str(key): choices for key, choices in recipes.read(path, EXAMPLE).settings.items()}
+    trust.check_names(space, path, CommandLine(args).values("--allow_code"))
+    sampler = space.pop("sampler", "tpe")
+    check_choice(f"{path}: sampler", sampler, SAMPLERS)
+    if not space.keys() - {SEED}:
+        raise MiniGPTError(f"{path} has no settings to search. Start from a copy of {example_config(EXAMPLE)}.")
+    values = {}  # those of a list; the ends of a range, and its first step
+    for key, choices in space.items():
+        if any(re.match(rf"--{re.escape(key)}(=|$)", arg) for arg in args):
+            raise MiniGPTError(f"{path} searches {key}, which is also set by a flag. Omit one of them.")
+        try:
+            if isinstance(choices, dict) and sampler != "grid" and key != SEED:
+                suggest(FixedTrial({key: choices["low"]}), key, choices)
+                values[key] = [choices["low"], choices["high"], choices["low"] + choices.get("step", 0)]
+            elif isinstance(choices, list) and 0 < len(choices) == len(set(map(str, choices))):
+                values[key] = choices
+            else:
+                raise TypeError
+        except (LookupError, TypeError, ValueError) as error:
+            wanted = f"{path}: write {key} as a list of different values, or as a range such as {{low: 1, high: 6}}."
+            raise MiniGPTError(f"{wanted} {error}" if type(error) is ValueError else wanted) from error
+    first = {key: each[0] for key, each in values.items()}
+    try:
+        _, text = dry_run(args, first)
+        for key, choices in space.items():
+            if any(dry_run(args, first | {key: value})[1] != text for value in values[key][1:]):
+                raise MiniGPTError(f"{key} would give trials different texts to validate on, which do not compare.")
+            if isinstance(choices, dict):
+                low, high, _ = values[key]
+                with suppress(MiniGPTError):  # of a setting that takes whole numbers only
+                    dry_run(args, first | {key: low + (high - low) / math.pi})
+                    choices |= {"low": float(low), "high": float(high)}
+    except MiniGPTError as error:
+        raise MiniGPTError(f"{path}: {error}") from error
+    return sampler, space
 
-    def __init__(self, trial: Trial):
-        self.trial, self.pruned = trial, False
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report, and stop the run if its trial is pruned; the run can still be resumed."""
-        self.trial.report(trainer.callback_metrics[OBJECTIVE].item(), trainer.global_step)
-        if trainer.global_step != trainer.max_steps and self.trial.should_prune():
-            self.pruned = trainer.should_stop = True
+def suggest(trial: Trial | FixedTrial, key: str, choices: Any) -> Any:
+    """Draw a value from a list, or from a range, which has Optuna's keys low, high, log and step."""
+    if isinstance(choices, list):
+        return trial.suggest_categorical(key, choices)
+    fractions = float in map(type, choices.values())
+    return (trial.suggest_float if fractions else trial.suggest_int)(key, **choices)
 
 
 class Sweep:
-    """A study, with the settings that its trials have in common.
+    """A study of runs that have the flags `args` of `minigpt train`, with --config, in common.
 
-    Args:
-        args: The flags of `minigpt train` for all trials, including `--config`. The value of a trial is the mean over
-            the seeds of --seeds, or of the space; the run of the first one decides whether it is pruned.
-        space: The YAML file with the settings to search.
-        study: The name of the study; None for RECIPE-SPACE.
-        storage: The SQLite file of the study; None for study.db in the study's folder.
-        seed: The seed of the draws; None for other draws at each start.
+    The arguments `space`, `study`, `storage` and `seed` are the options of `minigpt sweep`.
 
     Raises:
         MiniGPTError: The recipe, a flag or the space is wrong, or the study has other settings.
     """
 
     def __init__(self, args: list[str], space: str, study: str | None, storage: str | None, seed: int | None):
-        if any(re.match("--ckpt_path(=|$)", arg) for arg in args):
-            raise MiniGPTError("A sweep starts new runs, so omit --ckpt_path. To continue a sweep, repeat the command.")
         seeds, self.args = split_seeds(args)
-        recipe = DryRun(self.args)
-        sampler, self.space = read_space(space, [*self.args, *as_flags({SEED: seeds[0]} if seeds else {})])
-        of_space: list[int] = self.space.pop(SEED, [])
-        self.seeds = of_space or seeds or [recipe.config[SEED]]
-        alone = {SEED: of_space[0]} if len(of_space) == 1 else {"seeds": ",".join(map(str, of_space))}
-        self.seed_flags = as_flags(alone) if of_space else []
-        self.name = study or re.sub(r"[^\w.-]+", "_", f"{recipe.name}-{Path(space).stem}")
-        if not re.fullmatch(r"\w[\w.-]*", self.name):
-            raise MiniGPTError(f"The study's name is '{self.name}'. Use letters, digits, - and _ only.")
-        self.folder = Path(recipe.trainer.default_root_dir).absolute() / runs.ROOT / self.name
-        settings = flatten(recipes.load(recipe._recipe()))
+        recipe, text = dry_run(self.args)
+        sampler, self.space = read_space(space, [*self.args, *recipes.as_flags({SEED: seeds[0]} if seeds else {})])
+        self.seeds = self.space.pop(SEED, seeds) or [recipe.config[SEED]]  # repetitions, whose mean counts
+        study = study or re.sub(r"[^\w.-]+", "_", f"{recipe.name}-{Path(space).stem}")
+        if not re.fullmatch(r"\w[\w.-]*", study):
+            raise MiniGPTError(f"The study's name is '{study}'. Use letters, digits, - and _ only.")
+        self.folder = Path(recipe.trainer.default_root_dir).absolute() / runs.ROOT / study
+        settings = flatten(recipes.load(recipe._recipe()))  # those that may not change; of the text, its checksum
         settings = {key: value for key, value in settings.items() if not key.startswith(FREE)} | self.space
-        settings |= {SEED: self.seeds, "sampler": sampler, "data.path (SHA-256 of the text)": recipe.text[0]}
-        optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-        warnings.filterwarnings("ignore", module="optuna")  # such as about a validation that a resume repeats
-        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # about retries
-        self.retry = optuna.storages.RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
-        self.study = self._open(storage)
+        settings |= {SEED: self.seeds, "sampler": sampler, "data.path (SHA-256 of the text)": text[0]}
+        grid = itertools.product(*self.space.values()) if sampler == "grid" else ()
+        self.grid = [dict(zip(self.space, values, strict=True)) for values in grid]
+        self.study = open_study(storage or str(self.folder / "study.db"), study, settings, self.grid)
         # The first quarter does not rank trials: rates are still rising, and every model learns letters first.
         self.study.pruner = optuna.pruners.MedianPruner(n_warmup_steps=max(recipe.trainer.max_steps // 4, 0))
-        self._check_settings(settings)
-        self.n_grid = math.prod(map(len, self.space.values())) if sampler == "grid" else None
-        if sampler == "grid":  # one seed for its order, since a trial stores its place in it
-            self.study.sampler = optuna.samplers.GridSampler(self.space, seed=0)
-        else:
-            samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
-            next_seed = None if seed is None else (seed + len(self.study.trials)) % 2**32  # not the first draws again
-            self.study.sampler = samplers[sampler](seed=next_seed)
-
-    def _check_settings(self, settings: dict[str, Any]) -> None:
-        """Check that the study has these settings; a new one gets them."""
-        if "settings" not in self.study.user_attrs:
-            self.study.set_user_attr("settings", settings)
-        stored = self.study.user_attrs["settings"]
-        for key in sorted(settings.keys() | stored.keys()):
-            values = (each.get(key) for each in (settings, stored))
-            here, there = (value if isinstance(value, str) else json.dumps(value) for value in values)
-            if here != there:
-                raise MiniGPTError(
-                    f"{key} is {here} here and {there} in the study '{self.name}', whose trials would no longer be "
-                    "comparable. Restore the setting, or start another study with --study NAME."
-                )
-
-    def _open(self, storage: str | None) -> optuna.Study:
-        """Return the study in its SQLite file, which is created if needed."""
-        path = (storage or "").removeprefix("sqlite:///")
-        file = Path(os.path.expanduser(path) if path else self.folder / "study.db").absolute()
-        if "://" in path or file.is_dir():
-            raise MiniGPTError(f"A study is stored in a file, and '{storage}' is not one. Pass a path with --storage.")
-        self.lock = Path(f"{file}.lock")
-        with writing(file.parent, "--storage" if path else "--trainer.default_root_dir"), files.lock(self.lock):
-            file.open("ab").close()  # created with the umask, where SQLite would restrict the permissions
-            url = sqlalchemy.URL.create("sqlite", database=str(file)).render_as_string()
-            patient = {"connect_args": {"timeout": 60}}  # seconds, while another process writes
-            try:
-                stored = optuna.storages.RDBStorage(url, patient, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
-                return optuna.create_study(study_name=self.name, storage=stored, load_if_exists=True)
-            except Exception as error:  # a file of another kind fails in many ways
-                raise MiniGPTError(f"'{file}' cannot store a study. Pass a new file with --storage.") from error
+        seed = None if seed is None else (seed + len(self.study.trials)) % 2**32  # not the first draws again
+        self.study.sampler = TPESampler(seed=seed) if sampler == "tpe" else RandomSampler(seed=seed)
 
     def run(self, n: int | None) -> None:
         """Train until the study has `n` trials, those of other processes included; None for 20, or the whole grid.
 
+        A trial that is interrupted remains in the state "running", without signs of life, and so will be retried.
+
         Raises:
             MiniGPTError: A trial was interrupted for a reason outside its settings, such as a full disk.
         """
-        n = min(n or self.n_grid, self.n_grid) if self.n_grid else n or 20
-        try:
-            while self._requeue() < n:
-                self.study.optimize(self._train, n_trials=1)
-        except BaseException as error:
-            chain = list(_chain(error))
-            if stops := [each for each in chain if isinstance(each, (KeyboardInterrupt, SystemExit))]:
-                raise stops[-1] from None  # Optuna may have met it in its own code, and failed there
-            if any(type(each) is UpdateFinishedTrialError or "Cannot tell a FAIL" in str(each) for each in chain):
-                raise MiniGPTError(
-                    f"This process gave no sign of life for {GRACE} seconds, and another one took its trial. Repeat "
-                    "the command to join in again."
-                ) from error
-            raise
-
-    def _requeue(self) -> int:
-        """Queue interrupted trials again, and return the number of trials that are complete, pruned or running."""
-        with files.lock(self.lock):
+        n = min(n or len(self.grid) or 20, len(self.grid) or sys.maxsize)
+        while (done := self._count(TrialState.COMPLETE, TrialState.PRUNED)) < n:
             optuna.storages.fail_stale_trials(self.study)
-            trials = self.study.trials
-            retried = {number for trial in trials for number in self.retry.retry_history(trial)}
-            for trial in trials:
-                if trial.state == TrialState.FAIL and trial.number not in retried:
-                    self.retry(self.study, trial)
-        return sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING) for trial in trials)
+            if done + self._count(TrialState.RUNNING) >= n:
+                note(message("trials_running", GRACE))
+                time.sleep(GRACE)
+                continue
+            trial = self.study.ask()
+            with get_heartbeat_thread(trial._trial_id, self.study._storage):
+                try:
+                    self.study.tell(trial, self._train(trial), skip_if_finished=True)
+                except optuna.TrialPruned:
+                    self.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
+                except optuna.exceptions.UpdateFinishedTrialError:
+                    note(message("trial_taken", GRACE))
 
-    def trials(self, *states: TrialState) -> list[FrozenTrial]:
-        """Return the trials in these states, those with the fewest bits per character first."""
-        return sorted(self.study.get_trials(states=states), key=lambda trial: trial.values or [math.inf])
+    def _count(self, *states: TrialState) -> int:
+        return len(self.study.get_trials(states=states))
 
     def _train(self, trial: Trial) -> float:
-        """Return the mean of the last bits per character over the seeds of a trial.
-
-        Optuna marks a trial as failed after an exception, which means here that it was interrupted and will be retried.
-        """
+        """Return the mean of the last bits per character over the seeds of a trial."""
         values = {key: suggest(trial, key, choices) for key, choices in self.space.items()}
-        folder = self.folder_of(self.study.trials[trial.number])
+        folder = self.folder / name_of(self.study.trials[trial.number])
         note(f"\n{folder.name}: {', '.join(f'{key} {recipes.as_text(value)}' for key, value in values.items())}")
-        scores: dict[str, float] = trial.user_attrs.get("scores", {})  # those from before an interruption
         try:
-            for seed in self.seeds:
-                if str(seed) not in scores:
-                    scores[str(seed)] = self._score(trial, values, folder / f"version_{seed}", seed)
-                    trial.set_user_attr("scores", scores)
-        except SystemExit as stop:  # Optuna would leave the trial running
-            raise KeyboardInterrupt from stop
+            return float(np.mean([self._train_seed(trial, n, values, folder) for n in range(len(self.seeds))]))
         except (MiniGPTError, torch.OutOfMemoryError) as error:
-            if any(isinstance(each, OSError) for each in _chain(error)):
+            if any(isinstance(each, OSError) for each in causes(error)):
                 raise
             note(str(error))  # a result too: these settings fail
             trial.set_user_attr("error", str(error))
             raise optuna.TrialPruned from error
-        return float(np.mean([*scores.values()]))
 
-    def _score(self, trial: Trial, values: dict[str, Any], run: Path, seed: int) -> float:
-        """Train one run of a trial, or continue it, and return its last bits per character."""
-        args = [*self.args, *as_flags(values | {SEED: seed})]
+    def _train_seed(self, trial: Trial, n: int, values: dict[str, Any], folder: Path) -> float:
+        """Train the run of seed `n` (from 0) of a trial, or continue it, and return its last bits per character."""
+        seed = self.seeds[n]
+        run, args = folder / f"version_{seed}", [*self.args, *recipes.as_flags(values | {SEED: seed})]
         if (run / "checkpoints" / "last.ckpt").exists():
             args += ["--ckpt_path", str(run), "--init_from=null"]
         if len(self.seeds) > 1:
-            note(message("seed_begins", seed, self.seeds.index(seed) + 1, len(self.seeds)))
-        cli, pruning = MiniGPTCLI(args, run), Pruning(trial)
-        if seed == self.seeds[0]:  # before the callback that writes the last checkpoint
-            cli.trainer.callbacks.insert(0, pruning)  # type: ignore[attr-defined]  # Lightning sets it from outside
+            note(message("seed_begins", seed, n + 1, len(self.seeds)))
+        cli = MiniGPTCLI(args, run)
+        report = LambdaCallback(on_validation_end=partial(self._report, trial, seed))
+        cli.trainer.callbacks.insert(0, report)  # type: ignore[attr-defined]  # before the last checkpoint is written
         if not cli.finished:
             cli.fit()
-        if pruning.pruned:
+        if n == 0 and cli.trainer.global_step != cli.trainer.max_steps and trial.should_prune():
             note(message("pruned"))
             raise optuna.TrialPruned
-        last = cli.trainer.callback_metrics.get(OBJECTIVE)
-        curve = read_curves(run).scalars.get(OBJECTIVE, []) if last is None else [(0, last.item())]
-        if not curve:
+        if str(seed) not in trial.user_attrs.get("scores", {}):
             raise MiniGPTError("The run ended before a validation. Set trainer.max_steps or a longer trainer.max_time.")
-        return curve[-1][1]
+        return trial.user_attrs["scores"][str(seed)]
 
-    def folder_of(self, trial: FrozenTrial) -> Path:
-        """Return the folder with the runs of a trial; a retried trial continues in that of the first."""
-        first = self.retry.retried_trial_number(trial)
-        return self.folder / f"trial_{trial.number if first is None else first}"
-
-    def table(self) -> list[str]:
-        """Return the lines of a table of the trials, best first."""
-        cells = [[*message("sweep_columns").split("|"), *(key.rpartition(".")[2] for key in self.space)]]
-        for trial in [*self.trials(TrialState.COMPLETE), *self.trials(TrialState.PRUNED)]:
-            scores = [*trial.user_attrs.get("scores", {}).values()] or trial.values or [math.nan]
-            spread = f" ± {np.std(scores, ddof=1):.4f}" if len(scores) > 1 else ""
-            state = message("trial_broke" if "error" in trial.user_attrs else f"trial_{trial.state.name.lower()}")
-            steps = str(max(trial.intermediate_values, default=0))
-            drawn = (f"{each:.4g}" if type(each) is float else str(each) for each in map(trial.params.get, self.space))
-            cells.append([self.folder_of(trial).name, f"{np.mean(scores):.4f}{spread}", state, steps, *drawn])
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
-
-    def draw(self) -> list[Path]:
-        """Draw Optuna's plots into the folder of the study, and return the files."""
-        import matplotlib
-
-        matplotlib.use("Agg")  # files, no window
-        from matplotlib import pyplot
-        from optuna.visualization import matplotlib as plots
-
-        drawn = []
-        for name in ("optimization_history", "intermediate_values", "slice", "param_importances"):
-            with warnings.catch_warnings(action="ignore"), suppress(ValueError, RuntimeError):  # of too few trials
-                options = {} if name == "intermediate_values" else {"target_name": "bits per character"}
-                getattr(plots, f"plot_{name}")(self.study, **options)
-                pyplot.savefig(self.folder / f"{name}.png", bbox_inches="tight")
-                drawn.append(self.folder / f"{name}.png")
-            pyplot.close("all")
-        return drawn
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+    def _report(self, trial: Trial, seed: int, trainer: Trainer, *_: Any) -> None:
+        """Store the score of a seed, in bits per character; the run of the first seed may be pruned."""
+        score = trainer.callback_metrics["val/bits_per_char"].item()
+        trial.set_user_attr("scores", trial.user_attrs.get("scores", {}) | {str(seed): score})
+        if seed == self.seeds[0]:
+            trial.report(score, trainer.global_step)
+            trainer.should_stop |= trainer.global_step != trainer.max_steps and trial.should_prune()

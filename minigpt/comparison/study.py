@@ -1,0 +1,110 @@
+"""A study of Optuna: its SQLite file, which of its trials are better, a table of them, and Optuna's plots."""
+
+import math
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import sqlalchemy
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.trial import FrozenTrial, TrialState
+
+from minigpt import files
+from minigpt.errors import MiniGPTError, writing
+from minigpt.words import message
+
+HEARTBEAT, GRACE = 5, 30  # seconds between two signs of life of a trial, and without one until it is retried
+PLOTS = ("optimization_history", "intermediate_values", "slice", "param_importances")
+
+
+def open_study(storage: str, name: str, settings: dict[str, Any], queue: list[dict[str, Any]]) -> optuna.Study:
+    """Return a study in an SQLite file, which is created if needed.
+
+    Args:
+        storage: The file, also as `sqlite:///FILE`.
+        name: The name of the study.
+        settings: What all trials have in common; the study stores it.
+        queue: The values of the first trials of a new study.
+
+    Raises:
+        MiniGPTError: The file cannot store a study, or the study has other settings.
+    """
+    warnings.filterwarnings("ignore", module="optuna")  # such as about a validation that a resume repeats
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # about retries
+    path = storage.removeprefix("sqlite:///")
+    if "://" in path:
+        raise MiniGPTError(f"A study is stored in a file, and '{storage}' is not one. Pass a path with --storage.")
+    file = Path(path).expanduser()
+    url = sqlalchemy.URL.create("sqlite", database=str(file)).render_as_string()
+    patient = {"connect_args": {"timeout": 60}}  # seconds, while another process writes
+    retry = RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
+    with writing(file.parent, "--trainer.default_root_dir or --storage"), files.lock(Path(f"{file}.lock")):
+        file.open("ab").close()  # created with the umask, where SQLite would restrict the permissions
+        try:
+            database = RDBStorage(
+                url, patient, heartbeat_interval=HEARTBEAT, grace_period=GRACE, heartbeat_stale_trial_callback=retry
+            )
+            study = optuna.create_study(study_name=name, storage=database, load_if_exists=True)
+        except Exception as error:  # a file of another kind fails in many ways
+            raise MiniGPTError(f"'{file}' cannot store a study. Pass a new file with --storage.") from error
+        if "settings" not in study.user_attrs:
+            for values in queue:
+                study.enqueue_trial(values)
+            study.set_user_attr("settings", settings)
+    stored = study.user_attrs["settings"]
+    for key in settings | stored:
+        if (here := settings.get(key)) != (there := stored.get(key)):
+            raise MiniGPTError(
+                f"{key} is {here} here and {there} in the study '{name}', whose trials would no longer be comparable. "
+                "Restore the setting, or start another study with --study NAME."
+            )
+    return study
+
+
+def name_of(trial: FrozenTrial) -> str:
+    """Return the name of a trial and of its folder; a retried trial continues in that of the first."""
+    first = optuna.storages.RetryHeartbeatStaleTrialCallback.retried_trial_number(trial)
+    return f"trial_{trial.number if first is None else first}"
+
+
+def ranked(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
+    """Return the trials in these states, those with the fewest bits per character first."""
+    return sorted(study.get_trials(states=states), key=lambda trial: trial.values or [math.inf])
+
+
+def as_lines(study: optuna.Study) -> list[str]:
+    """Return the lines of a table of the finished trials, best first."""
+    trials = [*ranked(study, TrialState.COMPLETE), *ranked(study, TrialState.PRUNED)]
+    keys = list(dict.fromkeys(key for trial in trials for key in trial.params))
+    cells = [[*message("sweep_columns").split("|"), *(key.rpartition(".")[2] for key in keys)]]
+    for trial in trials:
+        scores = [*trial.user_attrs.get("scores", {}).values()] or trial.values or [math.nan]
+        spread = f" ± {np.std(scores, ddof=1):.4f}" if len(scores) > 1 else ""
+        state = message("trial_broke" if "error" in trial.user_attrs else f"trial_{trial.state.name.lower()}")
+        steps = str(max(trial.intermediate_values, default=0))
+        drawn = (f"{each:.4g}" if type(each) is float else str(each) for each in map(trial.params.get, keys))
+        cells.append([name_of(trial), f"{np.mean(scores):.4f}{spread}", state, steps, *drawn])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
+
+
+def draw(study: optuna.Study, folder: Path) -> list[Path]:
+    """Draw Optuna's plots into a folder, and return the files."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # files, no window
+    from matplotlib import pyplot
+    from optuna.visualization import matplotlib as plots
+
+    drawn = []
+    for name in PLOTS:
+        with warnings.catch_warnings(action="ignore"), suppress(ValueError, RuntimeError):  # of too few trials
+            options = {} if name == "intermediate_values" else {"target_name": "bits per character"}
+            getattr(plots, f"plot_{name}")(study, **options)
+            pyplot.savefig(folder / f"{name}.png", bbox_inches="tight")
+            drawn.append(folder / f"{name}.png")
+        pyplot.close("all")
+    return drawn
