@@ -32,6 +32,7 @@ def open_study(storage: str, name: str, settings: dict[str, Any], queue: list[di
     Raises:
         MiniGPTError: The file cannot store a study, or the study has other settings.
     """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", module="optuna")  # such as about a validation that a resume repeats
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # about retries
     path = storage.removeprefix("sqlite:///")
