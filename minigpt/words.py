@@ -227,7 +227,7 @@ MESSAGES = {
         "shipped_config": "Using {}. To use the file in this folder, pass {}.yaml.",
         "pruned": "Pruned: half of the other trials were better at this step.", "trial_pruned": "pruned",
         "sweep_stopped": "Stopped. Continue with: {}",
-        "trials_running": "The last trials run in other processes, or were interrupted. Waiting for {} seconds …",
+        "trials_running": "Waiting for other processes' trials; an interrupted one is retried within {} seconds …",
         "trial_taken": "Another process took this trial after {} seconds without a sign of life. Joining in again.",
         "sweep_columns": "trial|bits/char|state|steps", "trial_complete": "complete", "trial_broke": "broke",
         "train_best": "Train with the best settings:", "compare_best": "Compare the best two trials:",
@@ -417,8 +417,7 @@ MESSAGES = {
         "pruned": "Essai abandonné : la moitié des autres étaient meilleurs à cette étape.",
         "trial_pruned": "abandonné",
         "sweep_stopped": "Arrêt. Pour reprendre : {}",
-        "trials_running": "Les derniers essais ont lieu dans d'autres processus, ou ont été interrompus. Attente de {} "
-        "secondes…",
+        "trials_running": "Attente des essais d'autres processus ; un essai interrompu est repris sous {} secondes…",
         "trial_taken": "Un autre processus a pris cet essai, resté {} secondes sans signe de vie. On continue.",
         "sweep_columns": "essai|bits/car.|état|pas", "trial_complete": "complet", "trial_broke": "échec",
         "train_best": "Entraîner avec les meilleurs réglages :", "compare_best": "Comparer les deux meilleurs essais :",

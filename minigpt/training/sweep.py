@@ -27,7 +27,7 @@ from optuna.trial import FixedTrial, Trial, TrialState
 
 from minigpt import runs
 from minigpt.command_line import CommandLine, example_config, split_seeds
-from minigpt.comparison.study import GRACE, name_of, open_study
+from minigpt.comparison.study import GRACE, HEARTBEAT, name_of, open_study
 from minigpt.errors import MiniGPTError, causes, check_choice, note
 from minigpt.training import recipes, trust
 from minigpt.training.cli import MiniGPTCLI
@@ -138,11 +138,14 @@ class Sweep:
             MiniGPTError: A trial was interrupted for a reason outside its settings, such as a full disk.
         """
         n = min(n or len(self.grid) or 20, len(self.grid) or sys.maxsize)
+        waiting = False
         while (done := self._count(TrialState.COMPLETE, TrialState.PRUNED)) < n:
             optuna.storages.fail_stale_trials(self.study)
             if done + self._count(TrialState.RUNNING) >= n:
-                note(message("trials_running", GRACE))
-                time.sleep(GRACE)
+                if not waiting:
+                    note(message("trials_running", GRACE))
+                waiting = True
+                time.sleep(HEARTBEAT)
                 continue
             trial = self.study.ask()
             with get_heartbeat_thread(trial._trial_id, self.study._storage):
