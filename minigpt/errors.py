@@ -6,7 +6,7 @@ the only module that catches it; it prints the message and exits with status 2.
 
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -142,6 +142,16 @@ def check_number(
     raise MiniGPTError(
         f"{name} is {value!r}. Give it {kind}{between or ' and'.join(filter(None, (low, high)))}{hint and ', '}{hint}."
     )
+
+
+def check_sizes(sizes: Mapping[str, Any]) -> None:
+    """Check that each named size is a whole number of 1 or more.
+
+    Raises:
+        MiniGPTError: A size is not.
+    """
+    for name, size in sizes.items():
+        check_number(name, size, at_least=1, whole=True)
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:

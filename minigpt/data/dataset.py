@@ -8,7 +8,7 @@ import math
 import torch
 from torch.utils.data import Dataset
 
-from minigpt.data.memmap import Ids  # a tensor of ids, or a file of ids with the same slices and `unfold`
+from minigpt.data.memmap import Ids  # a tensor of ids, or a file of ids that is used like one
 from minigpt.errors import MiniGPTError
 
 
@@ -17,7 +17,8 @@ class CharDataset(Dataset):
 
     `dataset[5]` is window 5, so `DataLoader(dataset, batch_size=4, shuffle=True)` works as in the article. Training is
     faster when one call makes a whole batch: `dataset[torch.tensor([5, 90, 7])]` is the windows 5, 90 and 7, stacked.
-    `BatchOrder` (in `order.py`) draws such tensors.
+    `DataLoader(dataset, batch_size=None, sampler=BatchOrder(...))` works so: the sampler (see `order.py`) draws such
+    tensors, and without a batch size the loader passes each of them to the dataset.
 
     Args:
         data: `(N,)` ids. A file may store them in one, two or four bytes each; `long` turns those of a window into
@@ -62,7 +63,7 @@ class EvalWindows(Dataset):
     would then go through the model several times. The last window may be shorter than the others.
 
     `windows[5]` is window 5, and `windows[range(5, 9)]` is a batch of four windows. All windows of a batch have one
-    length, so a short last window forms a batch of its own; `EvalOrder` (in `order.py`) makes the ranges so.
+    length, so a short last window forms a batch of its own. The sampler `EvalOrder` (see `order.py`) makes such ranges.
 
     Args:
         data: `(N,)` ids, at least 2.
@@ -89,7 +90,7 @@ class EvalWindows(Dataset):
         """Return window `index` as `x` and `y`, both `(T,)`; or, for a range of `B` windows, `(B, T)`."""
         if isinstance(index, range):
             return self._batch(index)
-        number = range(len(self))[index]
+        number = range(len(self))[index]  # checks the index, as in CharDataset
         x, y = self._batch(range(number, number + 1))
         return x[0], y[0]
 

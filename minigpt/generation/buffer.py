@@ -1,8 +1,10 @@
 """The ids of a batch during generation, in rows of different lengths."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 import torch
+
+IdSteps = Generator[torch.Tensor, None, None]  # an iterator over the (B,) new ids of each step; `close` ends it early
 
 
 class TokenBuffer:

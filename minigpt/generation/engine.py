@@ -9,32 +9,30 @@ For one text, `ids` of shape `(1, T)`, it is the article's loop:
         new = draw(logits.softmax(dim=-1))  # (1, 1)
         ids = torch.cat([ids, new], dim=1)
 
-`generate_ids` does the same for several texts of different lengths at once. The rest makes this faster: there are other
+`draw_ids` does the same for several texts of different lengths at once. The rest makes this faster: there are other
 ways to compute the logits, here called paths. `checks.usable_paths` returns the names of the paths that work for a
 model, that is, give the same logits as the loop above:
 
 - `cache`: the model stores the keys and values of the ids that it has read, so that it computes each id only once. It
   serves for the first block_size ids. After that the window drops its oldest id at each step: the others move to new
   positions, and the stored keys and values are out of date.
-- `compiled`: like `cache`, but C++ code, compiled before on request, computes one id per row (`cpu/decoding.py`).
-- `context`: the prediction depends on the last `context_size` ids only, so windows of that length are enough. For a
-  bigram model, where this is 1, a table of the probabilities after each id is computed once (`table.py`).
+- `compiled`: like `cache`, with C++ code that computes one new id per row (`cpu/decoding.py`), if the user asks for it.
+- `context`: the prediction depends on the last `context_size` ids only, so windows of that length are enough. For
+  TinyGPT, where this is 1, a table of the probabilities after each id is computed once (`table.py`).
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from minigpt.generation.buffer import TokenBuffer
+from minigpt.generation.buffer import IdSteps, TokenBuffer
 from minigpt.generation.checks import compiled_step, usable_paths, window_size
 from minigpt.generation.contract import plain_logits
 from minigpt.generation.sampling import SamplingParams, draw
 from minigpt.generation.table import sample_from_table, transition_table
-from minigpt.models import device_of, has_cache
-
-IdSteps = Generator[torch.Tensor, None, None]  # an iterator over the (B,) new ids of each step; `close` ends it early
+from minigpt.models import device_of
 
 
 @torch.no_grad()
@@ -63,38 +61,47 @@ def generate_ids(
     try:
         length = max(map(len, prompts)) + max_new_tokens  # of the longest row at the end
         paths = usable_paths(model, length)  # GPT: {"cache"}, with "compiled" if it was compiled; TinyGPT: {"context"}
-        # TinyGPT: (V, V) probabilities, a row for each id. To make this table takes as long as to generate V ids, so it
-        # is not made for a shorter text, nor with a repetition penalty, which changes the rows at each step. GPT: None.
-        table = transition_table(model, paths, params, max_new_tokens)
-        if table is not None:
-            yield from sample_from_table(table, prompts, max_new_tokens, generators)
-            return
         size = window_size(model, paths, length)  # GPT: block_size; TinyGPT: 1; a model without a limit: all ids
         # The ids of all rows; shorter rows are padded on the right, with one of their own ids, since a repetition
         # penalty must not fall on an id that a row does not have.
         buffer = TokenBuffer(prompts, device_of(model))
-        next_logits = NextLogits(model, buffer, paths, size)
-        for _ in range(max_new_tokens):
-            logits = next_logits()  # (B, V), after the ids in the buffer
-            ids = buffer.all() if params.repetition_penalty is not None else None  # only the penalty needs all ids
-            logits = params.filter(logits, ids)
-            new = draw(logits.softmax(dim=-1), generators)[:, 0]  # (B,)
-            buffer.append(new)
-            yield new
+        table = transition_table(model, paths, params, max_new_tokens)  # (V, V) for TinyGPT in most cases; else None
+        if table is None:
+            yield from draw_ids(NextLogits(model, buffer, paths, size), buffer, max_new_tokens, params, generators)
+        else:
+            yield from sample_from_table(table, prompts, max_new_tokens, generators)
     finally:
         model.train(was_training)
+
+
+def draw_ids(
+    next_logits: "NextLogits",
+    buffer: TokenBuffer,
+    max_new_tokens: int,
+    params: SamplingParams,
+    generators: Sequence[torch.Generator] | None,
+) -> Iterator[torch.Tensor]:
+    """Draw the `(B,)` new ids of each step, and append them to the buffer: the article's loop."""
+    for _ in range(max_new_tokens):
+        logits = next_logits()  # (B, V), after the ids in the buffer
+        ids = buffer.all() if params.repetition_penalty is not None else None  # only the penalty needs all ids
+        logits = params.filter(logits, ids)
+        new = draw(logits.softmax(dim=-1), generators)[:, 0]  # (B,)
+        buffer.append(new)
+        yield new
 
 
 class NextLogits:
     """Computes the `(B, V)` logits after the last id of each row, with a cache while the ids fit into it."""
 
-    def __init__(self, model: nn.Module, buffer: TokenBuffer, paths: set[str], size: int):
+    def __init__(self, model: Any, buffer: TokenBuffer, paths: set[str], size: int):
         self.model, self.buffer, self.size = model, buffer, size  # size: the length of the window
         self.cache: Any = None
         # If the prompt is longer than the window, the window moves at every step, and a cache would not help.
-        if "cache" in paths and has_cache(model) and buffer.longest <= size:
+        if "cache" in paths and buffer.longest <= size:
             self.cache = model.new_cache(len(buffer.lengths))
-        self.step = compiled_step(model) if "compiled" in paths else None
+        # The compiled step, too, takes (B, 1) ids and the cache, and returns (B, 1, V) logits.
+        self.step: Any = compiled_step(model) if "compiled" in paths else model
 
     def __call__(self) -> torch.Tensor:
         """Return the logits in the fastest way that is possible now."""
@@ -114,13 +121,16 @@ class NextLogits:
         return logits[self.buffer.rows, last]  # of row 0 the logits at column last[0], of row 1 at last[1], ...: (B, V)
 
     def from_prompts(self) -> torch.Tensor:
-        """Compute the prompts, padded on the right to one length, and store them in the cache."""
+        """Compute the prompts, padded on the right to one length, and store them in the cache.
+
+        Now the cache has the padding too. Its `length`, which is where each row's next id goes, is set to the number of
+        ids without padding: the next ids overwrite the padding, and the cache's mask hides what is left of it.
+        """
         windows, last = self.buffer.windows(self.size)
         logits = self.model(windows, self.cache)
-        self.cache.length = last + 1  # (B,), where each row's next id goes: the padding is overwritten and never seen
+        self.cache.length = last + 1  # (B,)
         return logits[self.buffer.rows, last]
 
     def from_latest(self) -> torch.Tensor:
         """Compute the latest id of each row alone: the cache has the others."""
-        compute = self.step or self.model
-        return compute(self.buffer.latest[:, None], self.cache)[:, -1]
+        return self.step(self.buffer.latest[:, None], self.cache)[:, -1]

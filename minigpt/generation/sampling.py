@@ -24,7 +24,7 @@ class SamplingParams:
             exceeds p (Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020); 1 keeps all.
         min_p: Keeps a token whose probability is at least this share of the likeliest one's (Nguyen et al., "Turning Up
             the Heat", 2024).
-        repetition_penalty: Divides the positive scores of the ids so far, and multiplies the negative ones (Keskar et
+        repetition_penalty: Divides the positive logits of the ids so far, and multiplies the negative ones (Keskar et
             al., "CTRL", 2019).
 
     Raises:
@@ -41,8 +41,8 @@ class SamplingParams:
         """Apply the repetition penalty, temperature, top-k, top-p and min-p, in this order.
 
         Args:
-            logits: `(B, V)` scores of the next token.
-            generated: The `(B, T)` ids so far, which only the repetition penalty uses.
+            logits: `(B, V)` logits of the next token.
+            generated: The `(B, T)` ids so far, with the prompt. Only the repetition penalty uses them.
 
         Returns:
             `(B, V)` float32 logits, with `-inf` for each token that is cut.
@@ -62,13 +62,12 @@ class SamplingParams:
         return logits
 
     def __post_init__(self) -> None:
-        """Check the range of each parameter."""
-        every = "or 'none' to keep every token"
+        """Check the range of each parameter; a dataclass calls this when it is made. A hint ends an error's message."""
+        every, penalty = "or 'none' to keep every token", self.repetition_penalty
         check_number("temperature", self.temperature, at_least=0, hint="where 0 always takes the likeliest token")
         check_number("top_k", self.top_k, at_least=1, whole=True, optional=True, hint=every)
         check_number("top_p", self.top_p, above=0, at_most=1, optional=True, hint=every)
         check_number("min_p", self.min_p, at_least=0, at_most=1, optional=True, hint=every)
-        penalty = self.repetition_penalty
         check_number("repetition_penalty", penalty, above=0, optional=True, hint="where 1 changes nothing")
 
 
@@ -94,8 +93,9 @@ def penalise(logits: torch.Tensor, generated: torch.Tensor, penalty: float) -> t
 
 def keep_best(logits: torch.Tensor) -> torch.Tensor:
     """Keep the first maximum of each row only."""
-    best = logits.argmax(dim=-1, keepdim=True)
-    return torch.full_like(logits, -math.inf).scatter(-1, best, logits.gather(-1, best))
+    best = logits.argmax(dim=-1, keepdim=True)  # (B, 1)
+    ids = torch.arange(logits.shape[-1], device=logits.device)  # (V,)
+    return logits.masked_fill(ids != best, -math.inf)
 
 
 def keep_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
@@ -126,7 +126,8 @@ def draw(
 ) -> torch.Tensor:
     """Draw one id per row: `(B, V)` probabilities to `(B, 1)` ids.
 
-    With the same state of the generator these are the ids that `torch.multinomial` draws.
+    The ids are those of the article's `torch.multinomial(probabilities, 1)`, to which this adds a generator for each
+    row.
 
     Args:
         probabilities: Rows that sum to one.
@@ -138,13 +139,13 @@ def draw(
     """
     if probabilities.isnan().any():
         raise MiniGPTError("The model produced NaN: its training diverged. Train it again, at a lower learning rate.")
-    # Divide each probability by a random number with the exponential distribution. The id with the greatest quotient is
-    # then a random draw: each id wins with exactly its own probability (the exponential race). `torch.multinomial` does
-    # the same, after checks that take longer than the draw.
+    # A race: each id gets a random arrival time, `noise / probability`, with the exponential distribution whose rate is
+    # the probability. The first id wins, and its chance is its rate divided by the sum of all rates: its probability.
+    # `torch.multinomial` does the same, after checks that take longer than the draw.
     noise = torch.empty_like(probabilities)
     if generator is None or isinstance(generator, torch.Generator):
         noise.exponential_(generator=generator)
     else:
         for row, row_generator in zip(noise.unbind(), generator, strict=True):
             row.exponential_(generator=row_generator)  # `row` is a view, so this fills a row of `noise`
-    return (probabilities / noise).argmax(dim=-1, keepdim=True)
+    return (probabilities / noise).argmax(dim=-1, keepdim=True)  # the least time, without a division by zero

@@ -14,7 +14,11 @@ LARGEST_TABLE = 2048  # ids in the vocabulary; the table has as many rows and co
 def transition_table(
     model: nn.Module, paths: set[str], params: SamplingParams, max_new_tokens: int
 ) -> torch.Tensor | None:
-    """Return the `(V, V)` probabilities of the next id after each id; None if a table is not possible or not faster."""
+    """Return the `(V, V)` probabilities of the next id after each id; None if a table is not possible or not faster.
+
+    It takes as long as generating V ids, so it is not made for a shorter text, nor with a repetition penalty, which
+    would change its rows at each step.
+    """
     is_bigram = "context" in paths and has_context(model) and model.context_size == 1
     if not is_bigram or params.repetition_penalty is not None:
         return None

@@ -10,7 +10,8 @@ from torch import nn
 
 from minigpt.data.tokenizer_base import StreamDecoder, Tokenizer
 from minigpt.errors import MiniGPTError, check_number
-from minigpt.generation.engine import IdSteps, generate_ids
+from minigpt.generation.buffer import IdSteps
+from minigpt.generation.engine import generate_ids
 from minigpt.generation.sampling import SamplingParams
 from minigpt.models import device_of
 from minigpt.models.gpt import GPT

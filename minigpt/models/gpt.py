@@ -1,11 +1,12 @@
-"""GPT: a decoder-only transformer in one file. Each change since GPT-2 is a switch, with its reason.
+"""GPT: a decoder-only transformer in one file. Each change since GPT-2 is a switch, with its source.
 
 Shapes: `B` batch, `T` tokens, `C` width (n_embd), `H` heads, `D` head size, `V` vocabulary.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,19 +23,22 @@ from minigpt.models.settings import Settings
 class Attention(nn.Module):
     """Causal self-attention: each token gathers information from itself and from the tokens before it.
 
-    A token's query says what it looks for. Its key says what it offers to the tokens after it. Its value is what they
-    gather: a token receives the mean of the values, weighted by the softmax of its query's products with the keys.
+    A token's query says what it looks for, its key what it offers, and its value is what others gather from it: a token
+    receives the mean of the values, weighted by the softmax of its query's products with the keys, divided by sqrt(D).
+    A head is such an attention over D numbers per token. H heads, each with its own queries, keys and values, run side
+    by side, so that a token can look for H things at once.
 
-    At first reading `rope` and `cache` may be None. `rope`, for models with rotary positions, is the cosines and sines
-    by which `rotate` turns queries and keys. `cache`, in generation, stores the keys and values of earlier tokens; x
-    then has the new tokens only, and the cache's mask says which tokens, old and new, each query may see.
+    At first reading `rope` and `cache` may be None. `rope` is for rotary positions (see `position` in GPT): the cosines
+    and sines of the angles by which `rotate` turns the query and the key at each position. `cache`, in generation,
+    stores the keys and values of earlier tokens; x then has the new tokens only, and the cache's mask says which
+    tokens, old and new, each query may see.
     """
 
     def __init__(self, layer: int, settings: Settings):
         super().__init__()
         n_head, n_kv_head, self.head_size = settings.n_head, settings.n_kv_head, settings.head_size
         self.layer = layer
-        self.groups = n_head // n_kv_head  # how many heads of queries share a head of keys and values
+        self.groups = n_head // n_kv_head  # this many heads share their keys and values; usually 1
         self.qk_norm = settings.qk_norm
         # One matrix computes queries, keys and values.
         self.widths = [n * self.head_size for n in (n_head, n_kv_head, n_kv_head)]
@@ -65,7 +69,8 @@ class Attention(nn.Module):
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Return what each query gathers, `(B, H, T, D)`; without a mask it sees the tokens up to its own."""
         dropout = self.dropout.p if self.training else 0.0
-        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None)
+        # softmax(q @ k.transpose(2, 3) / sqrt(D)) @ v, where the softmax gets -inf for what a query may not see.
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None)
 
 
 class SquaredReLU(nn.Module):
@@ -73,14 +78,19 @@ class SquaredReLU(nn.Module):
         return F.relu(x).square()
 
 
-# The function inside each MLP. In SwiGLU it is SiLU, x * sigmoid(x), and is applied to a third layer, the gate.
+# The activation in each kind of MLP.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "gelu": lambda: nn.GELU(approximate="tanh"), "swiglu": nn.SiLU, "relu2": SquaredReLU,
-}  # fmt: skip
+    "gelu": lambda: nn.GELU(approximate="tanh"),  # GPT-2 computes GELU by this formula with a tanh
+    "swiglu": nn.SiLU,  # x * sigmoid(x)
+    "relu2": SquaredReLU,
+}
 
 
 class MLP(nn.Module):
-    """Two linear layers around an activation, for each token alone; in SwiGLU a third layer scales the hidden units."""
+    """Two linear layers around an activation, for each token alone.
+
+    In SwiGLU the activation is applied to the outputs of a third layer, the gate, which scale the hidden units.
+    """
 
     def __init__(self, settings: Settings):
         super().__init__()
@@ -140,22 +150,24 @@ class GPT(nn.Module):
         dropout: The share of activations that are set to zero in training.
         tie_weights: Use the embedding as the output layer, for fewer parameters (Press and Wolf, 2017).
         softcap: Limit logits to ± this value by a tanh (Gemma 2, 2024); 0 for no limit.
-        zero_init: Initialise the output layer, and the last layers of attention and MLP, with zeros, so that a block
-            passes the stream on unchanged until it has learned something (Jordan et al., "modded-nanogpt", 2024).
-        ngrams: Add two more embeddings to that of each token: one for the pair of the token and the one before it, one
-            for the last three tokens. Each has a table of this many rows, and a hash of the tokens picks the row
-            (Pagnoni et al., "Byte Latent Transformer", 2024). 0 for none.
+        zero_init: Initialise the output layer (unless it is the embedding), and the last layers of attention and MLP,
+            with zeros, so that a block passes the stream on unchanged until it has learned something (Jordan et al.,
+            "modded-nanogpt", 2024).
+        ngrams: Add two more embeddings to that of each token, for the last two and the last three tokens; 0 for none.
+            Each is a table of this many rows, of which the remainder of a number made from the tokens picks one
+            (Pagnoni et al., "Byte Latent Transformer", 2024).
         head_size: `D`, the size of a head's queries, keys and values; None for n_embd / n_head.
         mlp_width: The hidden units of an MLP; None for 4 n_embd, and for 8/3 n_embd with swiglu.
         norm_eps: The number that norms add to the mean square before they divide; None for 1e-5, with rmsnorm 1e-6.
-        rope_base: RoPE takes numbers i and i + D/2 of a head as a point in the plane, and rotates it by the angle
-            `position / rope_base ** (2 i / D)`. A larger base rotates more slowly, for longer windows.
+        rope_base: RoPE takes components i and i + D/2 of a query or a key as a point in the plane, and rotates it by
+            the angle `position / rope_base ** (2 i / D)`. A larger base rotates more slowly, for longer windows.
 
     Raises:
         MiniGPTError: A size does not divide another, or a switch has an unknown value.
     """
 
-    # If True, training stores activations between blocks only, and the backward pass computes the others again.
+    # LitLanguageModel's setting of this name sets it. If True, training stores the activations between blocks only, and
+    # the backward pass computes the others again: `recompute` is PyTorch's `checkpoint`, in its newer version.
     activation_checkpointing = False
 
     def __init__(
@@ -167,7 +179,7 @@ class GPT(nn.Module):
         norm_eps: float | None = None, rope_base: float = 10_000.0,
     ):  # fmt: skip
         super().__init__()
-        # Fill in the settings that are None, from the preset or from other settings. The preset has no other use.
+        # Fill in the settings that are None, from the preset or from other settings: now `settings` has them all.
         self.settings = settings = Settings.resolve(
             preset, vocab_size=vocab_size, block_size=block_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
             position=position, norm=norm, mlp=mlp, n_kv_head=n_kv_head, qk_norm=qk_norm, bias=bias, dropout=dropout,
@@ -181,8 +193,7 @@ class GPT(nn.Module):
         self.position = nn.Embedding(block_size, n_embd) if settings.position == "learned" else None
         self.rope = Rope(block_size, settings.head_size, rope_base) if settings.position == "rope" else None
         self.dropout = nn.Dropout(dropout)
-        blocks = nn.ModuleList(Block(layer, settings) for layer in range(n_layer))
-        self.blocks: Sequence[Block] = blocks  # type: ignore[assignment]  # tells a type checker what is in the list
+        self.blocks: Any = nn.ModuleList(Block(layer, settings) for layer in range(n_layer))
         self.norm = make_norm(settings)
         self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
         self._initialise()
@@ -193,13 +204,11 @@ class GPT(nn.Module):
         """Draw weights as GPT-2 does, with standard deviation 0.02, or less where layers add to the residual stream."""
         for name, parameter in self.named_parameters():
             to_stream = name.endswith(("attn.proj.weight", "mlp.down.weight"))
-            # Each block adds to the stream twice, and the variances of 2 n_layer additions add up.
-            std = 0.02 / math.sqrt(2 * self.settings.n_layer) if to_stream else 0.02
-            if parameter.dim() > 1:  # the weights of norms, which are vectors, stay at 1
-                nn.init.normal_(parameter, std=std)
-            zero_init = self.settings.zero_init and (to_stream or name == "lm_head.weight")
-            # Embeddings of n-grams start at zero, and so add nothing until they are learned.
-            if zero_init or "ngrams." in name or name.endswith("bias"):
+            if parameter.dim() > 1:  # embeddings and matrices; the weights of norms, which are vectors, stay at 1
+                # Each block adds to the stream twice, and the variances of 2 n_layer additions add up.
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.settings.n_layer) if to_stream else 0.02)
+            is_bias, of_ngrams = name.endswith("bias"), "ngrams." in name  # these add nothing until they are learned
+            if is_bias or of_ngrams or (self.settings.zero_init and (to_stream or name == "lm_head.weight")):
                 nn.init.zeros_(parameter)
 
     def forward(self, idx: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
@@ -212,11 +221,10 @@ class GPT(nn.Module):
         """
         if idx.shape[1] > self.block_size:
             raise MiniGPTError(f"A window has {idx.shape[1]} ids, and this model's block_size is {self.block_size}.")
-        # (T,) positions; from a cache (B, T), since its rows may differ in length. `extend` adds idx to the cache, and
-        # `before` is the two ids before idx, which the embeddings of pairs and triples need.
+        # (T,) positions; with a cache (B, T), since its rows may have different lengths. `extend` adds idx to it.
         positions = torch.arange(idx.shape[1], device=idx.device) if cache is None else cache.extend(idx)
         x = self.embed(idx)  # (B, T, C)
-        if self.ngrams is not None:
+        if self.ngrams is not None:  # these embeddings need the two ids before idx as well, which the cache has
             x = x + self.ngrams(idx, None if cache is None else cache.before)
         if self.position is not None:
             x = x + self.position(positions)

@@ -1,9 +1,9 @@
-"""The article's model: an embedding and a linear layer. It predicts a token from the token before it only."""
+"""The article's model: an embedding and a linear layer. It predicts a token only from the token before it."""
 
 import torch
 from torch import nn
 
-from minigpt.errors import check_number
+from minigpt.errors import check_sizes
 
 
 class TinyGPT(nn.Module):
@@ -11,26 +11,25 @@ class TinyGPT(nn.Module):
 
     Args:
         vocab_size: `V`, the number of distinct ids.
-        n_embd: `C`, the width of the embedding.
-        block_size: `T`, the length of the windows in training and generation; the layers take any length.
+        n_embd: `C`, the width of the embedding (`n_embed` in the article).
+        block_size: The length of the windows in training; the layers take any length.
 
     Raises:
         MiniGPTError: A size is not a positive number.
     """
 
-    # Generation reads this: the last id is enough, so it may compute the predictions after all V ids once, as a table.
+    # Generation reads this. The last id is enough, so it can compute a table once, with the predictions after each id.
     context_size = 1
 
     def __init__(self, vocab_size: int, n_embd: int = 64, block_size: int = 64):
         super().__init__()
         # A checkpoint stores these arguments, with which the model is built again.
         self.config = {"vocab_size": vocab_size, "block_size": block_size, "n_embd": n_embd}
-        for name, size in self.config.items():
-            check_number(name, size, at_least=1, whole=True)
+        check_sizes(self.config)
         self.block_size = block_size
         self.embed = nn.Embedding(vocab_size, n_embd)
         self.lm_head = nn.Linear(n_embd, vocab_size)
 
     def forward(self, idx: torch.Tensor) -> torch.Tensor:
-        """Return the `(B, T, V)` logits of `(B, T)` ids."""
+        """Return the `(B, T, V)` logits of a batch of `B` windows of `T` ids, `(B, T)`."""
         return self.lm_head(self.embed(idx))

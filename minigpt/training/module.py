@@ -18,15 +18,16 @@ class LitLanguageModel(NetworkModule):
     """Trains a network to predict the next token with cross-entropy.
 
     It is a LightningModule: Lightning's Trainer calls the methods below. `NetworkModule` checks the settings, and adds
-    callbacks for speed, resuming and logs.
+    callbacks for speed, resuming and logs: objects whose methods the Trainer also calls, such as after each step.
 
-    The first four arguments are enough for the article's training. Those from `muon_learning_rate` to `cooldown` refine
-    the optimizer and let its learning rate change over the steps. The last three are for memory, speed and resuming.
+    The first four arguments are enough for a training like the article's. Those from `muon_learning_rate` to `cooldown`
+    refine the optimizer and let its learning rate change over the steps. The last three are for memory, speed and
+    resuming; `NetworkModule` uses them.
 
     Args:
         network: Any module whose `forward` takes `(B, T)` ids and returns `(B, T, V)` logits; see `minigpt.models`.
-        optimizer: `adamw`; or `muon`, which updates the matrices in a transformer's blocks with Muon (see `optim.py`)
-            and everything else with AdamW.
+        optimizer: `adamw`; or `muon`: Muon for the matrices in a transformer's blocks, which makes their updates nearly
+            orthogonal (see `optim.py`), and AdamW for everything else.
         learning_rate: AdamW's step size.
         weight_decay: The weight decay of matrices and embeddings.
         muon_learning_rate: Muon's step size.
@@ -41,8 +42,7 @@ class LitLanguageModel(NetworkModule):
             pass: less memory for a third more computation, with the same results. The network needs an attribute of
             this name, as GPT has.
         compile: Compile the training step, which takes up to a minute; training continues without if that fails.
-        seed: The seed of dropout; on the command line it is `--seed_everything`. Each step has its own random numbers,
-            made from this seed and the number of the step, so that a resumed training repeats them.
+        seed: The seed of dropout, at each step together with the step's number; `--seed_everything` on a command line.
 
     Raises:
         MiniGPTError: A setting is out of range.
@@ -69,7 +69,7 @@ class LitLanguageModel(NetworkModule):
         super().__init__()
         self.save_hyperparameters(ignore=["network"])  # fills self.hparams with the other arguments
         self.network = network
-        self.metrics = LoaderMetrics()  # of a validation or test: loss, bits per character, perplexity, accuracy
+        self.metrics = LoaderMetrics()  # computes loss, bits per character, perplexity and accuracy of a whole text
         self.check_settings()
         self.architecture = describe(network)  # its class and arguments, with which a checkpoint builds it again
 
@@ -96,18 +96,20 @@ class LitLanguageModel(NetworkModule):
         After each step the scheduler, a LambdaLR, sets each learning rate to its first value times a factor.
         """
         optimizer = self.build_optimizer()
-        # The number of steps of the training; of a resumed one, the number planned at first if that was larger.
+        # The steps of this training. A resumed training keeps the number that it was begun with, if that was larger.
         schedule = self.build_schedule(resume.schedule_steps(self.trainer))
         if schedule.constant:  # as in the article; a scheduler would only cost time
             return optimizer
         scheduler = LambdaLR(optimizer, schedule.factor)
+        # The interval tells Lightning to call the scheduler after each step, and not after each epoch.
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def build_optimizer(self) -> torch.optim.Optimizer:
-        """Return the optimizer of the settings: with `adamw` it is the article's `torch.optim.AdamW`.
+        """Return the optimizer of the settings, for `adamw` the article's `torch.optim.AdamW`.
 
         The network's parameters come in groups. A group is a list of parameters with its own learning rate and weight
-        decay: the matrices are one, and the vectors (biases and norms), which get no decay by default, another.
+        decay. Matrices and embeddings are one. Vectors (biases and norms) are another: they do not decay, unless
+        `decay_vectors` is set. In the article they do.
 
         Raises:
             MiniGPTError: The optimizer is unknown, or the network has no parameters for it.
@@ -126,7 +128,7 @@ class LitLanguageModel(NetworkModule):
             MiniGPTError: The schedule is unknown, or does not fit the steps.
         """
         settings = self.hparams
-        # A schedule multiplies the learning rate by a factor, which ends here: at min_lr / learning_rate, at most 1.
+        # A schedule multiplies the learning rate by a factor. Its last value is min_lr / learning_rate, at most 1.
         last_factor = 0.0
         if settings.learning_rate > 0:
             last_factor = min(1.0, settings.min_lr / settings.learning_rate)
@@ -161,8 +163,8 @@ class LitLanguageModel(NetworkModule):
     def exact_logits(self, x: Tensor) -> Tensor:
         """Return the `(B, T, V)` logits of `(B, T)` ids in the precision of the weights.
 
-        A training may compute in mixed precision, with 16 bits for some operations. It is switched off here, so that
-        scores do not depend on it.
+        Training may use mixed precision, with 16 bits for some operations. It is off here, so that scores do not depend
+        on it.
         """
         with torch.autocast(self.device.type, enabled=False):
             return self.network(x)
