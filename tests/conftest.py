@@ -24,7 +24,7 @@ RECIPES = sorted(set((ROOT / "configs").rglob("*.yaml")) - set((ROOT / "configs"
 STARTS = [recipe for recipe in RECIPES if "--init_from" in recipe.read_text(encoding="utf-8")]  # without a network
 TINY = str(ROOT / "configs" / "tiny.yaml")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-QUICK = ["--trainer.accelerator", "cpu", "--samples.every_n_steps", "0"]
+QUICK = ["--trainer.accelerator", "cpu", "--samples.every_n_steps", "0", "--figures.every_n_steps", "0"]
 
 
 class Result(NamedTuple):
