@@ -7,20 +7,23 @@ An untrained model with Llama's switches is exported as GGUF in float32, bf16 an
 to its block, with temperature 0.8, top-k 30, top-p 0.9, min-p 0.02 and a repetition penalty of 1.1: here with the
 compiled step, from a prompt's ids to a text, and in llama.cpp through the completions of the package xllamacpp, also to
 a text. Both draw until the block is full. llama.cpp runs with keys and values in float32, as here, and in 16 bits, its
-default, which is faster. Each contender first tries one thread and all cores and keeps what is faster.
-Then they take turns, round by round; ratios are medians of the ratios within a round. `limit` is the memory's: how
-often a second the weights could be read, at the bandwidth measured in each round. Prints a table, and writes JSON with
---out.
+default, which is faster. Each contender has a process of its own, which is stopped while others have their turn, since
+waiting threads take time. It first tries one thread and all cores and keeps what is faster. Then they take turns, round
+by round; ratios are medians of the ratios within a round. `limit` is the memory's: how often a second the weights could
+be read, at the bandwidth measured in each round. Prints a table, and writes JSON with --out.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
+import signal
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -55,9 +58,10 @@ def project(shape: tuple[int, ...], precision: str) -> Contender:
     return lambda seed: len(lm.generate(PROMPT, shape[0] - 1, seed=seed, **SAMPLING)) - 1
 
 
-def llama_cpp(file: Path, block_size: int, threads: int, cache: str) -> Contender:
+def llama_cpp(shape: tuple[int, ...], file: Path, cache: str, threads: int) -> Contender:
     import xllamacpp
 
+    block_size = shape[0]
     params = xllamacpp.CommonParams()
     params.model.path = str(file)
     params.n_ctx = max(256, block_size)
@@ -81,10 +85,37 @@ def llama_cpp(file: Path, block_size: int, threads: int, cache: str) -> Contende
     return run
 
 
-def speed(run: Contender, seed: int, threads: int) -> float:
+def serve(pipe: Connection, make: Callable[..., Contender], args: tuple, threads: int) -> None:
+    """Write a text for each seed that comes through the pipe, and answer with the tokens per second."""
     torch.set_num_threads(threads)
-    started = time.perf_counter()
-    return run(seed) / (time.perf_counter() - started)
+    run = make(*args)
+    while True:
+        seed = pipe.recv()
+        started = time.perf_counter()
+        pipe.send(run(seed) / (time.perf_counter() - started))
+
+
+class Side:
+    """A contender in a process of its own, which is stopped between its turns."""
+
+    def __init__(self, make: Callable[..., Contender], args: tuple, threads: int):
+        self.pipe, other = multiprocessing.Pipe()
+        self.process = multiprocessing.Process(target=serve, args=(other, make, args, threads), daemon=True)
+        self.process.start()
+        self.speed(0)  # it is ready then
+
+    def speed(self, seed: int) -> float:
+        """Return the tokens per second of a text."""
+        os.kill(self.process.pid, signal.SIGCONT)
+        self.pipe.send(seed)
+        result = self.pipe.recv()
+        os.kill(self.process.pid, signal.SIGSTOP)
+        return result
+
+    def end(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.join()
 
 
 def measure(shape: tuple[int, ...], precision: str, folder: Path, rounds: int) -> dict:
@@ -95,23 +126,29 @@ def measure(shape: tuple[int, ...], precision: str, folder: Path, rounds: int) -
         files_of("gguf", {}, LanguageModel(model, CharTokenizer.from_text(ALPHABET)), precision)["model.gguf"]
     )
     counts = sorted({1, os.cpu_count() or 1})
-    ours = project(shape, precision)
-    sides: dict[str, dict[int, Contender]] = {
-        f"llama.cpp, {name}": {n: llama_cpp(file, shape[0], n, kind) for n in counts} for name, kind in CACHES.items()
-    }
-    sides["minigpt"] = dict.fromkeys(counts, ours)
-    best = {}
-    for name, runs in sides.items():
-        trials = {n: max(speed(run, seed, n) for seed in range(4)) for n, run in runs.items()}
-        best[name] = max(trials, key=trials.__getitem__)
+    contenders: dict[str, tuple] = {f"llama.cpp, {name}": (llama_cpp, file, kind) for name, kind in CACHES.items()}
+    contenders["minigpt"] = (project, precision)
+    best, sides = {}, {}
+    for name, (make, *args) in contenders.items():
+        trials = {}
+        for n in counts:
+            side = Side(make, (shape, *args, *([n] if make is llama_cpp else [])), n)
+            trials[n] = max(side.speed(seed) for seed in range(4)), side
+        best[name] = max(trials, key=lambda n: trials[n][0])
+        for n, (_, side) in trials.items():
+            if n != best[name]:
+                side.end()
+        sides[name] = trials[best[name]][1]
     weights = BYTES[precision] * sum(p.numel() for p in model.blocks.parameters())
     speeds: dict[str, list[float]] = {name: [] for name in sides}
     limits = []
     for seed in range(rounds):
         torch.set_num_threads(max(counts))
         limits.append(bandwidth() / weights)
-        for name, runs in sides.items():
-            speeds[name].append(speed(runs[best[name]], seed, best[name]))
+        for name, side in sides.items():
+            speeds[name].append(side.speed(seed))
+    for side in sides.values():
+        side.end()
     return {"precision": precision, "threads": best, "tokens_per_second": speeds, "limit": limits}
 
 
@@ -140,6 +177,7 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="*", choices=BYTES, default=list(BYTES), help="of the weights")
     parser.add_argument("--out", type=Path, help="where to write JSON")
     asked = parser.parse_args()
+    multiprocessing.set_start_method("spawn")
     with tempfile.TemporaryDirectory() as folder:
         results = [measure(SHAPES[asked.shape], kind, Path(folder), asked.rounds) for kind in asked.precisions]
     print(table(results))

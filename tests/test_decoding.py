@@ -7,12 +7,15 @@ import torch
 from conftest import generate_ids
 from test_engine import disturbed, lively, plainly, rows
 
-from minigpt import GPT, MiniGPTError, TinyGPT
+from minigpt import GPT, CharTokenizer, LanguageModel, MiniGPTError, TinyGPT
 from minigpt.cpu import decoding
+from minigpt.cpu.compiler import library
 from minigpt.cpu.decoding import compile_decoding
 from minigpt.cpu.int8 import Int8Linear, quantize
+from minigpt.cpu.sampling import CompiledParams, fastest_params
 from minigpt.generation import checks
 from minigpt.generation.checks import CompiledStep, compiled_step, usable_paths
+from minigpt.generation.sampling import SamplingParams, draw
 from minigpt.models import kv_cache
 from minigpt.models.kv_cache import KVCache
 from minigpt.runs import for_inference
@@ -241,8 +244,55 @@ def test_a_model_that_cannot_be_compiled_is_left_as_it_was(monkeypatch):
     with pytest.raises(MiniGPTError, match="float32, bfloat16 or int8"):
         compile_decoding(model)
     monkeypatch.setattr("torch._inductor.codecache.CppCodeCache.load", fails)
+    library.cache_clear()
     model = lively()
     with pytest.raises(MiniGPTError, match="cannot be compiled here"):
         compile_decoding(model)
     assert compiled_step(model) is None
     assert rows(generate_ids(model, [[1]], 5, temperature=0.0)) == [plainly(model, [1], 5, temperature=0.0)]
+
+
+@pytest.mark.parametrize("vocab_size", [1, 2, 65, 300])
+@pytest.mark.parametrize("penalty", [None, 1.3, 0.5])
+@pytest.mark.parametrize("top_k", [None, 1, 3, 400])
+def test_the_compiled_filter_cuts_what_the_plain_one_cuts(vocab_size, penalty, top_k):
+    torch.manual_seed(0)
+    for top_p in (None, 0.1, 0.9, 1.0):
+        for min_p in (None, 0.0, 0.05, 1.0):
+            settings = (0.7, top_k, top_p, min_p, penalty)
+            logits, ids = torch.randn(3, vocab_size) * 3, torch.randint(vocab_size, (3, 7))
+            logits[0] = logits[0].round()  # with ties
+            logits[1, 1::2] = -math.inf
+            given = logits.clone()
+            plain = SamplingParams(*settings).filter(logits, ids)
+            assert torch.equal(CompiledParams(*settings).filter(logits, ids), plain), settings
+            assert torch.equal(logits, given)
+    assert torch.equal(CompiledParams(0).filter(logits, ids), SamplingParams(0).filter(logits, ids))
+
+
+def test_logits_that_are_no_numbers_pass_the_compiled_filter():
+    logits = torch.tensor([[1.0, math.nan, 2.0], [1.0, 2.0, 3.0]])
+    filtered = CompiledParams(1.0, top_k=1, top_p=0.5).filter(logits)
+    assert filtered[0].isnan().any()
+    assert filtered[1].tolist() == [-math.inf, -math.inf, 3.0]
+    with pytest.raises(MiniGPTError, match="produced NaN"):
+        draw(filtered.softmax(-1))
+
+
+def test_a_compiled_model_filters_in_compiled_code_unless_the_filters_differ(monkeypatch):
+    calls = []
+    plain = CompiledParams.filter
+    monkeypatch.setattr(CompiledParams, "filter", lambda self, *given: calls.append(1) or plain(self, *given))
+    lm = LanguageModel(lively(), CharTokenizer.from_text("".join(map(chr, range(65, 95)))))
+    sampling = {"temperature": 0.8, "top_k": 5, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.1, "seed": 3}
+    text = lm.generate("A", 12, **sampling)
+    assert not calls
+    compile_decoding(lm.model)
+    calls.clear()
+    assert lm.generate("A", 12, **sampling) == text
+    assert len(calls) == 12
+    fastest_params.cache_clear()
+    monkeypatch.setattr(CompiledParams, "filter", lambda self, logits, generated=None: logits)
+    compile_decoding(lm.model)
+    assert lm.generate("A", 12, **sampling) == text
+    fastest_params.cache_clear()

@@ -6,21 +6,19 @@ few rows and some fifty other operations of a few microseconds each, during whic
 
 import ctypes
 from itertools import chain
-from pathlib import Path
 
 import torch
 from torch import nn
 
+from minigpt.cpu.compiler import address, library
 from minigpt.cpu.int8 import Int8Linear
+from minigpt.cpu.sampling import fastest_params
 from minigpt.errors import MiniGPTError
 from minigpt.generation.checks import ROUNDED, cache_differs, exact_copy, in_float32, random_ids, use_compiled_step
 from minigpt.models.gpt import GPT, Block
 from minigpt.models.kv_cache import KVCache
 from minigpt.models.stock import unknown_part
 
-# Allow reordered sums, fused products and vectorised loops, which torch.compile's own flags forbid.
-FLAGS = ("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno", "-ffp-contract=fast")
-FLAGS_OF_GCC = ("-ftree-loop-vectorize",)
 ONE_THREAD_BELOW = 200_000  # parameters; for fewer, one thread is faster than several that wait for each other
 FUNCTIONS = {  # by the types of embeddings and cache, and of the weights of linear layers
     (torch.float32, torch.float32): "decode_float",
@@ -127,10 +125,11 @@ class CompiledDecoder:
             raise MiniGPTError(
                 "Compiled generation is for a CPU, in float32, bfloat16 or int8. The model stays as it is."
             )
-        library = _library()
-        self.run = library[FUNCTIONS[types]]
-        self.columns = library.columns()  # the number of outputs whose weights are adjacent in memory
+        compiled = library()
+        self.run = compiled[FUNCTIONS[types]]
+        self.columns = compiled.columns()  # the number of outputs whose weights are adjacent in memory
         self.vocab_size = model.lm_head.out_features
+        self.params = fastest_params(self.vocab_size)  # the sampling parameters to use with this step
         self._kept: list[torch.Tensor] = []  # tensors that the structures point to
         self._layers = (_Layer * len(model.blocks))(*(self._layer(block) for block in model.blocks))
         settings = model.settings
@@ -157,8 +156,8 @@ class CompiledDecoder:
         before = None if cache.before is None else cache.before.contiguous()
         outside = self.run(
             ctypes.byref(self._model), ctypes.c_int64(rows), ctypes.c_int64(cache.room),
-            _address(idx), _address(before), _address(positions),
-            _address(cache.keys[0]), _address(cache.values[0]), _address(logits),
+            address(idx), address(before), address(positions),
+            address(cache.keys[0]), address(cache.values[0]), address(logits),
         )  # fmt: skip
         if outside:
             raise IndexError("an id is outside the vocabulary, or there are more ids than block_size")
@@ -193,21 +192,3 @@ class CompiledDecoder:
         numbers = tensor.detach().float()
         self._kept.append((nn.functional.pad(numbers, (0, more)) if more else numbers).contiguous())
         return self._kept[-1].data_ptr()
-
-
-def _address(tensor: torch.Tensor | None) -> ctypes.c_void_p | None:
-    return None if tensor is None else ctypes.c_void_p(tensor.data_ptr())
-
-
-def _library() -> ctypes.CDLL:
-    """Compile and load `decoding.cpp` with the compiler and the cache of torch.compile."""
-    try:
-        from torch._inductor.codecache import CppCodeCache  # takes seconds to import
-        from torch._inductor.cpp_builder import is_gcc
-
-        source = Path(__file__).with_suffix(".cpp").read_text(encoding="utf-8")
-        return CppCodeCache.load(source, extra_flags=FLAGS + (FLAGS_OF_GCC if is_gcc() else ()))
-    except Exception as error:  # each stage of the compiler has its own exceptions
-        raise MiniGPTError(
-            "The model cannot be compiled here, perhaps because there is no C++ compiler. It stays as it is."
-        ) from error

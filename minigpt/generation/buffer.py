@@ -38,15 +38,13 @@ class TokenBuffer:
 
     def all(self) -> torch.Tensor:
         """Return the ids of all rows, `(B, T)`."""
-        if self.pending:
-            new = torch.stack(self.pending, dim=1)
-            if self.longest > self.ids.shape[1]:  # at least doubled, so that ids are seldom copied
-                room = self.ids[:, :1].expand(-1, self.longest)
-                self.ids = torch.cat([self.ids, room], dim=1)
-            columns = self.ends[:, None] + torch.arange(len(self.pending), device=new.device)
-            self.ids.scatter_(1, columns, new)
-            self.ends += len(self.pending)
-            self.pending.clear()
+        if self.longest > self.ids.shape[1]:  # at least doubled, so that ids are seldom copied
+            room = self.ids[:, :1].expand(-1, self.longest)
+            self.ids = torch.cat([self.ids, room], dim=1)
+        for new in self.pending:
+            self.ids.scatter_(1, self.ends[:, None], new[:, None])
+            self.ends += 1
+        self.pending.clear()
         return self.ids[:, : self.longest]
 
     def windows(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,6 +11,7 @@ from torch import nn
 from minigpt.data.tokenizer_base import StreamDecoder, Tokenizer
 from minigpt.errors import MiniGPTError, check_number
 from minigpt.generation.buffer import IdSteps
+from minigpt.generation.checks import compiled_step
 from minigpt.generation.engine import generate_ids
 from minigpt.generation.sampling import SamplingParams
 from minigpt.models import device_of
@@ -106,7 +107,8 @@ class LanguageModel:
         Raises:
             MiniGPTError: A sampling parameter is outside its range, or a prompt holds unknown characters.
         """
-        params = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty)
+        kind = getattr(compiled_step(self.model), "params", SamplingParams)  # compiled code has a compiled filter
+        params = kind(temperature, top_k, top_p, min_p, repetition_penalty)
         check_number("max_new_tokens", max_new_tokens, at_least=0, whole=True)
         if stop == "":
             raise MiniGPTError("The stop string is empty. Give it some text, or leave it out.")
