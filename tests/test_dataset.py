@@ -32,13 +32,25 @@ def test_windows_of_small_integers_are_int64():
 def test_there_is_no_window_outside(index):
     with pytest.raises(IndexError):
         CharDataset(torch.arange(100), 8)[index]
+    with pytest.raises(IndexError):
+        CharDataset(torch.arange(100), 8)[torch.tensor([5, index])]
+
+
+def test_windows_of_different_lengths_are_no_batch():
+    windows = EvalWindows(torch.arange(9), 3)  # of 3, 3 and 2 targets
+    assert [part.shape for part in windows[range(2)]] == [(2, 3)] * 2
+    with pytest.raises(RuntimeError, match="shape"):
+        windows[range(1, 3)]
+    even = EvalWindows(torch.arange(5), 3)  # of 3 targets and 1, which two rows of 2 would hold
+    with pytest.raises(RuntimeError, match="shape"):
+        even[range(2)]
 
 
 def test_a_batch_is_gathered_as_its_windows_one_by_one():
     dataset = CharDataset(torch.randint(0, 50, (500,)), 16)
-    starts = torch.tensor([0, 483, 17, 17])
+    starts = torch.tensor([0, 483, 17, 17, -1])
     x, y = dataset[starts]
-    assert x.shape == y.shape == (4, 16)
+    assert x.shape == y.shape == (5, 16)
     for row, start in enumerate(starts.tolist()):
         assert torch.equal(x[row], dataset[start][0])
         assert torch.equal(y[row], dataset[start][1])

@@ -360,4 +360,4 @@ def test_figures_take_at_most_three_hundredths_of_the_training_time(monkeypatch)
             figures_.on_validation_end(trainer, None)
             steps += [trainer.global_step] * (now[0] > before)
         drawn[every] = steps
-    assert drawn == {None: [20, 100], 0: [], 1: list(range(10, 101, 10)), 40: [40, 80, 100]}
+    assert drawn == {None: [40, 100], 0: [], 1: list(range(10, 101, 10)), 40: [40, 80, 100]}

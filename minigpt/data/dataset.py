@@ -15,13 +15,14 @@ from minigpt.errors import MiniGPTError
 class CharDataset(Dataset):
     """Every window of `block_size` ids, with the same window one id later as its targets, as in the article.
 
-    `dataset[5]` is window 5, so `DataLoader(dataset, batch_size=4, shuffle=True)` works as in the article. Training is
-    faster when one call makes a whole batch: `dataset[torch.tensor([5, 90, 7])]` is the windows 5, 90 and 7, stacked.
-    `DataLoader(dataset, batch_size=None, sampler=BatchOrder(...))` works so: the sampler (see `order.py`) draws such
-    tensors, and without a batch size the loader passes each of them to the dataset.
+    `dataset[5]` is window 5, so `DataLoader(dataset, batch_size=4, shuffle=True)` works as in the article.
+
+    For speed alone, one call can make a whole batch: `dataset[torch.tensor([5, 90, 7])]` is the windows 5, 90 and 7,
+    stacked. Training uses `DataLoader(dataset, batch_size=None, sampler=BatchOrder(...))`. This sampler, in `order.py`,
+    draws tensors of window numbers, and without a batch size the loader passes each of them to the dataset as it is.
 
     Args:
-        data: `(N,)` ids. A file may store them in one, two or four bytes each; `long` turns those of a window into
+        data: `(N,)` ids, in a tensor or in a file. A file has small integers, so windows are converted by `long` to
             int64, which embeddings and cross-entropy take.
         block_size: `T`, the length of a window.
     """
@@ -42,18 +43,15 @@ class CharDataset(Dataset):
             return self._batch(index)
         # A range checks the index as a list does: -1 is the last window, and one outside raises IndexError.
         start = range(len(self))[int(index)]
-        x = self.data[start : start + self.block_size].long()
-        y = self.data[start + 1 : start + 1 + self.block_size].long()
-        return x, y
+        window = self.data[start : start + self.block_size + 1].long()
+        return window[:-1], window[1:]
 
     def _batch(self, starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        # `unfold` is a view of all windows of T ids, one per row, without copying: for 0 1 2 3 4 and T = 3, the rows
-        # are 0 1 2, 1 2 3 and 2 3 4. Indexing then copies the B rows of the batch in one call, which is faster than a
-        # Python loop over windows.
-        windows = self.data.unfold(0, self.block_size, 1)
-        x = windows[starts].long()
-        y = windows[starts + 1].long()
-        return x, y
+        # `unfold` is a view of all windows of T + 1 ids, one per row, without copying: for the ids 0 1 2 3 4 and T = 2,
+        # the rows are 0 1 2, 1 2 3 and 2 3 4. Indexing then copies the B rows of the batch in one call, which is faster
+        # than a Python loop over windows.
+        windows = self.data.unfold(0, self.block_size + 1, 1)[starts].long()
+        return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()  # so that `view` works on them
 
 
 class EvalWindows(Dataset):
@@ -63,7 +61,7 @@ class EvalWindows(Dataset):
     would then go through the model several times. The last window may be shorter than the others.
 
     `windows[5]` is window 5, and `windows[range(5, 9)]` is a batch of four windows. All windows of a batch have one
-    length, so a short last window forms a batch of its own. The sampler `EvalOrder` (see `order.py`) makes such ranges.
+    length, so a short last window is a batch of its own. The sampler `EvalOrder` (see `order.py`) makes such ranges.
 
     Args:
         data: `(N,)` ids, at least 2.
@@ -96,10 +94,10 @@ class EvalWindows(Dataset):
 
     def _batch(self, numbers: range) -> tuple[torch.Tensor, torch.Tensor]:
         # No gap and no overlap: the windows of a batch are one slice of the text, which `view` cuts into B rows. With
-        # T = 3, windows 0 and 1 are ids 0 to 6: x is (0 1 2), (3 4 5), and y is (1 2 3), (4 5 6).
+        # T = 3, windows 0 and 1 are ids 0 to 6: x is (0 1 2), (3 4 5), and y is (1 2 3), (4 5 6). If window 2 has one
+        # target only, x is (6) and y is (7).
         start = numbers.start * self.block_size
         stop = min(numbers.stop * self.block_size, self.n_targets)
         ids = self.data[start : stop + 1].long()
-        x = ids[:-1].view(len(numbers), -1)
-        y = ids[1:].view(len(numbers), -1)
-        return x, y
+        length = min(self.block_size, stop - start)
+        return ids[:-1].view(-1, length), ids[1:].view(-1, length)  # -1: as many rows as there are windows

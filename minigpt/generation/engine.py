@@ -14,11 +14,12 @@ ways to compute the logits, here called paths. `checks.usable_paths` returns the
 model, that is, give the same logits as the loop above:
 
 - `cache`: the model stores the keys and values of the ids that it has read, so that it computes each id only once. It
-  serves for the first block_size ids. After that the window drops its oldest id at each step: the others move to new
+  works for the first block_size ids. After that the window drops its oldest id at each step: the others move to new
   positions, and the stored keys and values are out of date.
-- `compiled`: like `cache`, with C++ code that computes one new id per row (`cpu/decoding.py`), if the user asks for it.
 - `context`: the prediction depends on the last `context_size` ids only, so windows of that length are enough. For
   TinyGPT, where this is 1, a table of the probabilities after each id is computed once (`table.py`).
+- `compiled`: like `cache`, with a step in C++ for each new id, if the user has asked for it (`cpu/decoding.py`). At
+  first reading skip this one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -45,7 +46,8 @@ def generate_ids(
 ) -> IdSteps:
     """Continue each of `prompts`, yielding the `(B,)` new ids of every step as they are drawn.
 
-    The model is in eval mode while ids are drawn. Then its previous mode is restored, also after an error or a `break`.
+    The model is in eval mode while ids are drawn. Then its previous mode is restored, also after an error, and after a
+    `break` in the caller's loop, which closes this generator.
 
     Args:
         model: A network: any module whose `forward` takes `(B, T)` ids and returns `(B, T, V)` logits that do not
@@ -62,10 +64,11 @@ def generate_ids(
         length = max(map(len, prompts)) + max_new_tokens  # of the longest row at the end
         paths = usable_paths(model, length)  # GPT: {"cache"}, with "compiled" if it was compiled; TinyGPT: {"context"}
         size = window_size(model, paths, length)  # GPT: block_size; TinyGPT: 1; a model without a limit: all ids
-        # The ids of all rows; shorter rows are padded on the right, with one of their own ids, since a repetition
-        # penalty must not fall on an id that a row does not have.
+        # The ids of all rows. Shorter rows are padded on the right: no prediction depends on later ids, so the padding
+        # changes nothing. It is one of the row's own ids, since a repetition penalty must not fall on an id that a row
+        # does not have.
         buffer = TokenBuffer(prompts, device_of(model))
-        table = transition_table(model, paths, params, max_new_tokens)  # (V, V) for TinyGPT in most cases; else None
+        table = transition_table(model, paths, params, max_new_tokens)  # (V, V) for TinyGPT, if that is faster; or None
         if table is None:
             yield from draw_ids(NextLogits(model, buffer, paths, size), buffer, max_new_tokens, params, generators)
         else:
@@ -117,14 +120,15 @@ class NextLogits:
     def from_windows(self) -> torch.Tensor:
         """Compute the windows of all rows without the cache, as the article does."""
         windows, last = self.buffer.windows(self.size)  # (B, T) ids, and the column of each row's last id
-        logits = plain_logits(self.model, windows)  # `self.model(windows)`, checked to have the shape (B, T, V)
+        logits = plain_logits(self.model, windows)  # `self.model(windows)`; an error if its shape is not (B, T, V)
         return logits[self.buffer.rows, last]  # of row 0 the logits at column last[0], of row 1 at last[1], ...: (B, V)
 
     def from_prompts(self) -> torch.Tensor:
         """Compute the prompts, padded on the right to one length, and store them in the cache.
 
-        Now the cache has the padding too. Its `length`, which is where each row's next id goes, is set to the number of
-        ids without padding: the next ids overwrite the padding, and the cache's mask hides what is left of it.
+        The cache has the padding too. For the rows `a b c` and `d e`, it holds `a b c` and `d e d`, with d as padding.
+        Its `length`, the column of each row's next id, is then set to 3 and 2, so that the next id of the second row
+        replaces the padding. A row never sees columns after its newest id, so it does not see what is left of it.
         """
         windows, last = self.buffer.windows(self.size)
         logits = self.model(windows, self.cache)

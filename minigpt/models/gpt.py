@@ -23,15 +23,16 @@ from minigpt.models.settings import Settings
 class Attention(nn.Module):
     """Causal self-attention: each token gathers information from itself and from the tokens before it.
 
-    A token's query says what it looks for, its key what it offers, and its value is what others gather from it: a token
-    receives the mean of the values, weighted by the softmax of its query's products with the keys, divided by sqrt(D).
-    A head is such an attention over D numbers per token. H heads, each with its own queries, keys and values, run side
-    by side, so that a token can look for H things at once.
+    A token's query says what it looks for, its key what it offers, and its value is what others gather from it. The
+    products of a token's query with all keys, divided by sqrt(D), become weights that sum to 1 by a softmax. The token
+    receives the mean of the values with these weights: `softmax(q @ k.T / sqrt(D)) @ v`. A head is such an attention
+    over D numbers per token. H heads, each with its own queries, keys and values, run side by side, so that a token can
+    look for H things at once.
 
-    At first reading `rope` and `cache` may be None. `rope` is for rotary positions (see `position` in GPT): the cosines
-    and sines of the angles by which `rotate` turns the query and the key at each position. `cache`, in generation,
-    stores the keys and values of earlier tokens; x then has the new tokens only, and the cache's mask says which
-    tokens, old and new, each query may see.
+    At first reading take `rope` and `cache` for None. `rope` is for rotary positions (see `position` in GPT): the
+    cosines and sines of the angles by which `rotate` turns the query and the key at each position. `cache` is for
+    generation: it stores the keys and values of earlier tokens, and x then has the new tokens only. Its mask says which
+    tokens, old and new, each new query may see: those up to its own.
     """
 
     def __init__(self, layer: int, settings: Settings):
@@ -69,7 +70,7 @@ class Attention(nn.Module):
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Return what each query gathers, `(B, H, T, D)`; without a mask it sees the tokens up to its own."""
         dropout = self.dropout.p if self.training else 0.0
-        # softmax(q @ k.transpose(2, 3) / sqrt(D)) @ v, where the softmax gets -inf for what a query may not see.
+        # As above, where the softmax gets -inf for the tokens that a query may not see.
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None)
 
 
@@ -89,7 +90,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 class MLP(nn.Module):
     """Two linear layers around an activation, for each token alone.
 
-    In SwiGLU the activation is applied to the outputs of a third layer, the gate, which scale the hidden units.
+    SwiGLU has a third layer, the gate, and computes `down(silu(gate(x)) * up(x))`.
     """
 
     def __init__(self, settings: Settings):
@@ -130,6 +131,8 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """A stack of pre-norm transformer blocks between an embedding and a linear layer.
 
+    The first five arguments are enough at first. The others are switches between GPT-2 and later models.
+
     Args:
         vocab_size: `V`, the number of distinct ids.
         block_size: The longest window that the model takes.
@@ -150,12 +153,12 @@ class GPT(nn.Module):
         dropout: The share of activations that are set to zero in training.
         tie_weights: Use the embedding as the output layer, for fewer parameters (Press and Wolf, 2017).
         softcap: Limit logits to ± this value by a tanh (Gemma 2, 2024); 0 for no limit.
-        zero_init: Initialise the output layer (unless it is the embedding), and the last layers of attention and MLP,
-            with zeros, so that a block passes the stream on unchanged until it has learned something (Jordan et al.,
-            "modded-nanogpt", 2024).
+        zero_init: Initialise the last layers of attention and MLP with zeros, so that a block passes the stream on
+            unchanged until it has learned something, and the output layer too, unless it is the embedding: all tokens
+            are equally likely at first (Jordan et al., "modded-nanogpt", 2024).
         ngrams: Add two more embeddings to that of each token, for the last two and the last three tokens; 0 for none.
-            Each is a table of this many rows, of which the remainder of a number made from the tokens picks one
-            (Pagnoni et al., "Byte Latent Transformer", 2024).
+            Each is a table of this many rows, and a hash, a number computed from the tokens, picks the row (Pagnoni et
+            al., "Byte Latent Transformer", 2024).
         head_size: `D`, the size of a head's queries, keys and values; None for n_embd / n_head.
         mlp_width: The hidden units of an MLP; None for 4 n_embd, and for 8/3 n_embd with swiglu.
         norm_eps: The number that norms add to the mean square before they divide; None for 1e-5, with rmsnorm 1e-6.
@@ -166,8 +169,8 @@ class GPT(nn.Module):
         MiniGPTError: A size does not divide another, or a switch has an unknown value.
     """
 
-    # LitLanguageModel's setting of this name sets it. If True, training stores the activations between blocks only, and
-    # the backward pass computes the others again: `recompute` is PyTorch's `checkpoint`, in its newer version.
+    # If True, training stores the activations between blocks only, and the backward pass computes the others again.
+    # LitLanguageModel has a setting of this name. PyTorch's function is called `checkpoint`, and has an older variant.
     activation_checkpointing = False
 
     def __init__(
@@ -202,13 +205,15 @@ class GPT(nn.Module):
 
     def _initialise(self) -> None:
         """Draw weights as GPT-2 does, with standard deviation 0.02, or less where layers add to the residual stream."""
+        # Each block adds to the stream twice, and the variances of 2 n_layer additions add up.
+        std_to_stream = 0.02 / math.sqrt(2 * self.settings.n_layer)
         for name, parameter in self.named_parameters():
             to_stream = name.endswith(("attn.proj.weight", "mlp.down.weight"))
             if parameter.dim() > 1:  # embeddings and matrices; the weights of norms, which are vectors, stay at 1
-                # Each block adds to the stream twice, and the variances of 2 n_layer additions add up.
-                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.settings.n_layer) if to_stream else 0.02)
-            is_bias, of_ngrams = name.endswith("bias"), "ngrams." in name  # these add nothing until they are learned
-            if is_bias or of_ngrams or (self.settings.zero_init and (to_stream or name == "lm_head.weight")):
+                nn.init.normal_(parameter, std=std_to_stream if to_stream else 0.02)
+            if name.endswith("bias") or "ngrams." in name:  # these add nothing until they are learned
+                nn.init.zeros_(parameter)
+            if self.settings.zero_init and (to_stream or name == "lm_head.weight"):
                 nn.init.zeros_(parameter)
 
     def forward(self, idx: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
@@ -221,7 +226,8 @@ class GPT(nn.Module):
         """
         if idx.shape[1] > self.block_size:
             raise MiniGPTError(f"A window has {idx.shape[1]} ids, and this model's block_size is {self.block_size}.")
-        # (T,) positions; with a cache (B, T), since its rows may have different lengths. `extend` adds idx to it.
+        # (T,) positions; with a cache (B, T), since its rows may have different lengths. `extend` assigns positions to
+        # the new ids, where each layer then stores its keys and values.
         positions = torch.arange(idx.shape[1], device=idx.device) if cache is None else cache.extend(idx)
         x = self.embed(idx)  # (B, T, C)
         if self.ngrams is not None:  # these embeddings need the two ids before idx as well, which the cache has
@@ -247,6 +253,9 @@ class GPT(nn.Module):
 
 
 def make_norm(settings: Settings) -> nn.LayerNorm | nn.RMSNorm:
-    """Return a layer that scales each vector to mean square 1; LayerNorm first subtracts the vector's mean."""
+    """Return a layer that scales each vector to mean square 1, and then by learned weights.
+
+    LayerNorm first subtracts the vector's mean, and may have a bias.
+    """
     C, eps = settings.n_embd, settings.norm_eps
     return nn.RMSNorm(C, eps) if settings.norm == "rmsnorm" else nn.LayerNorm(C, eps, bias=settings.bias)

@@ -18,7 +18,7 @@ class TinyGPT(nn.Module):
         MiniGPTError: A size is not a positive number.
     """
 
-    # Generation reads this. The last id is enough, so it can compute a table once, with the predictions after each id.
+    # The prediction depends on the last id only. Generation uses this to compute the predictions after all V ids once.
     context_size = 1
 
     def __init__(self, vocab_size: int, n_embd: int = 64, block_size: int = 64):

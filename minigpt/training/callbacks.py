@@ -320,7 +320,8 @@ class Figures(Callback):
 
     Args:
         every_n_steps: Draw figures at validations whose step is a multiple of this, and at the last step; 0 for none.
-            By default at every validation at which drawing has taken at most 3 % of the training time so far.
+            By default also at each validation at which that leaves drawing, with the last figures, below 3 % of the
+            training time so far.
     """
 
     def __init__(self, every_n_steps: int | None = None):
@@ -366,7 +367,8 @@ class Figures(Callback):
             return self.every_n_steps != 0
         if self.every_n_steps:
             return step % self.every_n_steps == 0
-        affordable = self._drawing + self._longest <= DRAWING_SHARE * (time.monotonic() - self._began)
+        # Twice: now, and at the last step, where figures are drawn in any case.
+        affordable = self._drawing + 2 * self._longest <= DRAWING_SHARE * (time.monotonic() - self._began)
         return trainer.strategy.reduce_boolean_decision(affordable)
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:

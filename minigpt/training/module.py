@@ -17,17 +17,18 @@ from minigpt.training.optim import OPTIMIZERS, Schedule, parameter_groups
 class LitLanguageModel(NetworkModule):
     """Trains a network to predict the next token with cross-entropy.
 
-    It is a LightningModule: Lightning's Trainer calls the methods below. `NetworkModule` checks the settings, and adds
-    callbacks for speed, resuming and logs: objects whose methods the Trainer also calls, such as after each step.
+    It is a LightningModule, whose methods Lightning's Trainer calls; `self.trainer`, `self.hparams` and `self.log_dict`
+    are Lightning's. `NetworkModule`, its base class here, also checks the settings, and adds callbacks for speed,
+    resuming and logs. A callback is an object whose methods the Trainer calls too, for example after each step.
 
     The first four arguments are enough for a training like the article's. Those from `muon_learning_rate` to `cooldown`
     refine the optimizer and let its learning rate change over the steps. The last three are for memory, speed and
-    resuming; `NetworkModule` uses them.
+    resuming, and are used in `NetworkModule`.
 
     Args:
         network: Any module whose `forward` takes `(B, T)` ids and returns `(B, T, V)` logits; see `minigpt.models`.
-        optimizer: `adamw`; or `muon`: Muon for the matrices in a transformer's blocks, which makes their updates nearly
-            orthogonal (see `optim.py`), and AdamW for everything else.
+        optimizer: `adamw`; or `muon`: for the matrices in a transformer's blocks the optimizer Muon (see `optim.py`),
+            and AdamW for everything else.
         learning_rate: AdamW's step size.
         weight_decay: The weight decay of matrices and embeddings.
         muon_learning_rate: Muon's step size.
@@ -36,13 +37,14 @@ class LitLanguageModel(NetworkModule):
         lr_schedule: `constant`, `cosine`, or `wsd` (warm-up, stable, then a linear decay).
         warmup_steps: Steps in which the learning rates rise from zero; shortened if the training is shorter.
         min_lr: The learning rate at the end of cosine and wsd; Muon's falls by the same factor.
-        decay_steps: The step at which cosine and wsd reach min_lr; None (`null` in YAML) for the last of the training.
+        decay_steps: The step at which cosine and wsd reach min_lr; None (`null` in YAML) for the last step.
         cooldown: For wsd, the share of the steps in which the rate falls: 0.4 for the last 40 % before decay_steps.
         activation_checkpointing: Store only the activations between blocks and recompute the others in the backward
             pass: less memory for a third more computation, with the same results. The network needs an attribute of
             this name, as GPT has.
-        compile: Compile the training step, which takes up to a minute; training continues without if that fails.
-        seed: The seed of dropout, at each step together with the step's number; `--seed_everything` on a command line.
+        compile: Compile the training step, which takes up to a minute; training continues without it if that fails.
+        seed: The seed of dropout, `--seed_everything` on a command line. Before each step the generator is seeded with
+            this seed and the number of the step, so that a resumed training draws the same.
 
     Raises:
         MiniGPTError: A setting is out of range.
@@ -85,8 +87,8 @@ class LitLanguageModel(NetworkModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch of windows.
 
-        Lightning then calls `zero_grad` and `backward`, clips the gradients and calls the optimizer's `step`. The
-        callback `TrainMetrics` logs the loss.
+        Lightning then calls `zero_grad` and `backward`, clips the gradients if the Trainer has a `gradient_clip_val`,
+        and calls the optimizer's `step`. The callback `TrainMetrics` logs the loss.
         """
         return self.loss(*batch)
 
@@ -96,7 +98,7 @@ class LitLanguageModel(NetworkModule):
         After each step the scheduler, a LambdaLR, sets each learning rate to its first value times a factor.
         """
         optimizer = self.build_optimizer()
-        # The steps of this training. A resumed training keeps the number that it was begun with, if that was larger.
+        # The number of steps; in a resumed training the larger of the new number and the one that it began with.
         schedule = self.build_schedule(resume.schedule_steps(self.trainer))
         if schedule.constant:  # as in the article; a scheduler would only cost time
             return optimizer
@@ -108,8 +110,8 @@ class LitLanguageModel(NetworkModule):
         """Return the optimizer of the settings, for `adamw` the article's `torch.optim.AdamW`.
 
         The network's parameters come in groups. A group is a list of parameters with its own learning rate and weight
-        decay. Matrices and embeddings are one. Vectors (biases and norms) are another: they do not decay, unless
-        `decay_vectors` is set. In the article they do.
+        decay. Matrices and embeddings are one (with `muon` two). Vectors (biases and norms) are another: they do not
+        decay, unless `decay_vectors` is set. In the article they do.
 
         Raises:
             MiniGPTError: The optimizer is unknown, or the network has no parameters for it.
