@@ -166,6 +166,7 @@ def place(tmp_path_factory, trained_run):
     shutil.copytree(trained_run, here / "lightning_logs" / "tiny" / "version_0")
     args = ["--config", str(ROOT / "configs" / "modern_nano.yaml"), *QUICK, "--trainer.max_steps", "20"]
     args += ["--model.network.n_embd", "32", "--samples.every_n_steps", "10", "--validation.every_n_steps", "10"]
+    args += ["--figures.every_n_steps", "10"]
     cli = MiniGPTCLI([*args, "--trainer.default_root_dir", str(here)])
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     return here

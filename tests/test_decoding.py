@@ -8,7 +8,7 @@ from conftest import generate_ids
 from test_engine import disturbed, lively, plainly, rows
 
 from minigpt import GPT, CharTokenizer, LanguageModel, MiniGPTError, TinyGPT
-from minigpt.cpu import decoding
+from minigpt.cpu import compiler, decoding
 from minigpt.cpu.compiler import library
 from minigpt.cpu.decoding import compile_decoding
 from minigpt.cpu.int8 import Int8Linear, quantize
@@ -48,7 +48,7 @@ def compiled(model: GPT) -> CompiledStep:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiler():
+def needs_a_compiler():
     try:
         compile_decoding(lively())
     except MiniGPTError as error:
@@ -127,7 +127,8 @@ def test_tables_are_not_held_twice(precision):
 @pytest.mark.parametrize(("simdlen", "march"), [(256, "x86-64-v3"), (1, "x86-64")])
 @torch.no_grad()
 def test_older_processors_compute_the_same(monkeypatch, simdlen, march):
-    monkeypatch.setattr(decoding, "FLAGS", (*decoding.FLAGS, f"-march={march}", "-Wno-psabi"))
+    monkeypatch.setattr(compiler, "FLAGS", (*compiler.FLAGS, f"-march={march}", "-Wno-psabi"))
+    monkeypatch.setattr(decoding, "library", library.__wrapped__)  # not what was compiled before
     for precision, tolerance in (("32", 1e-4), ("bf16", 0.05), ("int8", 1e-4)):
         model = made(**MODELS["odd sizes"])
         idx = torch.randint(30, (9, 6), generator=torch.Generator().manual_seed(2))
@@ -277,6 +278,9 @@ def test_logits_that_are_no_numbers_pass_the_compiled_filter():
     assert filtered[1].tolist() == [-math.inf, -math.inf, 3.0]
     with pytest.raises(MiniGPTError, match="produced NaN"):
         draw(filtered.softmax(-1))
+    for outside in (3, -1):
+        with pytest.raises(IndexError):
+            CompiledParams(1.0, repetition_penalty=2.0).filter(logits, torch.tensor([[0], [outside]]))
 
 
 def test_a_compiled_model_filters_in_compiled_code_unless_the_filters_differ(monkeypatch):

@@ -3,6 +3,7 @@
 import errno
 import itertools
 import json
+import math
 import os
 import shlex
 import signal
@@ -233,6 +234,7 @@ def test_a_study_keeps_to_its_space_its_settings_and_its_text(call, folder):
             ["write model.network.n_embd as a list of different values, or as a range"],
         ),
         ("model.network.n_embd: 8", ["write model.network.n_embd as"]),
+        ("model.network.n_embd: [[8], [16]]", ["write model.network.n_embd as"]),
         ("model.learning_rate: {low: 0, high: 1.0, log: true}", ["write model.learning_rate as", "low > 0"]),
         ("model.learning_rate: {low: .nan, high: 1.0}", ["model.learning_rate"]),
         ("model.network: {low: GPT, high: TinyGPT}", ["write model.network as a list"]),
@@ -324,6 +326,43 @@ def test_a_run_that_is_worse_than_the_others_is_pruned_and_can_go_on(call):
     assert result.out.splitlines()[7].split()[:4:2] == ["trial_6", "pruned"]
     (run,) = (STUDY / "trial_6").iterdir()  # its second seed is not trained
     assert call("train", "--ckpt_path", str(run), "--validation.every_n_steps", "5").status == 0
+
+
+@pytest.mark.slow
+def test_a_trial_that_goes_on_after_its_first_run_is_pruned_no_more(call, monkeypatch):
+    flags = [*FLAGS, "--seeds", "1,2", "--trials", "1"]
+    report = sweep.Sweep._report
+
+    def interrupted(self, trial, seed, trainer, pl_module):
+        report(self, trial, seed, trainer, pl_module)
+        if seed == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep.Sweep, "_report", interrupted)
+        assert call("sweep", *flags).status == 130
+    monkeypatch.setattr(optuna.Trial, "should_prune", lambda self: True)
+    result = call("sweep", *flags)
+    assert result.status == 0, result.err
+    assert states() == ["FAIL", "COMPLETE"]
+
+
+@pytest.mark.slow
+def test_a_trial_that_ended_before_its_first_sign_of_life_is_retried(call):
+    assert call("sweep", *FLAGS, "--trials", "1").status == 0
+    optuna.load_study(study_name="tiny-space", storage=f"sqlite:///{STUDY}/study.db").ask()
+    result = call("sweep", *FLAGS, "--trials", "2")
+    assert result.status == 0, result.err
+    assert states() == ["COMPLETE", "FAIL", "COMPLETE"]
+
+
+@pytest.mark.slow
+def test_a_score_that_is_no_number_is_kept_as_one_that_broke(call, monkeypatch):
+    nan = lambda self, trial, seed, *_: trial.set_user_attr("scores", {str(seed): math.nan})  # noqa: E731
+    monkeypatch.setattr(sweep.Sweep, "_report", nan)
+    result = call("sweep", *FLAGS, "--trials", "1")
+    assert result.status == 0, result.err
+    assert "The validation gave NaN" in trials()[0].user_attrs["error"]
 
 
 @pytest.mark.slow
@@ -428,7 +467,7 @@ def test_a_trial_of_a_process_that_was_killed_is_retried_once_there_is_no_sign_o
         monkeypatch.setattr(module, "GRACE", 6)
     result = call("sweep", *flags)
     assert result.status == 0, result.err
-    assert "an interrupted one is retried within 6 seconds" in result.err
+    assert "an interrupted one is retried after some 6 seconds" in result.err
     assert "step 1/600" not in result.err
     assert [trial.state.name for trial in trials(storage=folder / "shared.db")] == ["FAIL", "COMPLETE"]
     assert [path.name for path in STUDY.glob("trial_*")] == ["trial_0"]
@@ -507,7 +546,7 @@ def test_trials_that_start_from_a_run_continue_too(call, folder, trained_run, mo
     (folder / "start.yaml").write_text("init_from: last\n")
     refused = call("sweep", *flags)
     assert refused.status == 2
-    assert "Trials are new runs: omit" in refused.err
+    assert "Each trial would start from the run before it" in refused.err
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """A study of Optuna: its SQLite file, which of its trials are better, a table of them, and Optuna's plots."""
 
+import json
 import math
+import os
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -33,12 +35,14 @@ def open_study(storage: str, name: str, settings: dict[str, Any], queue: list[di
         MiniGPTError: The file cannot store a study, or the study has other settings.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    warnings.filterwarnings("ignore", module="optuna")  # such as about a validation that a resume repeats
+    # Such as about a validation that a resume repeats; from Python 3.12 on Optuna's warnings are those of its callers.
+    warnings.filterwarnings("ignore", module=r"optuna|minigpt\.(training\.sweep|comparison\.study)")
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # about retries
     path = storage.removeprefix("sqlite:///")
-    if "://" in path:
+    file = Path(os.path.expanduser(path)).absolute()
+    if "://" in path or file.is_dir():
         raise MiniGPTError(f"A study is stored in a file, and '{storage}' is not one. Pass a path with --storage.")
-    file = Path(path).expanduser()
+    settings = json.loads(json.dumps(settings))  # as they are read back
     url = sqlalchemy.URL.create("sqlite", database=str(file)).render_as_string()
     patient = {"connect_args": {"timeout": 60}}  # seconds, while another process writes
     retry = RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
@@ -52,9 +56,9 @@ def open_study(storage: str, name: str, settings: dict[str, Any], queue: list[di
         except Exception as error:  # a file of another kind fails in many ways
             raise MiniGPTError(f"'{file}' cannot store a study. Pass a new file with --storage.") from error
         if "settings" not in study.user_attrs:
-            for values in queue:
-                study.enqueue_trial(values)
             study.set_user_attr("settings", settings)
+        for values in queue[len(study.trials) :]:
+            study.enqueue_trial(values)
     stored = study.user_attrs["settings"]
     for key in settings | stored:
         if (here := settings.get(key)) != (there := stored.get(key)):

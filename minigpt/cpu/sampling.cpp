@@ -17,11 +17,14 @@ static std::vector<float> softmax(const std::vector<float>& logits) {
     return p;
 }
 
-// Neutral are penalty 1, top_k 0, top_p 1 and min_p 0. `ids` are (rows, length).
-extern "C" void filter_logits(
+// Neutral are penalty 1, top_k 0, top_p 1 and min_p 0. `ids` are (rows, length). Returns 1 and does nothing if an id is
+// outside the vocabulary; else returns 0.
+extern "C" int filter_logits(
     float* logits, int64_t rows, int64_t vocab_size, const int64_t* ids, int64_t length, float penalty,
     float temperature, int64_t top_k, float top_p, float min_p
 ) {
+    for (int64_t n = 0; n < rows * length; n++)
+        if (ids[n] < 0 || ids[n] >= vocab_size) return 1;
     for (int64_t row = 0; row < rows; row++) {
         float* x = logits + row * vocab_size;
         std::vector<bool> seen(vocab_size);
@@ -68,4 +71,5 @@ extern "C" void filter_logits(
             keep([&](size_t i) { return !(p[i] < least); });
         }
     }
+    return 0;
 }

@@ -14,7 +14,7 @@ from functools import partial
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import optuna
@@ -22,6 +22,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 from optuna.samplers import RandomSampler, TPESampler
+from optuna.storages import RDBStorage
 from optuna.storages._heartbeat import get_heartbeat_thread  # `Study.optimize` alone has it; it can lose a Ctrl-C
 from optuna.trial import FixedTrial, Trial, TrialState
 
@@ -40,10 +41,12 @@ FREE = ("trainer.default_root_dir", "trainer.enable_progress_bar", "progress.", 
 
 def dry_run(args: list[str], values: dict[str, Any] | None = None) -> tuple[MiniGPTCLI, tuple[str, float]]:
     """Build a run in a folder that is deleted, and return it, and the checksum and the validated part of its text."""
+    if CommandLine(args).values("--ckpt_path"):
+        raise MiniGPTError("A sweep starts new runs, so omit --ckpt_path. To continue a sweep, repeat the command.")
     with TemporaryDirectory() as folder, redirect_stderr(StringIO()):  # each trial prints these notes
         cli = MiniGPTCLI([*args, *recipes.as_flags(values or {})], Path(folder))
-    if cli.config.ckpt_path or cli.config.init_from == "last":
-        raise MiniGPTError("Trials are new runs: omit --ckpt_path and --init_from last. The same command continues.")
+    if cli.config.init_from == "last":
+        raise MiniGPTError("Each trial would start from the run before it. Pass --init_from a run folder.")
     if cli.run_dir is None or cli.trainer.world_size > 1:
         raise MiniGPTError("A trial has a run folder and one process: omit fast_dev_run and --trainer.devices.")
     return cli, (cli.datamodule.tokens.sha256, cli.datamodule.tokens.val_fraction)
@@ -69,7 +72,7 @@ def read_space(path: str, args: list[str]) -> tuple[str, dict[str, Any]]:
             if isinstance(choices, dict) and sampler != "grid" and key != SEED:
                 suggest(FixedTrial({key: choices["low"]}), key, choices)
                 values[key] = [choices["low"], choices["high"], choices["low"] + choices.get("step", 0)]
-            elif isinstance(choices, list) and 0 < len(choices) == len(set(map(str, choices))):
+            elif isinstance(choices, list) and 0 < len(choices) == len({*choices}):  # a TypeError for lists within it
                 values[key] = choices
             else:
                 raise TypeError
@@ -138,26 +141,28 @@ class Sweep:
             MiniGPTError: A trial was interrupted for a reason outside its settings, such as a full disk.
         """
         n = min(n or len(self.grid) or 20, len(self.grid) or sys.maxsize)
-        waiting = False
-        while (done := self._count(TrialState.COMPLETE, TrialState.PRUNED)) < n:
+        storage, waiting = cast(RDBStorage, self.study._storage), False
+        while (done := len(self.study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED)))) < n:
             optuna.storages.fail_stale_trials(self.study)
-            if done + self._count(TrialState.RUNNING) >= n:
+            running = self.study.get_trials(states=[TrialState.RUNNING])
+            if done + len(running) >= n:
                 if not waiting:
                     note(message("trials_running", GRACE))
+                    for each in running:  # a trial that has given no sign of life at all would never be retried
+                        storage.record_heartbeat(each._trial_id)
                 waiting = True
                 time.sleep(HEARTBEAT)
                 continue
             trial = self.study.ask()
-            with get_heartbeat_thread(trial._trial_id, self.study._storage):
+            with get_heartbeat_thread(trial._trial_id, storage):
                 try:
-                    self.study.tell(trial, self._train(trial), skip_if_finished=True)
+                    value, state = self._train(trial), TrialState.COMPLETE
                 except optuna.TrialPruned:
-                    self.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
+                    value, state = None, TrialState.PRUNED
                 except optuna.exceptions.UpdateFinishedTrialError:
                     note(message("trial_taken", GRACE))
-
-    def _count(self, *states: TrialState) -> int:
-        return len(self.study.get_trials(states=states))
+                    continue
+            self.study.tell(trial, value, state, skip_if_finished=True)
 
     def _train(self, trial: Trial) -> float:
         """Return the mean of the last bits per character over the seeds of a trial."""
@@ -165,7 +170,10 @@ class Sweep:
         folder = self.folder / name_of(self.study.trials[trial.number])
         note(f"\n{folder.name}: {', '.join(f'{key} {recipes.as_text(value)}' for key, value in values.items())}")
         try:
-            return float(np.mean([self._train_seed(trial, n, values, folder) for n in range(len(self.seeds))]))
+            score = float(np.mean([self._train_seed(trial, n, values, folder) for n in range(len(self.seeds))]))
+            if math.isnan(score):
+                raise MiniGPTError("The validation gave NaN: the training diverged.")
+            return score
         except (MiniGPTError, torch.OutOfMemoryError) as error:
             if any(isinstance(each, OSError) for each in causes(error)):
                 raise
@@ -184,9 +192,10 @@ class Sweep:
         cli = MiniGPTCLI(args, run)
         report = LambdaCallback(on_validation_end=partial(self._report, trial, seed))
         cli.trainer.callbacks.insert(0, report)  # type: ignore[attr-defined]  # before the last checkpoint is written
+        self._pruned = False
         if not cli.finished:
             cli.fit()
-        if n == 0 and cli.trainer.global_step != cli.trainer.max_steps and trial.should_prune():
+        if self._pruned:
             note(message("pruned"))
             raise optuna.TrialPruned
         if str(seed) not in trial.user_attrs.get("scores", {}):
@@ -199,4 +208,5 @@ class Sweep:
         trial.set_user_attr("scores", trial.user_attrs.get("scores", {}) | {str(seed): score})
         if seed == self.seeds[0]:
             trial.report(score, trainer.global_step)
-            trainer.should_stop |= trainer.global_step != trainer.max_steps and trial.should_prune()
+            if trainer.global_step != trainer.max_steps and trial.should_prune():
+                self._pruned = trainer.should_stop = True
