@@ -22,8 +22,8 @@ class CharDataset(Dataset):
     draws tensors of window numbers, and without a batch size the loader passes each of them to the dataset as it is.
 
     Args:
-        data: `(N,)` ids, in a tensor or in a file. A file has small integers, so windows are converted by `long` to
-            int64, which embeddings and cross-entropy take.
+        data: `(N,)` ids, in a tensor or in a file. A file has integers of 8 to 32 bits, so windows are converted by
+            `long` to int64, which embeddings and cross-entropy take.
         block_size: `T`, the length of a window.
     """
 
@@ -39,7 +39,7 @@ class CharDataset(Dataset):
 
     def __getitem__(self, index: int | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return window `index` as `x` and `y`, both `(T,)`; or, for a `(B,)` tensor, that many as `(B, T)`."""
-        if isinstance(index, torch.Tensor) and index.dim() == 1:  # torch.tensor(5), without dimensions, is like 5
+        if isinstance(index, torch.Tensor) and index.dim() == 1:  # a single number of a tensor counts as an int
             return self._batch(index)
         # A range checks the index as a list does: -1 is the last window, and one outside raises IndexError.
         start = range(len(self))[int(index)]

@@ -17,7 +17,7 @@ model, that is, give the same logits as the loop above:
   works for the first block_size ids. After that the window drops its oldest id at each step: the others move to new
   positions, and the stored keys and values are out of date.
 - `context`: the prediction depends on the last `context_size` ids only, so windows of that length are enough. For
-  TinyGPT, where this is 1, a table of the probabilities after each id is computed once (`table.py`).
+  TinyGPT, where this is 1, a table is computed once, with the next id's probabilities for each last id (`table.py`).
 - `compiled`: like `cache`, with a step in C++ for each new id, if the user has asked for it (`cpu/decoding.py`). At
   first reading skip this one.
 """
@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from minigpt.generation.buffer import IdSteps, TokenBuffer
+from minigpt.generation.buffer import IdSteps, TokenBuffer  # IdSteps: an iterator over the new ids of each step
 from minigpt.generation.checks import compiled_step, usable_paths, window_size
 from minigpt.generation.contract import plain_logits
 from minigpt.generation.sampling import SamplingParams, draw
@@ -46,8 +46,8 @@ def generate_ids(
 ) -> IdSteps:
     """Continue each of `prompts`, yielding the `(B,)` new ids of every step as they are drawn.
 
-    The model is in eval mode while ids are drawn. Then its previous mode is restored, also after an error, and after a
-    `break` in the caller's loop, which closes this generator.
+    The model is in eval mode while ids are drawn. Then its previous mode is restored, also after an error, or when the
+    caller leaves its loop early.
 
     Args:
         model: A network: any module whose `forward` takes `(B, T)` ids and returns `(B, T, V)` logits that do not
@@ -65,8 +65,8 @@ def generate_ids(
         paths = usable_paths(model, length)  # GPT: {"cache"}, with "compiled" if it was compiled; TinyGPT: {"context"}
         size = window_size(model, paths, length)  # GPT: block_size; TinyGPT: 1; a model without a limit: all ids
         # The ids of all rows. Shorter rows are padded on the right: no prediction depends on later ids, so the padding
-        # changes nothing. It is one of the row's own ids, since a repetition penalty must not fall on an id that a row
-        # does not have.
+        # changes nothing. The padding is one of the row's own ids, since a repetition penalty must not fall on an id
+        # that a row does not have.
         buffer = TokenBuffer(prompts, device_of(model))
         table = transition_table(model, paths, params, max_new_tokens)  # (V, V) for TinyGPT, if that is faster; or None
         if table is None:
@@ -128,7 +128,7 @@ class NextLogits:
 
         The cache has the padding too. For the rows `a b c` and `d e`, it holds `a b c` and `d e d`, with d as padding.
         Its `length`, the column of each row's next id, is then set to 3 and 2, so that the next id of the second row
-        replaces the padding. A row never sees columns after its newest id, so it does not see what is left of it.
+        replaces the padding. A row never sees columns after its newest id, so it never sees remaining padding.
         """
         windows, last = self.buffer.windows(self.size)
         logits = self.model(windows, self.cache)

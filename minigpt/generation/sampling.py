@@ -62,7 +62,7 @@ class SamplingParams:
         return logits
 
     def __post_init__(self) -> None:
-        """Check the range of each parameter; a dataclass calls this when it is made."""
+        """Check the range of each parameter; a dataclass calls this at the end of its `__init__`."""
         hint = "or 'none' to keep every token"  # the end of an error's message
         check_number("top_k", self.top_k, at_least=1, whole=True, optional=True, hint=hint)
         check_number("top_p", self.top_p, above=0, at_most=1, optional=True, hint=hint)
@@ -128,8 +128,8 @@ def draw(
 ) -> torch.Tensor:
     """Draw one id per row: `(B, V)` probabilities to `(B, 1)` ids.
 
-    From the same state of the generator these are the ids of the article's `torch.multinomial(probabilities, 1)`. This
-    function is faster, and takes a generator for each row.
+    With the same seed it draws the ids that the article's `torch.multinomial(probabilities, 1)` would draw, faster. It
+    also takes a generator for each row.
 
     Args:
         probabilities: Rows that sum to one.
@@ -141,13 +141,13 @@ def draw(
     """
     if probabilities.isnan().any():
         raise MiniGPTError("The model produced NaN: its training diverged. Train it again, at a lower learning rate.")
-    # A race: each id gets a random arrival time, `noise / probability`, and the first one wins. With noise from the
-    # exponential distribution, an id's chance to be the first is exactly its probability. `torch.multinomial` does the
-    # same, after checks that take longer than the draw.
+    # A race: each id gets a random arrival time, noise / probability, and the first one wins, which is the one with the
+    # greatest probability / noise. With noise from the exponential distribution, an id's chance to win is exactly its
+    # probability. `torch.multinomial` does the same, after checks that take longer than the draw.
     noise = torch.empty_like(probabilities)
     if generator is None or isinstance(generator, torch.Generator):
         noise.exponential_(generator=generator)
     else:
         for row, row_generator in zip(noise.unbind(), generator, strict=True):
             row.exponential_(generator=row_generator)  # `row` is a view, so this fills a row of `noise`
-    return (probabilities / noise).argmax(dim=-1, keepdim=True)  # the greatest p / noise has the least noise / p
+    return (probabilities / noise).argmax(dim=-1, keepdim=True)

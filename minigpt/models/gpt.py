@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint as recompute
+from torch.utils.checkpoint import checkpoint as recompute  # elsewhere here, a checkpoint is a saved model
 
 from minigpt.errors import MiniGPTError
 from minigpt.models.kv_cache import KVCache
@@ -23,13 +23,13 @@ from minigpt.models.settings import Settings
 class Attention(nn.Module):
     """Causal self-attention: each token gathers information from itself and from the tokens before it.
 
-    A token's query says what it looks for, its key what it offers, and its value is what others gather from it. The
-    products of a token's query with all keys, divided by sqrt(D), become weights that sum to 1 by a softmax. The token
-    receives the mean of the values with these weights: `softmax(q @ k.T / sqrt(D)) @ v`. A head is such an attention
-    over D numbers per token. H heads, each with its own queries, keys and values, run side by side, so that a token can
-    look for H things at once.
+    A linear layer computes three vectors of D numbers for each token. Its query says what the token looks for, its key
+    what it offers, and its value is what others gather from it. The products of a query with the keys up to its own
+    token, divided by sqrt(D), become weights that sum to 1 by a softmax. The token receives the mean of the values with
+    these weights: `softmax(q @ k.T / sqrt(D)) @ v`. This is one head. H heads, each with its own queries, keys and
+    values, run side by side, so that a token can look for H things at once.
 
-    At first reading take `rope` and `cache` for None. `rope` is for rotary positions (see `position` in GPT): the
+    At first reading take `rope` and `cache` to be None. `rope` is for rotary positions (see `position` in GPT): the
     cosines and sines of the angles by which `rotate` turns the query and the key at each position. `cache` is for
     generation: it stores the keys and values of earlier tokens, and x then has the new tokens only. Its mask says which
     tokens, old and new, each new query may see: those up to its own.
@@ -70,7 +70,7 @@ class Attention(nn.Module):
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Return what each query gathers, `(B, H, T, D)`; without a mask it sees the tokens up to its own."""
         dropout = self.dropout.p if self.training else 0.0
-        # As above, where the softmax gets -inf for the tokens that a query may not see.
+        # The formula of the class docstring; the products with keys that a query may not see are replaced by -inf.
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None)
 
 
@@ -139,8 +139,9 @@ class GPT(nn.Module):
         n_layer: The number of blocks.
         n_head: The number of attention heads; divides n_embd unless head_size is set.
         n_embd: `C`, the width.
-        preset: Sets the switches below that are None (see settings.py). `gpt2`: learned, layernorm, gelu, bias and
-            tie_weights. `llama`: rope, rmsnorm and swiglu. `modern`: rope, rmsnorm, relu2, qk_norm, softcap, zero_init.
+        preset: Sets the switches below that are None (see settings.py). `gpt2`: position learned, norm layernorm, mlp
+            gelu, bias and tie_weights. `llama`: rope, rmsnorm and swiglu. `modern`: rope, rmsnorm and relu2, with
+            qk_norm, softcap and zero_init.
         position: `learned` adds a vector per position; `rope` rotates queries and keys by an angle that grows with the
             position, so that their match depends on the distance between them (Su et al., "RoFormer", 2021).
         norm: `layernorm`, or `rmsnorm`, which does not subtract the mean (Zhang and Sennrich, 2019).
@@ -154,8 +155,8 @@ class GPT(nn.Module):
         tie_weights: Use the embedding as the output layer, for fewer parameters (Press and Wolf, 2017).
         softcap: Limit logits to ± this value by a tanh (Gemma 2, 2024); 0 for no limit.
         zero_init: Initialise the last layers of attention and MLP with zeros, so that a block passes the stream on
-            unchanged until it has learned something, and the output layer too, unless it is the embedding: all tokens
-            are equally likely at first (Jordan et al., "modded-nanogpt", 2024).
+            unchanged until it has learned something. So is the output layer, unless it is the embedding: at first all
+            tokens are equally likely (Jordan et al., "modded-nanogpt", 2024).
         ngrams: Add two more embeddings to that of each token, for the last two and the last three tokens; 0 for none.
             Each is a table of this many rows, and a hash, a number computed from the tokens, picks the row (Pagnoni et
             al., "Byte Latent Transformer", 2024).
@@ -170,7 +171,7 @@ class GPT(nn.Module):
     """
 
     # If True, training stores the activations between blocks only, and the backward pass computes the others again.
-    # LitLanguageModel has a setting of this name. PyTorch's function is called `checkpoint`, and has an older variant.
+    # LitLanguageModel has a setting of this name.
     activation_checkpointing = False
 
     def __init__(
@@ -226,8 +227,8 @@ class GPT(nn.Module):
         """
         if idx.shape[1] > self.block_size:
             raise MiniGPTError(f"A window has {idx.shape[1]} ids, and this model's block_size is {self.block_size}.")
-        # (T,) positions; with a cache (B, T), since its rows may have different lengths. `extend` assigns positions to
-        # the new ids, where each layer then stores its keys and values.
+        # (T,) positions; with a cache (B, T), since its rows may have different lengths. `extend` prepares the cache
+        # for the new ids and returns their positions; each layer then stores its keys and values.
         positions = torch.arange(idx.shape[1], device=idx.device) if cache is None else cache.extend(idx)
         x = self.embed(idx)  # (B, T, C)
         if self.ngrams is not None:  # these embeddings need the two ids before idx as well, which the cache has

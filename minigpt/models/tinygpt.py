@@ -18,7 +18,7 @@ class TinyGPT(nn.Module):
         MiniGPTError: A size is not a positive number.
     """
 
-    # The prediction depends on the last id only. Generation uses this to compute the predictions after all V ids once.
+    # The prediction depends on the last id only, so generation can compute a table once, with a row for each last id.
     context_size = 1
 
     def __init__(self, vocab_size: int, n_embd: int = 64, block_size: int = 64):

@@ -27,8 +27,8 @@ class LitLanguageModel(NetworkModule):
 
     Args:
         network: Any module whose `forward` takes `(B, T)` ids and returns `(B, T, V)` logits; see `minigpt.models`.
-        optimizer: `adamw`; or `muon`: for the matrices in a transformer's blocks the optimizer Muon (see `optim.py`),
-            and AdamW for everything else.
+        optimizer: `adamw`; or `muon`, which trains the matrices in a transformer's blocks with Muon (an optimizer whose
+            updates change a matrix equally in all directions, see `optim.py`), and everything else with AdamW.
         learning_rate: AdamW's step size.
         weight_decay: The weight decay of matrices and embeddings.
         muon_learning_rate: Muon's step size.
@@ -43,8 +43,8 @@ class LitLanguageModel(NetworkModule):
             pass: less memory for a third more computation, with the same results. The network needs an attribute of
             this name, as GPT has.
         compile: Compile the training step, which takes up to a minute; training continues without it if that fails.
-        seed: The seed of dropout, `--seed_everything` on a command line. Before each step the generator is seeded with
-            this seed and the number of the step, so that a resumed training draws the same.
+        seed: The seed of dropout; on a command line `--seed_everything` sets it. Before each step the generator is
+            seeded with this seed and the number of the step, so that a resumed training draws the same.
 
     Raises:
         MiniGPTError: A setting is out of range.
@@ -98,7 +98,7 @@ class LitLanguageModel(NetworkModule):
         After each step the scheduler, a LambdaLR, sets each learning rate to its first value times a factor.
         """
         optimizer = self.build_optimizer()
-        # The number of steps; in a resumed training the larger of the new number and the one that it began with.
+        # The number of steps of the training; `schedule_steps` says which, if it was resumed with another number.
         schedule = self.build_schedule(resume.schedule_steps(self.trainer))
         if schedule.constant:  # as in the article; a scheduler would only cost time
             return optimizer
@@ -158,6 +158,7 @@ class LitLanguageModel(NetworkModule):
         """Log the metrics of the whole test text."""
         self.log_dict(self.metrics.compute("test"))
 
+    # `Trainer.validate`, `test` and `predict` call the methods of their name, in eval mode and without gradients.
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Return the `(B, T, V)` logits of `(B, T)` ids, which may come with their targets."""
         return self.exact_logits(batch if isinstance(batch, Tensor) else batch[0])
