@@ -7,10 +7,10 @@ An untrained model with Llama's switches is exported as GGUF in float32, bf16 an
 to its block, with temperature 0.8, top-k 30, top-p 0.9, min-p 0.02 and a repetition penalty of 1.1: here with the
 compiled step, from a prompt's ids to a text, and in llama.cpp through the completions of the package xllamacpp, also to
 a text. Both draw until the block is full. llama.cpp runs with keys and values in float32, as here, and in 16 bits, its
-default, which is faster. Each contender has a process of its own, which is stopped while others have their turn, since
-waiting threads take time. It first tries one thread and all cores and keeps what is faster. Then they take turns, round
-by round; ratios are medians of the ratios within a round. `limit` is the memory's: how often a second the weights could
-be read, at the bandwidth measured in each round. Prints a table, and writes JSON with --out.
+default, which is faster. Each contender has a process of its own, which is stopped while others have their turn, so
+that its threads take no time from theirs. It first tries one thread and all cores and keeps what is faster. Then they
+take turns, round by round; ratios are medians of the ratios within a round. `limit` is the memory's: how often a second
+the weights could be read, at the bandwidth measured in each round. Prints a table, and writes JSON with --out.
 """
 
 import argparse
