@@ -1,6 +1,8 @@
 """Training with several seeds: which seeds, which runs, and how a group goes on."""
 
 import json
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,16 @@ def test_without_seeds_the_arguments_stay():
 def test_other_values_are_refused(value):
     with pytest.raises(MiniGPTError, match="--seeds is"):
         split_seeds(["--seeds", value])
+
+
+@pytest.mark.slow
+def test_the_recipe_of_several_seeds_may_be_a_pipe(call, folder):
+    os.mkfifo(folder / "recipe.yaml")
+    recipe = Path(TINY).read_text(encoding="utf-8")
+    threading.Thread(target=(folder / "recipe.yaml").write_text, args=(recipe,), daemon=True).start()
+    answered = call("train", "--config", "recipe.yaml", *ARGS[2:], "--seeds", "2")
+    assert answered.status == 0, answered.err
+    assert {run.name for run in (folder / "lightning_logs/recipe").iterdir()} == {"version_0", "version_1"}
 
 
 @pytest.mark.parametrize("other", ["--seed_everything", "--ckpt_path"])

@@ -37,7 +37,7 @@ def space(folder, monkeypatch):
 
 
 def trials(folder: Path = STUDY, storage: Path | None = None) -> list[optuna.trial.FrozenTrial]:
-    """Return the trials of a study; those that were interrupted fail when they are retried."""
+    """Return the trials of a study. An interrupted trial is marked as failed when it is retried."""
     url = f"sqlite:///{storage or folder / 'study.db'}"
     return optuna.load_study(study_name=folder.name, storage=url).trials
 
@@ -366,6 +366,14 @@ def test_a_score_that_is_no_number_is_kept_as_one_that_broke(call, monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_run_that_ended_before_a_validation_is_kept_as_one_that_broke(call, monkeypatch):
+    monkeypatch.setattr(sweep.Sweep, "_report", lambda *_: None)
+    result = call("sweep", *FLAGS, "--trials", "1")
+    assert result.status == 0, result.err
+    assert "The run ended before a validation" in trials()[0].user_attrs["error"]
+
+
+@pytest.mark.slow
 def test_a_trial_that_breaks_is_kept_and_the_sweep_goes_on(call, folder):
     (folder / "space.yaml").write_text("model.learning_rate: [1.0e+30]")
     result = call("sweep", *FLAGS, "--trials", "2", "--trainer.log_every_n_steps", "1")
@@ -468,6 +476,7 @@ def test_a_trial_of_a_process_that_was_killed_is_retried_once_there_is_no_sign_o
     result = call("sweep", *flags)
     assert result.status == 0, result.err
     assert "an interrupted one is retried after some 6 seconds" in result.err
+    assert last.exists()
     assert "step 1/600" not in result.err
     assert [trial.state.name for trial in trials(storage=folder / "shared.db")] == ["FAIL", "COMPLETE"]
     assert [path.name for path in STUDY.glob("trial_*")] == ["trial_0"]

@@ -18,7 +18,7 @@ from minigpt import files
 from minigpt.errors import MiniGPTError, writing
 from minigpt.words import message
 
-HEARTBEAT, GRACE = 5, 30  # seconds between two signs of life of a trial, and without one until it is retried
+HEARTBEAT, GRACE = 5, 30  # seconds between two heartbeats of a trial, and without one until it is retried
 PLOTS = ("optimization_history", "intermediate_values", "slice", "param_importances")
 
 
@@ -71,7 +71,7 @@ def open_study(storage: str, name: str, settings: dict[str, Any], queue: list[di
 
 def name_of(trial: FrozenTrial) -> str:
     """Return the name of a trial and of its folder; a retried trial continues in that of the first."""
-    first = optuna.storages.RetryHeartbeatStaleTrialCallback.retried_trial_number(trial)
+    first = RetryHeartbeatStaleTrialCallback.retried_trial_number(trial)
     return f"trial_{trial.number if first is None else first}"
 
 

@@ -17,8 +17,8 @@ static std::vector<float> softmax(const std::vector<float>& logits) {
     return p;
 }
 
-// Neutral are penalty 1, top_k 0, top_p 1 and min_p 0. `ids` are (rows, length). Returns 1 and does nothing if an id is
-// outside the vocabulary; else returns 0.
+// A penalty of 1, a top_k of 0, a top_p of 1 and a min_p of 0 change nothing. `ids` are (rows, length). Returns 1 and does
+// nothing if an id is outside the vocabulary; else returns 0.
 extern "C" int filter_logits(
     float* logits, int64_t rows, int64_t vocab_size, const int64_t* ids, int64_t length, float penalty,
     float temperature, int64_t top_k, float top_p, float min_p

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
-from minigpt.errors import MiniGPTError, check_choice, check_number
+from minigpt.errors import MiniGPTError, check_choice, check_number, check_sizes
 
 # Three named settings of the switches. A switch that is set explicitly overrides its preset.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -71,8 +71,7 @@ class Settings:
         check_number("softcap", values["softcap"], at_least=0, hint="where 0 means no cap")
         check_number("ngrams", values["ngrams"], at_least=0, whole=True, hint="where 0 means no table")
         check_number("dropout", given["dropout"], at_least=0, below=1)
-        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
-            check_number(name, given[name], at_least=1, whole=True)
+        check_sizes({name: given[name] for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")})
         check_number("rope_base", given["rope_base"], above=0)
         n_embd, n_head = values["n_embd"], values["n_head"]
         if n_embd % n_head and "head_size" not in values:
@@ -82,8 +81,7 @@ class Settings:
             "norm_eps": NORM_EPS[values["norm"]],
         }  # fmt: skip
         settings = cls(**followed | values)
-        for name in ("n_kv_head", "head_size", "mlp_width"):
-            check_number(name, getattr(settings, name), at_least=1, whole=True)
+        check_sizes({name: getattr(settings, name) for name in ("n_kv_head", "head_size", "mlp_width")})
         check_number("norm_eps", settings.norm_eps, above=0)
         if n_head % settings.n_kv_head:
             raise MiniGPTError(

@@ -320,8 +320,8 @@ class Figures(Callback):
 
     Args:
         every_n_steps: Draw figures at validations whose step is a multiple of this, and at the last step; 0 for none.
-            By default also at each validation at which that leaves drawing, with the last figures, below 3 % of the
-            training time so far.
+            By default they are drawn at the last step, and at a validation if drawing, including that at the last
+            step, then takes at most 3 % of the training time so far.
     """
 
     def __init__(self, every_n_steps: int | None = None):

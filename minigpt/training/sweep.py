@@ -1,7 +1,7 @@
 """Sweeps: studies of Optuna, whose trials are ordinary runs with settings drawn from a space.
 
 The runs of trial N are in `lightning_logs/STUDY/trial_N`, one for each seed. Optuna keeps the study in SQLite. A
-process gives signs of life for its trial; when they end, the trial is retried, and its runs continue.
+process sends heartbeats for its trial; when they end, the trial is retried, and its runs continue.
 """
 
 import itertools
@@ -36,6 +36,7 @@ from minigpt.training.parser import flatten
 from minigpt.words import message
 
 EXAMPLE, SEED, SAMPLERS = "sweeps/nano", "seed_everything", ("tpe", "random", "grid")
+# Settings that may change in a study.
 FREE = ("trainer.default_root_dir", "trainer.enable_progress_bar", "progress.", "data.path", "data.cache_dir")
 
 
@@ -71,7 +72,8 @@ def read_space(path: str, args: list[str]) -> tuple[str, dict[str, Any]]:
         try:
             if isinstance(choices, dict) and sampler != "grid" and key != SEED:
                 suggest(FixedTrial({key: choices["low"]}), key, choices)
-                values[key] = [choices["low"], choices["high"], choices["low"] + choices.get("step", 0)]
+                steps = [choices["low"] + choices["step"]] if "step" in choices else []
+                values[key] = [choices["low"], choices["high"], *steps]
             elif isinstance(choices, list) and 0 < len(choices) == len({*choices}):  # a TypeError for lists within it
                 values[key] = choices
             else:
@@ -86,7 +88,7 @@ def read_space(path: str, args: list[str]) -> tuple[str, dict[str, Any]]:
             if any(dry_run(args, first | {key: value})[1] != text for value in values[key][1:]):
                 raise MiniGPTError(f"{key} would give trials different texts to validate on, which do not compare.")
             if isinstance(choices, dict):
-                low, high, _ = values[key]
+                low, high = values[key][:2]
                 with suppress(MiniGPTError):  # of a setting that takes whole numbers only
                     dry_run(args, first | {key: low + (high - low) / math.pi})
                     choices |= {"low": float(low), "high": float(high)}
@@ -121,7 +123,8 @@ class Sweep:
         if not re.fullmatch(r"\w[\w.-]*", study):
             raise MiniGPTError(f"The study's name is '{study}'. Use letters, digits, - and _ only.")
         self.folder = Path(recipe.trainer.default_root_dir).absolute() / runs.ROOT / study
-        settings = flatten(recipes.load(recipe._recipe()))  # those that may not change; of the text, its checksum
+        # A study keeps these settings. The path of the text may change, and its checksum may not.
+        settings = flatten(recipes.load(recipe._recipe()))
         settings = {key: value for key, value in settings.items() if not key.startswith(FREE)} | self.space
         settings |= {SEED: self.seeds, "sampler": sampler, "data.path (SHA-256 of the text)": text[0]}
         grid = itertools.product(*self.space.values()) if sampler == "grid" else ()
@@ -135,20 +138,20 @@ class Sweep:
     def run(self, n: int | None) -> None:
         """Train until the study has `n` trials, those of other processes included; None for 20, or the whole grid.
 
-        A trial that is interrupted remains in the state "running", without signs of life, and so will be retried.
+        An interrupted trial remains in the state "running" without a heartbeat, so it will be retried.
 
         Raises:
             MiniGPTError: A trial was interrupted for a reason outside its settings, such as a full disk.
         """
         n = min(n or len(self.grid) or 20, len(self.grid) or sys.maxsize)
-        storage, waiting = cast(RDBStorage, self.study._storage), False
+        storage, waiting = cast(RDBStorage, self.study._storage), False  # the storage that open_study made
         while (done := len(self.study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED)))) < n:
             optuna.storages.fail_stale_trials(self.study)
             running = self.study.get_trials(states=[TrialState.RUNNING])
             if done + len(running) >= n:
                 if not waiting:
                     note(message("trials_running", GRACE))
-                    for each in running:  # a trial that has given no sign of life at all would never be retried
+                    for each in running:  # Optuna never retries a trial without a first heartbeat
                         storage.record_heartbeat(each._trial_id)
                 waiting = True
                 time.sleep(HEARTBEAT)
@@ -191,7 +194,8 @@ class Sweep:
             note(message("seed_begins", seed, n + 1, len(self.seeds)))
         cli = MiniGPTCLI(args, run)
         report = LambdaCallback(on_validation_end=partial(self._report, trial, seed))
-        cli.trainer.callbacks.insert(0, report)  # type: ignore[attr-defined]  # before the last checkpoint is written
+        # The score is stored before the last checkpoint is written. Lightning sets `callbacks` from outside its class.
+        cli.trainer.callbacks.insert(0, report)  # type: ignore[attr-defined]
         self._pruned = False
         if not cli.finished:
             cli.fit()
