@@ -10,7 +10,7 @@ from test_engine import disturbed, lively, plainly, rows
 from minigpt import GPT, CharTokenizer, LanguageModel, MiniGPTError, TinyGPT
 from minigpt.cpu import compiler, decoding
 from minigpt.cpu.compiler import library
-from minigpt.cpu.decoding import compile_decoding
+from minigpt.cpu.decoding import CompiledDecoder, compile_decoding
 from minigpt.cpu.int8 import Int8Linear, quantize
 from minigpt.cpu.sampling import CompiledParams, fastest_params
 from minigpt.generation import checks
@@ -56,7 +56,7 @@ def needs_a_compiler():
 
 
 @pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)
-@pytest.mark.parametrize("n_rows", [1, 2, 13])  # of which 8, 4 and 1 go together
+@pytest.mark.parametrize("n_rows", [1, 2, 15])  # of which 8, 4, 2 and 1 go together
 @torch.no_grad()
 def test_the_compiled_step_gives_the_plain_logits_at_every_position(settings, n_rows):
     torch.manual_seed(0)
@@ -67,6 +67,22 @@ def test_the_compiled_step_gives_the_plain_logits_at_every_position(settings, n_
     cache = KVCache(model, n_rows)
     pieces = [model(idx[:, :3], cache)] + [step(idx[:, t : t + 1], cache) for t in range(3, model.block_size)]
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-4, atol=1e-4 * whole.abs().max().item())
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16", "int8"])
+@pytest.mark.parametrize("n_rows", [1, 2, 3, 4, 8])
+@torch.no_grad()
+def test_more_weights_than_the_caches_hold_give_the_same_logits(monkeypatch, precision, n_rows):
+    model = made(preset="llama", n_embd=128)
+    for_inference(model, precision=precision)
+    few = CompiledDecoder(model)
+    monkeypatch.setattr(decoding, "STREAM_ABOVE", 0)
+    many = CompiledDecoder(model)
+    idx = torch.randint(30, (n_rows, 5), generator=torch.Generator().manual_seed(2))
+    caches = KVCache(model, n_rows), KVCache(model, n_rows)
+    for t in range(5):
+        assert torch.equal(*(step(idx[:, t : t + 1], cache) for step, cache in zip((few, many), caches, strict=True)))
+    assert (few._model.stream, many._model.stream) == (0, 1)
 
 
 @pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)

@@ -44,6 +44,7 @@ struct Layer {
 struct Model {
     int64_t n_layer, n_head, n_kv_head, head_size, n_embd, vocab_size, ngrams, threads;
     int64_t rmsnorm, activation, qk_norm;
+    int64_t stream;  // whether there are more weights than the caches hold
     float norm_eps, softcap;
     const float *embed, *pair, *triple, *position, *cos, *sin;  // null for parts that the model does not have
     const Layer* layers;
@@ -141,19 +142,30 @@ static Floats add(Floats sums, const BFloat16* x, Pairs weights) {
 #endif
 }
 
+// Prefetches the weights of `STEPS` steps that are to come. The last 0 keeps them out of the caches behind the first
+// one, which they would empty without being there at the next token.
+template <int STEPS>
+static void prefetch(const void* w) {
+    constexpr int AHEAD = 4096, LINE = 64;  // bytes
+    for (int i = 0; i < STEPS * 4 * COLUMNS; i += LINE) __builtin_prefetch((const char*)w + AHEAD + i, 0, 0);
+}
+
 // Computes the sums of `COLUMNS` outputs for M rows of inputs.
 template <int M, class Weight>
-static void products(const Weight* w, const Number<Weight>* x, int64_t inputs, Floats (&sums)[M][2]) {
+static void products(const Weight* w, const Number<Weight>* x, int64_t inputs, bool stream, Floats (&sums)[M][2]) {
     constexpr int64_t N = TOGETHER<Weight>;
     Floats other[2] = {};
     int64_t k = 0;
     if (M == 1)  // two independent sums, since one row would wait for each addition
-        for (; k + N < inputs; k += 2 * N, w += 2 * N * COLUMNS)
+        for (; k + N < inputs; k += 2 * N, w += 2 * N * COLUMNS) {
+            if (stream) prefetch<2>(w);
             for (int half = 0; half < 2; half++) {
                 sums[0][half] = add(sums[0][half], x + k, weights(w + half * N * WIDTH));
                 other[half] = add(other[half], x + k + N, weights(w + N * COLUMNS + half * N * WIDTH));
             }
+        }
     for (; k < inputs; k += N, w += N * COLUMNS) {
+        if (stream) prefetch<1>(w);
         auto first = weights(w), second = weights(w + N * WIDTH);
         for (int m = 0; m < M; m++) {
             sums[m][0] = add(sums[m][0], x + m * inputs + k, first);
@@ -166,10 +178,10 @@ static void products(const Weight* w, const Number<Weight>* x, int64_t inputs, F
 // Passes `WIDTH` outputs at a time to `take(row, column, outputs)`.
 template <class Weight, int M, class Take>
 static void some_rows(
-    const Linear& layer, int64_t block, const Number<Weight>* x, int64_t inputs, int64_t row, Take take
+    const Linear& layer, int64_t block, const Number<Weight>* x, int64_t inputs, int64_t row, bool stream, Take take
 ) {
     Floats sums[M][2] = {};
-    products<M>((const Weight*)layer.weight + block * inputs * COLUMNS, x + row * inputs, inputs, sums);
+    products<M>((const Weight*)layer.weight + block * inputs * COLUMNS, x + row * inputs, inputs, stream, sums);
     for (int m = 0; m < M; m++)
         for (int half = 0; half < 2; half++) {
             int64_t column = block * COLUMNS + half * WIDTH;
@@ -179,7 +191,8 @@ static void some_rows(
         }
 }
 template <class Weight, class Take>
-static void linear(const Linear& layer, const float* x, int64_t rows, Take take) {
+static void linear(const Model& model, const Linear& layer, const float* x, int64_t rows, Take take) {
+    const bool stream = model.stream && (rows <= 2 || rows == 4 || rows == ROWS);  // each weight is read once
     const int64_t inputs = (layer.inputs + TOGETHER<Weight> - 1) / TOGETHER<Weight> * TOGETHER<Weight>;
     std::vector<Number<Weight>> rounded;
     const Number<Weight>* given = nullptr;
@@ -193,9 +206,10 @@ static void linear(const Linear& layer, const float* x, int64_t rows, Take take)
 #pragma omp for schedule(static)
     for (int64_t block = 0; block < (layer.outputs + COLUMNS - 1) / COLUMNS; block++) {
         int64_t row = 0;  // the more rows share one read of a weight the better
-        for (; row + ROWS <= rows; row += ROWS) some_rows<Weight, ROWS>(layer, block, given, inputs, row, take);
-        for (; row + 4 <= rows; row += 4) some_rows<Weight, 4>(layer, block, given, inputs, row, take);
-        for (; row < rows; row++) some_rows<Weight, 1>(layer, block, given, inputs, row, take);
+        for (; row + ROWS <= rows; row += ROWS) some_rows<Weight, ROWS>(layer, block, given, inputs, row, stream, take);
+        for (; row + 4 <= rows; row += 4) some_rows<Weight, 4>(layer, block, given, inputs, row, stream, take);
+        for (; row + 2 <= rows; row += 2) some_rows<Weight, 2>(layer, block, given, inputs, row, stream, take);
+        for (; row < rows; row++) some_rows<Weight, 1>(layer, block, given, inputs, row, stream, take);
     }
 }
 static auto into(float* y, int64_t outputs) {
@@ -317,7 +331,7 @@ static int decode(
         for (int64_t n = 0; n < model.n_layer; n++) {
             const Layer& layer = model.layers[n];
             norm_all(layer.norm1);
-            linear<Weight>(layer.qkv, normed.data(), rows, into(qkv.data(), n_qkv));
+            linear<Weight>(model, layer.qkv, normed.data(), rows, into(qkv.data(), n_qkv));
 #pragma omp for schedule(static)
             for (int64_t task = 0; task < rows * model.n_kv_head; task++) {
                 int64_t row = task / model.n_kv_head, head = task % model.n_kv_head;
@@ -339,11 +353,11 @@ static int decode(
                     );
                 }
             }
-            linear<Weight>(layer.proj, y.data(), rows, to_x);
+            linear<Weight>(model, layer.proj, y.data(), rows, to_x);
             norm_all(layer.norm2);
-            if (layer.gate.weight) linear<Weight>(layer.gate, normed.data(), rows, into(gate.data(), n_hidden));
+            if (layer.gate.weight) linear<Weight>(model, layer.gate, normed.data(), rows, into(gate.data(), n_hidden));
             auto to_hidden = into(hidden.data(), n_hidden);
-            linear<Weight>(layer.up, normed.data(), rows, [&](int64_t row, int64_t column, Floats value) {
+            linear<Weight>(model, layer.up, normed.data(), rows, [&](int64_t row, int64_t column, Floats value) {
                 if (model.activation == SWIGLU) {
                     Floats g = get(&gate[row * n_hidden + column], n_hidden - column);
                     value *= g * sigmoid(g);
@@ -354,7 +368,7 @@ static int decode(
                 }
                 to_hidden(row, column, value);
             });
-            linear<Weight>(layer.down, hidden.data(), rows, to_x);
+            linear<Weight>(model, layer.down, hidden.data(), rows, to_x);
         }
         norm_all(model.norm);
         auto to_logits = into(logits, model.vocab_size);
@@ -363,9 +377,9 @@ static int decode(
             to_logits(row, column, value);
         };
         if (model.head.scale)
-            linear<Weight>(model.head, normed.data(), rows, capped);
+            linear<Weight>(model, model.head, normed.data(), rows, capped);
         else  // an output layer that shares the embedding's weights has their type
-            linear<Number<Weight>>(model.head, normed.data(), rows, capped);
+            linear<Number<Weight>>(model, model.head, normed.data(), rows, capped);
     }
     return 0;
 }

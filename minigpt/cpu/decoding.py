@@ -5,7 +5,6 @@ few rows and some fifty other operations of a few microseconds each, during whic
 """
 
 import ctypes
-from itertools import chain
 
 import torch
 from torch import nn
@@ -20,6 +19,7 @@ from minigpt.models.kv_cache import KVCache
 from minigpt.models.stock import unknown_part
 
 ONE_THREAD_BELOW = 200_000  # parameters; for fewer, one thread is faster than several that wait for each other
+STREAM_ABOVE = 10_000_000  # bytes of weights; fewer mostly stay in the caches of a processor from token to token
 FUNCTIONS = {  # by the types of embeddings and cache, and of the weights of linear layers
     (torch.float32, torch.float32): "decode_float",
     (torch.bfloat16, torch.bfloat16): "decode_bfloat16",
@@ -98,7 +98,7 @@ class _Model(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("n_layer", "n_head", "n_kv_head", "head_size", "n_embd")),
         *((name, ctypes.c_int64) for name in ("vocab_size", "ngrams", "threads")),
-        *((name, ctypes.c_int64) for name in ("rmsnorm", "activation", "qk_norm")),
+        *((name, ctypes.c_int64) for name in ("rmsnorm", "activation", "qk_norm", "stream")),
         *((name, ctypes.c_float) for name in ("norm_eps", "softcap")),
         *((name, ctypes.c_void_p) for name in ("embed", "pair", "triple", "position", "cos", "sin")),
         ("layers", ctypes.POINTER(_Layer)),
@@ -133,8 +133,9 @@ class CompiledDecoder:
         self._kept: list[torch.Tensor] = []  # tensors that the structures point to
         self._layers = (_Layer * len(model.blocks))(*(self._layer(block) for block in model.blocks))
         settings = model.settings
-        numbers = sum(tensor.numel() for tensor in chain(model.parameters(), model.buffers()))
-        threads = 1 if numbers < ONE_THREAD_BELOW else torch.get_num_threads()
+        stored = [*model.parameters(), *model.buffers()]
+        threads = 1 if sum(tensor.numel() for tensor in stored) < ONE_THREAD_BELOW else torch.get_num_threads()
+        stream = sum(tensor.nbytes for tensor in stored) > STREAM_ABOVE
         tables = {"embed": model.embed.weight}
         tables |= {} if model.rope is None else {"cos": model.rope.cos, "sin": model.rope.sin}
         tables |= {} if model.ngrams is None else dict(zip(("pair", "triple"), model.ngrams.parameters(), strict=True))
@@ -142,7 +143,7 @@ class CompiledDecoder:
         self._model = _Model(
             settings.n_layer, settings.n_head, settings.n_kv_head, settings.head_size, settings.n_embd,
             self.vocab_size, settings.ngrams, threads, settings.norm == "rmsnorm",
-            ACTIVATIONS[settings.mlp], settings.qk_norm, settings.norm_eps, settings.softcap,
+            ACTIVATIONS[settings.mlp], settings.qk_norm, stream, settings.norm_eps, settings.softcap,
             **{name: self._floats(table) for name, table in tables.items()},
             layers=self._layers, norm=self._norm(model.norm), head=self._linear(model.lm_head),
         )  # fmt: skip
