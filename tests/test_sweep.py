@@ -33,7 +33,7 @@ def space(folder, monkeypatch):
     (folder / "space.yaml").write_text(SPACE)
     for module in (study, sweep):
         monkeypatch.setattr(module, "GRACE", 1)  # so that interrupted trials are retried at once
-        monkeypatch.setattr(module, "HEARTBEAT", 1)
+    monkeypatch.setattr(study, "HEARTBEAT", 1)
 
 
 def trials(folder: Path = STUDY, storage: Path | None = None) -> list[optuna.trial.FrozenTrial]:
@@ -265,7 +265,18 @@ def test_a_trial_needs_a_run(call, folder):
     (folder / "space.yaml").write_text("model.beta2: [0.9, 0.99]")
     result = call("sweep", *FLAGS, "--trainer.fast_dev_run", "true")
     assert result.status == 2
-    assert result.err.strip() == "A trial has a run folder and one process: omit fast_dev_run and --trainer.devices."
+    assert result.err.strip() == "Several runs need folders and one process: omit fast_dev_run and --trainer.devices."
+    assert not (folder / "lightning_logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [(["--ckpt_path", "last"], "omit --ckpt_path. To continue a sweep, repeat"), (["--study", "../mine"], "The study's name is '../mine'")],
+)
+def test_a_study_has_a_name_and_begins_anew(call, folder, flags, words):
+    result = call("sweep", *FLAGS, *flags)
+    assert result.status == 2
+    assert words in result.err
     assert not (folder / "lightning_logs").exists()
 
 
@@ -362,7 +373,7 @@ def test_a_score_that_is_no_number_is_kept_as_one_that_broke(call, monkeypatch):
     monkeypatch.setattr(sweep.Sweep, "_report", nan)
     result = call("sweep", *FLAGS, "--trials", "1")
     assert result.status == 0, result.err
-    assert "The validation gave NaN" in trials()[0].user_attrs["error"]
+    assert "a validation gave NaN" in trials()[0].user_attrs["error"]
 
 
 @pytest.mark.slow
@@ -370,7 +381,7 @@ def test_a_run_that_ended_before_a_validation_is_kept_as_one_that_broke(call, mo
     monkeypatch.setattr(sweep.Sweep, "_report", lambda *_: None)
     result = call("sweep", *FLAGS, "--trials", "1")
     assert result.status == 0, result.err
-    assert "The run ended before a validation" in trials()[0].user_attrs["error"]
+    assert "A run ended before a validation" in trials()[0].user_attrs["error"]
 
 
 @pytest.mark.slow
@@ -555,7 +566,7 @@ def test_trials_that_start_from_a_run_continue_too(call, folder, trained_run, mo
     (folder / "start.yaml").write_text("init_from: last\n")
     refused = call("sweep", *flags)
     assert refused.status == 2
-    assert "Each trial would start from the run before it" in refused.err
+    assert "Each run would start from the run before it" in refused.err
 
 
 @pytest.mark.slow
@@ -582,8 +593,8 @@ def test_a_range_of_whole_numbers_is_one_of_fractions_where_the_setting_takes_th
         "model.network.n_embd": {int}, "model.beta2": {float}, "model.weight_decay": {float},
         "trainer.gradient_clip_val": {float}, "model.network.init_args.n_embd": {int},
     }  # fmt: skip
-    trial = optuna.trial.FixedTrial({"model.beta2": 0.5})
-    assert sweep.suggest(trial, "model.beta2", found["model.beta2"]) == 0.5
+    assert isinstance(study.distribution(found["model.beta2"]), optuna.distributions.FloatDistribution)
+    assert isinstance(study.distribution(found["model.network.n_embd"]), optuna.distributions.IntDistribution)
 
 
 def test_what_a_sweep_needs_is_named_where_it_is_not_installed(call, monkeypatch):

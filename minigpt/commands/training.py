@@ -65,12 +65,11 @@ def _train(args: list[str], begin: Callable[[Path], None] | None = None) -> int:
     from minigpt.models import summary
     from minigpt.training.cli import MiniGPTCLI
     from minigpt.training.distributed import full_network
+    from minigpt.training.repeated import check_repeatable
 
     cli = MiniGPTCLI(args)
     if begin:
-        if cli.trainer.world_size > 1 or cli.run_dir is None:
-            raise MiniGPTError("--seeds trains on one device, and in a run folder. Leave it out.")
-        begin(cli.run_dir)
+        begin(check_repeatable(cli))
     if cli.stopped:
         note(message("was_stopped_early", cli.checkpoint, cli.start_step, cli.stopped))
         note(message("raise_max_steps"))
@@ -188,8 +187,10 @@ def sweep(args: list[str]) -> int:
     if (stray := first_stray(args)) is not None:
         raise MiniGPTError(unexpected_argument(stray, args))
     for flag in (arg.partition("=")[0] for arg in others):
-        of_train = "." in flag or flag in ("--ckpt_path", "--seed_everything", "--seeds", "--allow_code", "--init_from")
+        of_train = "." in flag or flag in ("--seed_everything", "--seeds", "--allow_code", "--init_from")
         of_train |= flag in ("--optimizer", "--lr_scheduler")
+        if flag == "--ckpt_path":
+            raise MiniGPTError("A sweep starts new runs: omit --ckpt_path. To continue a sweep, repeat its command.")
         if flag.startswith("--") and not of_train:
             parser.refuse(flag)
     check_number("trials", asked.trials, at_least=1, whole=True, optional=True)

@@ -3,19 +3,25 @@
 import json
 import math
 import os
+import re
+import time
 import warnings
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import optuna
 import sqlalchemy
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.pruners import MedianPruner
+from optuna.samplers import RandomSampler, TPESampler
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
-from optuna.trial import FrozenTrial, TrialState
+from optuna.storages._heartbeat import get_heartbeat_thread  # `Study.optimize` alone has it; it can lose a Ctrl-C
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from minigpt import files
-from minigpt.errors import MiniGPTError, writing
+from minigpt.errors import MiniGPTError, note, writing
 from minigpt.words import message
 
 HEARTBEAT, GRACE = 5, 30  # seconds between two heartbeats of a trial, and without one until it is retried
@@ -32,8 +38,10 @@ def open_study(storage: str, name: str, settings: dict[str, Any], queue: list[di
         queue: The values of the first trials of a new study.
 
     Raises:
-        MiniGPTError: The file cannot store a study, or the study has other settings.
+        MiniGPTError: The name is no folder's, the file cannot store a study, or the study has other settings.
     """
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise MiniGPTError(f"The study's name is '{name}'. Use letters, digits, - and _ only.")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # Such as about a validation that a resume repeats; from Python 3.12 on Optuna's warnings are those of its callers.
     warnings.filterwarnings("ignore", module=r"optuna|minigpt\.(training\.sweep|comparison\.study)")
@@ -67,6 +75,46 @@ def open_study(storage: str, name: str, settings: dict[str, Any], queue: list[di
                 "Restore the setting, or start another study with --study NAME."
             )
     return study
+
+
+def set_search(study: optuna.Study, sampler: str, seed: int | None, max_steps: int) -> None:
+    """Set how a study draws settings, `tpe` or at random, and which trials it prunes: those worse than the median."""
+    seed = None if seed is None else (seed + len(study.trials)) % 2**32  # not the first draws again
+    study.sampler = TPESampler(seed=seed) if sampler == "tpe" else RandomSampler(seed=seed)
+    # The first quarter does not rank trials: rates are still rising, and every model learns letters first.
+    study.pruner = MedianPruner(n_warmup_steps=max(max_steps // 4, 0))
+
+
+def distribution(choices: Any) -> BaseDistribution:
+    """Return Optuna's distribution for a list, or for a range, which has Optuna's keys low, high, log and step."""
+    if isinstance(choices, list):
+        return CategoricalDistribution(choices)
+    return (FloatDistribution if float in map(type, choices.values()) else IntDistribution)(**choices)
+
+
+def next_trial(study: optuna.Study, space: dict[str, Any], n: int) -> Trial | None:
+    """Return a trial with values from a space, or None once `n` trials are finished.
+
+    Waits while other processes train the last ones. A trial without heartbeats is marked as failed and queued again.
+    """
+    waiting = False
+    while (done := len(study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED)))) < n:
+        optuna.storages.fail_stale_trials(study)
+        running = study.get_trials(states=[TrialState.RUNNING])
+        if done + len(running) < n:
+            return study.ask({key: distribution(choices) for key, choices in space.items()})
+        if not waiting:
+            note(message("trials_running", GRACE))
+            for each in running:  # Optuna never retries a trial without a first heartbeat
+                study._storage.record_heartbeat(each._trial_id)  # type: ignore[attr-defined]  # it is an RDBStorage
+        waiting = True
+        time.sleep(HEARTBEAT)
+    return None
+
+
+def heartbeats(trial: Trial) -> AbstractContextManager[Any]:
+    """Return a context in which a thread sends heartbeats for a trial."""
+    return cast(AbstractContextManager[Any], get_heartbeat_thread(trial._trial_id, trial.study._storage))
 
 
 def name_of(trial: FrozenTrial) -> str:

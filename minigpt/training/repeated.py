@@ -1,10 +1,17 @@
-"""Training one recipe with several seeds: ordinary runs, which the same command finds again after an interruption."""
+"""Training one recipe several times: a dry run, and the ordinary runs of several seeds.
+
+The same command finds these runs again after an interruption.
+"""
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import redirect_stderr
 from hashlib import sha256
+from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +19,39 @@ from minigpt import files, runs
 from minigpt.command_line import short
 from minigpt.errors import MiniGPTError, writing
 from minigpt.inspection.curves import read_curves
+from minigpt.training.cli import MiniGPTCLI
+from minigpt.training.recipes import as_flags
 from minigpt.words import message
+
+
+def dry_run(args: Sequence[str], values: Mapping[str, Any]) -> MiniGPTCLI:
+    """Build what `minigpt train` would train with these flags and values, in a folder that is deleted.
+
+    Raises:
+        MiniGPTError: A flag or a value is wrong, or the recipe cannot be trained several times.
+    """
+    with TemporaryDirectory() as folder, redirect_stderr(StringIO()):  # the runs themselves print these notes
+        cli = MiniGPTCLI([*args, *as_flags(values)], Path(folder))
+    check_repeatable(cli)
+    if cli.config.init_from == "last":
+        raise MiniGPTError("Each run would start from the run before it. Pass --init_from a run folder.")
+    return cli
+
+
+def check_repeatable(cli: MiniGPTCLI) -> Path:
+    """Return the run folder.
+
+    Raises:
+        MiniGPTError: The run has no folder, or has several processes.
+    """
+    if cli.run_dir is None or cli.trainer.world_size > 1:
+        raise MiniGPTError("Several runs need folders and one process: omit fast_dev_run and --trainer.devices.")
+    return cli.run_dir
+
+
+def validated_text(cli: MiniGPTCLI) -> tuple[str, float]:
+    """Return the checksum of a run's text and the part that validates; runs compare if these are equal."""
+    return cli.datamodule.tokens.sha256, cli.datamodule.tokens.val_fraction
 
 
 class SeedGroup:
