@@ -271,7 +271,10 @@ def test_a_trial_needs_a_run(call, folder):
 
 @pytest.mark.parametrize(
     ("flags", "words"),
-    [(["--ckpt_path", "last"], "omit --ckpt_path. To continue a sweep, repeat"), (["--study", "../mine"], "The study's name is '../mine'")],
+    [
+        (["--ckpt_path", "last"], "omit --ckpt_path. To continue a sweep, repeat"),
+        (["--study", "../mine"], "The study's name is '../mine'"),
+    ],
 )
 def test_a_study_has_a_name_and_begins_anew(call, folder, flags, words):
     result = call("sweep", *FLAGS, *flags)
