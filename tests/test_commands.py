@@ -166,6 +166,13 @@ def test_help_describes_and_exits_0(call, command):
     assert "--ckpt_path" in result.out
 
 
+@pytest.mark.parametrize(("command", "default"), [("generate", "0.9"), ("sweep", None), ("compare", None)])
+def test_help_shows_defaults_that_say_something(call, command, default):
+    out = call(command, "--help").out
+    assert "(default: None)" not in out
+    assert default is None or f"(default: {default})" in " ".join(out.split())
+
+
 def test_ctrl_c_ends_the_line_and_exits_130(call, trained_run, monkeypatch):
     from minigpt.generation import text
 

@@ -75,14 +75,26 @@ def test_the_compiled_step_gives_the_plain_logits_at_every_position(settings, n_
 def test_more_weights_than_the_caches_hold_give_the_same_logits(monkeypatch, precision, n_rows):
     model = made(preset="llama", n_embd=128)
     for_inference(model, precision=precision)
+    monkeypatch.setattr(decoding, "last_cache", lambda: math.inf)
     few = CompiledDecoder(model)
-    monkeypatch.setattr(decoding, "STREAM_ABOVE", 0)
+    monkeypatch.setattr(decoding, "last_cache", lambda: 1000)
     many = CompiledDecoder(model)
     idx = torch.randint(30, (n_rows, 5), generator=torch.Generator().manual_seed(2))
     caches = KVCache(model, n_rows), KVCache(model, n_rows)
     for t in range(5):
         assert torch.equal(*(step(idx[:, t : t + 1], cache) for step, cache in zip((few, many), caches, strict=True)))
     assert (few._model.stream, many._model.stream) == (0, 1)
+
+
+@pytest.mark.parametrize(("written", "size"), [("16384K\n", 2**24), ("", math.inf), (None, math.inf)])
+def test_the_size_of_the_last_cache_is_linuxs_or_infinite(monkeypatch, written, size):
+    def read_text(path, encoding):
+        if written is None:
+            raise FileNotFoundError(path)
+        return written
+
+    monkeypatch.setattr(compiler.Path, "read_text", read_text)
+    assert compiler.last_cache() == size
 
 
 @pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)

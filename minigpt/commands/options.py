@@ -13,6 +13,13 @@ from minigpt.errors import MiniGPTError, did_you_mean, note
 from minigpt.words import message
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default of an option unless it is None, since the help then says what happens."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """The parser of a command, which answers a mistake with a sentence instead of the usage.
 
@@ -27,7 +34,7 @@ class Parser(argparse.ArgumentParser):
             prog=command(name),
             description=description,
             allow_abbrev=False,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=_Help,
         )
         for option in shared:
             self.add_argument(f"--{option}", **SHARED[option])

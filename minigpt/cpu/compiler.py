@@ -1,6 +1,7 @@
 """The C++ code of this package, compiled when it is first used."""
 
 import ctypes
+import math
 from functools import cache
 from pathlib import Path
 
@@ -31,6 +32,15 @@ def library() -> ctypes.CDLL:
         raise MiniGPTError(
             "The model cannot be compiled here, perhaps because there is no C++ compiler. It stays as it is."
         ) from error
+
+
+def last_cache() -> float:
+    """Return the size of the processor's last cache in bytes; infinity if the system, unlike Linux, does not tell it."""
+    try:
+        kilobytes = Path("/sys/devices/system/cpu/cpu0/cache/index3/size").read_text(encoding="ascii")
+        return int(kilobytes.strip().removesuffix("K")) * 1024
+    except (OSError, ValueError):
+        return math.inf
 
 
 def address(tensor: torch.Tensor | None) -> ctypes.c_void_p | None:

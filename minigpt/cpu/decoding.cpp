@@ -44,7 +44,7 @@ struct Layer {
 struct Model {
     int64_t n_layer, n_head, n_kv_head, head_size, n_embd, vocab_size, ngrams, threads;
     int64_t rmsnorm, activation, qk_norm;
-    int64_t stream;  // whether there are more weights than the caches hold
+    int64_t stream;  // whether the weights are read from memory at each token
     float norm_eps, softcap;
     const float *embed, *pair, *triple, *position, *cos, *sin;  // null for parts that the model does not have
     const Layer* layers;

@@ -9,7 +9,7 @@ import ctypes
 import torch
 from torch import nn
 
-from minigpt.cpu.compiler import address, library
+from minigpt.cpu.compiler import address, last_cache, library
 from minigpt.cpu.int8 import Int8Linear
 from minigpt.cpu.sampling import fastest_params
 from minigpt.errors import MiniGPTError
@@ -19,7 +19,7 @@ from minigpt.models.kv_cache import KVCache
 from minigpt.models.stock import unknown_part
 
 ONE_THREAD_BELOW = 200_000  # parameters; for fewer, one thread is faster than several that wait for each other
-STREAM_ABOVE = 10_000_000  # bytes of weights; fewer mostly stay in the caches of a processor from token to token
+CACHED = 0.6  # of the last cache; this much of weights stays in it from token to token, more is read from memory
 FUNCTIONS = {  # by the types of embeddings and cache, and of the weights of linear layers
     (torch.float32, torch.float32): "decode_float",
     (torch.bfloat16, torch.bfloat16): "decode_bfloat16",
@@ -135,7 +135,7 @@ class CompiledDecoder:
         settings = model.settings
         stored = [*model.parameters(), *model.buffers()]
         threads = 1 if sum(tensor.numel() for tensor in stored) < ONE_THREAD_BELOW else torch.get_num_threads()
-        stream = sum(tensor.nbytes for tensor in stored) > STREAM_ABOVE
+        stream = sum(tensor.nbytes for tensor in stored) > CACHED * last_cache()
         tables = {"embed": model.embed.weight}
         tables |= {} if model.rope is None else {"cos": model.rope.cos, "sin": model.rope.sin}
         tables |= {} if model.ngrams is None else dict(zip(("pair", "triple"), model.ngrams.parameters(), strict=True))
