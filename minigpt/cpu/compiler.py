@@ -35,7 +35,7 @@ def library() -> ctypes.CDLL:
 
 
 def last_cache() -> float:
-    """Return the size of the processor's last cache in bytes; infinity if the system, unlike Linux, does not tell it."""
+    """Return the size of the processor's last cache in bytes, or infinity if the system does not tell it."""
     try:
         kilobytes = Path("/sys/devices/system/cpu/cpu0/cache/index3/size").read_text(encoding="ascii")
         return int(kilobytes.strip().removesuffix("K")) * 1024
