@@ -75,9 +75,9 @@ def test_the_compiled_step_gives_the_plain_logits_at_every_position(settings, n_
 def test_more_weights_than_the_caches_hold_give_the_same_logits(monkeypatch, precision, n_rows):
     model = made(preset="llama", n_embd=128)
     for_inference(model, precision=precision)
-    monkeypatch.setattr(decoding, "last_cache", lambda: math.inf)
+    monkeypatch.setattr(decoding, "last_caches", lambda threads: math.inf)
     few = CompiledDecoder(model)
-    monkeypatch.setattr(decoding, "last_cache", lambda: 1000)
+    monkeypatch.setattr(decoding, "last_caches", lambda threads: 1000)
     many = CompiledDecoder(model)
     idx = torch.randint(30, (n_rows, 5), generator=torch.Generator().manual_seed(2))
     caches = KVCache(model, n_rows), KVCache(model, n_rows)
@@ -86,15 +86,23 @@ def test_more_weights_than_the_caches_hold_give_the_same_logits(monkeypatch, pre
     assert (few._model.stream, many._model.stream) == (0, 1)
 
 
-@pytest.mark.parametrize(("written", "size"), [("16384K\n", 2**24), ("", math.inf), (None, math.inf)])
-def test_the_size_of_the_last_cache_is_linuxs_or_infinite(monkeypatch, written, size):
-    def read_text(path, encoding):
-        if written is None:
-            raise FileNotFoundError(path)
-        return written
+def test_only_weights_that_every_token_reads_count_for_the_caches(monkeypatch):
+    monkeypatch.setattr(decoding, "last_caches", lambda threads: 1e6)
+    assert CompiledDecoder(made(preset="modern", ngrams=10_000))._model.stream == 0  # 2.6 MB of tables
+    assert CompiledDecoder(made(preset="modern", n_embd=128))._model.stream == 1  # 2.4 MB of matrices
 
-    monkeypatch.setattr(compiler.Path, "read_text", read_text)
-    assert compiler.last_cache() == size
+
+def test_the_size_of_the_last_caches_is_linuxs_or_infinite(monkeypatch, folder):
+    monkeypatch.setattr(compiler, "CPUS", folder)
+    assert compiler.last_caches(2) == math.inf
+    for n, shared in enumerate(("0-1", "0-1", "2-3", "2-3")):
+        cache = folder / f"cpu{n}/cache/index3"
+        cache.mkdir(parents=True)
+        (cache / "size").write_text("16384K\n")
+        (cache / "shared_cpu_list").write_text(f"{shared}\n")
+    assert [compiler.last_caches(threads) for threads in (1, 2, 4)] == [2**24, 2**25, 2**25]
+    (cache / "size").write_text("\n")
+    assert compiler.last_caches(2) == math.inf
 
 
 @pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)

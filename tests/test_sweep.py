@@ -18,7 +18,7 @@ import pytest
 import yaml
 from conftest import QUICK, ROOT, TINY
 
-from minigpt import files
+from minigpt import MiniGPTError, files
 from minigpt.comparison import study
 from minigpt.training import recipes, sweep
 
@@ -237,6 +237,9 @@ def test_a_study_keeps_to_its_space_its_settings_and_its_text(call, folder):
         ("model.network.n_embd: [[8], [16]]", ["write model.network.n_embd as"]),
         ("model.learning_rate: {low: 0, high: 1.0, log: true}", ["write model.learning_rate as", "low > 0"]),
         ("model.learning_rate: {low: .nan, high: 1.0}", ["model.learning_rate"]),
+        ("trainer.gradient_clip_val: {low: .nan, high: 1.0}", ["write trainer.gradient_clip_val as"]),
+        ("model.beta2: []", ["write model.beta2 as a list of different values"]),
+        ("model.beta2: [0.9]\nckpt_path: [last]", ["ckpt_path"]),
         ("model.network: {low: GPT, high: TinyGPT}", ["write model.network as a list"]),
         ("model.network: [TinyGPT, TinyGTP]", ["TinyGTP"]),
         ("model.seed: [1, 2]", ["model.seed"]),
@@ -265,7 +268,10 @@ def test_a_trial_needs_a_run(call, folder):
     (folder / "space.yaml").write_text("model.beta2: [0.9, 0.99]")
     result = call("sweep", *FLAGS, "--trainer.fast_dev_run", "true")
     assert result.status == 2
-    assert result.err.strip() == "Several runs need folders and one process: omit fast_dev_run and --trainer.devices."
+    assert (
+        result.err.strip()
+        == "Several runs need folders and one process: pass --trainer.devices 1, and omit fast_dev_run."
+    )
     assert not (folder / "lightning_logs").exists()
 
 
@@ -376,7 +382,7 @@ def test_a_score_that_is_no_number_is_kept_as_one_that_broke(call, monkeypatch):
     monkeypatch.setattr(sweep.Sweep, "_report", nan)
     result = call("sweep", *FLAGS, "--trials", "1")
     assert result.status == 0, result.err
-    assert "a validation gave NaN" in trials()[0].user_attrs["error"]
+    assert "if it was NaN" in trials()[0].user_attrs["error"]
 
 
 @pytest.mark.slow
@@ -384,7 +390,7 @@ def test_a_run_that_ended_before_a_validation_is_kept_as_one_that_broke(call, mo
     monkeypatch.setattr(sweep.Sweep, "_report", lambda *_: None)
     result = call("sweep", *FLAGS, "--trials", "1")
     assert result.status == 0, result.err
-    assert "A run ended before a validation" in trials()[0].user_attrs["error"]
+    assert "There is no validation" in trials()[0].user_attrs["error"]
 
 
 @pytest.mark.slow
@@ -531,12 +537,15 @@ def test_ctrl_c_between_two_trials_ends_the_sweep_too(call, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_process_whose_trial_was_given_to_another_says_so_and_joins_in_again(call, monkeypatch):
+@pytest.mark.parametrize("fails", [False, True], ids=["before it reports", "before it fails"])
+def test_a_process_whose_trial_was_given_to_another_says_so_and_joins_in_again(call, monkeypatch, fails):
     report = sweep.Sweep._report
 
     def taken(self, trial, *others):
         if trial.number == 0:
             trial.study._storage.set_trial_state_values(trial._trial_id, optuna.trial.TrialState.FAIL)
+            if fails:
+                raise MiniGPTError("The training failed.")
         report(self, trial, *others)
 
     monkeypatch.setattr(sweep.Sweep, "_report", taken)
@@ -596,8 +605,8 @@ def test_a_range_of_whole_numbers_is_one_of_fractions_where_the_setting_takes_th
         "model.network.n_embd": {int}, "model.beta2": {float}, "model.weight_decay": {float},
         "trainer.gradient_clip_val": {float}, "model.network.init_args.n_embd": {int},
     }  # fmt: skip
-    assert isinstance(study.distribution(found["model.beta2"]), optuna.distributions.FloatDistribution)
-    assert isinstance(study.distribution(found["model.network.n_embd"]), optuna.distributions.IntDistribution)
+    trial = optuna.trial.FixedTrial({"model.beta2": 0.5})
+    assert study.suggest(trial, "model.beta2", found["model.beta2"]) == 0.5
 
 
 def test_what_a_sweep_needs_is_named_where_it_is_not_installed(call, monkeypatch):

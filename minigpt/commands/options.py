@@ -14,10 +14,12 @@ from minigpt.words import message
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the default of an option unless it is None, since the help then says what happens."""
+    """Shows the default of an option, unless its help says it."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
+        if action.default is not None or not action.help:
+            return super()._get_help_string(action)
+        return action.help if action.required or "by default" in action.help else f"{action.help} (default: none)"
 
 
 class Parser(argparse.ArgumentParser):

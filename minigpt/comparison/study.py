@@ -13,12 +13,11 @@ from typing import Any, cast
 import numpy as np
 import optuna
 import sqlalchemy
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.pruners import MedianPruner
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages._heartbeat import get_heartbeat_thread  # `Study.optimize` alone has it; it can lose a Ctrl-C
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 
 from minigpt import files
 from minigpt.errors import MiniGPTError, note, writing
@@ -85,15 +84,21 @@ def set_search(study: optuna.Study, sampler: str, seed: int | None, max_steps: i
     study.pruner = MedianPruner(n_warmup_steps=max(max_steps // 4, 0))
 
 
-def distribution(choices: Any) -> BaseDistribution:
-    """Return Optuna's distribution for a list, or for a range, which has Optuna's keys low, high, log and step."""
+def suggest(trial: Trial | FixedTrial, key: str, choices: Any) -> Any:
+    """Draw a value from a list, or from a range, which has Optuna's keys low, high, log and step.
+
+    Raises:
+        TypeError: A range has other keys.
+        ValueError: A range is empty, or not one for a logarithm.
+    """
     if isinstance(choices, list):
-        return CategoricalDistribution(choices)
-    return (FloatDistribution if float in map(type, choices.values()) else IntDistribution)(**choices)
+        return trial.suggest_categorical(key, choices)
+    fractions = float in map(type, choices.values())
+    return (trial.suggest_float if fractions else trial.suggest_int)(key, **choices)
 
 
-def next_trial(study: optuna.Study, space: dict[str, Any], n: int) -> Trial | None:
-    """Return a trial with values from a space, or None once `n` trials are finished.
+def next_trial(study: optuna.Study, n: int) -> Trial | None:
+    """Return a trial to train, or None once `n` trials are finished.
 
     Waits while other processes train the last ones. A trial without heartbeats is marked as failed and queued again.
     """
@@ -102,11 +107,11 @@ def next_trial(study: optuna.Study, space: dict[str, Any], n: int) -> Trial | No
         optuna.storages.fail_stale_trials(study)
         running = study.get_trials(states=[TrialState.RUNNING])
         if done + len(running) < n:
-            return study.ask({key: distribution(choices) for key, choices in space.items()})
+            return study.ask()
         if not waiting:
             note(message("trials_running", GRACE))
             for each in running:  # Optuna never retries a trial without a first heartbeat
-                study._storage.record_heartbeat(each._trial_id)  # type: ignore[attr-defined]  # it is an RDBStorage
+                study._storage.record_heartbeat(each._trial_id)  # type: ignore[attr-defined]  # it is RDBStorage's
         waiting = True
         time.sleep(HEARTBEAT)
     return None

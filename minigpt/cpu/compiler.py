@@ -9,6 +9,7 @@ import torch
 
 from minigpt.errors import MiniGPTError
 
+CPUS = Path("/sys/devices/system/cpu")  # of Linux
 SOURCES = ("decoding.cpp", "sampling.cpp")
 # Allow reordered sums, fused products and vectorised loops, which torch.compile's own flags forbid.
 FLAGS = ("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno", "-ffp-contract=fast")
@@ -34,13 +35,16 @@ def library() -> ctypes.CDLL:
         ) from error
 
 
-def last_cache() -> float:
-    """Return the size of the processor's last cache in bytes, or infinity if the system does not tell it."""
+def last_caches(threads: int) -> float:
+    """Return the bytes of the last caches that so many threads can use, or infinity if the system does not tell."""
+    sizes = {}
     try:
-        kilobytes = Path("/sys/devices/system/cpu/cpu0/cache/index3/size").read_text(encoding="ascii")
-        return int(kilobytes.strip().removesuffix("K")) * 1024
+        for folder in CPUS.glob("cpu[0-9]*/cache/index3"):
+            kilobytes = (folder / "size").read_text(encoding="ascii").strip().removesuffix("K")
+            sizes[(folder / "shared_cpu_list").read_text(encoding="ascii")] = int(kilobytes) * 1024
     except (OSError, ValueError):
         return math.inf
+    return sum(sorted(sizes.values())[-threads:]) or math.inf
 
 
 def address(tensor: torch.Tensor | None) -> ctypes.c_void_p | None:

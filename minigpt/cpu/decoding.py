@@ -5,11 +5,12 @@ few rows and some fifty other operations of a few microseconds each, during whic
 """
 
 import ctypes
+from itertools import chain
 
 import torch
 from torch import nn
 
-from minigpt.cpu.compiler import address, last_cache, library
+from minigpt.cpu.compiler import address, last_caches, library
 from minigpt.cpu.int8 import Int8Linear
 from minigpt.cpu.sampling import fastest_params
 from minigpt.errors import MiniGPTError
@@ -19,7 +20,7 @@ from minigpt.models.kv_cache import KVCache
 from minigpt.models.stock import unknown_part
 
 ONE_THREAD_BELOW = 200_000  # parameters; for fewer, one thread is faster than several that wait for each other
-CACHED = 0.6  # of the last cache; this much of weights stays in it from token to token, more is read from memory
+CACHED = 0.6  # of the last caches; this much of weights stays in them from token to token, more is read from memory
 FUNCTIONS = {  # by the types of embeddings and cache, and of the weights of linear layers
     (torch.float32, torch.float32): "decode_float",
     (torch.bfloat16, torch.bfloat16): "decode_bfloat16",
@@ -131,11 +132,12 @@ class CompiledDecoder:
         self.vocab_size = model.lm_head.out_features
         self.params = fastest_params(self.vocab_size)  # the sampling parameters to use with this step
         self._kept: list[torch.Tensor] = []  # tensors that the structures point to
+        self._read = 0  # the bytes of the weights that every token reads; of embeddings it reads a few rows
         self._layers = (_Layer * len(model.blocks))(*(self._layer(block) for block in model.blocks))
+        head = self._linear(model.lm_head)
         settings = model.settings
-        stored = [*model.parameters(), *model.buffers()]
-        threads = 1 if sum(tensor.numel() for tensor in stored) < ONE_THREAD_BELOW else torch.get_num_threads()
-        stream = sum(tensor.nbytes for tensor in stored) > CACHED * last_cache()
+        numbers = sum(tensor.numel() for tensor in chain(model.parameters(), model.buffers()))
+        threads = 1 if numbers < ONE_THREAD_BELOW else torch.get_num_threads()
         tables = {"embed": model.embed.weight}
         tables |= {} if model.rope is None else {"cos": model.rope.cos, "sin": model.rope.sin}
         tables |= {} if model.ngrams is None else dict(zip(("pair", "triple"), model.ngrams.parameters(), strict=True))
@@ -143,9 +145,10 @@ class CompiledDecoder:
         self._model = _Model(
             settings.n_layer, settings.n_head, settings.n_kv_head, settings.head_size, settings.n_embd,
             self.vocab_size, settings.ngrams, threads, settings.norm == "rmsnorm",
-            ACTIVATIONS[settings.mlp], settings.qk_norm, stream, settings.norm_eps, settings.softcap,
+            ACTIVATIONS[settings.mlp], settings.qk_norm, self._read > CACHED * last_caches(threads),
+            settings.norm_eps, settings.softcap,
             **{name: self._floats(table) for name, table in tables.items()},
-            layers=self._layers, norm=self._norm(model.norm), head=self._linear(model.lm_head),
+            layers=self._layers, norm=self._norm(model.norm), head=head,
         )  # fmt: skip
 
     def __call__(self, idx: torch.Tensor, cache: KVCache) -> torch.Tensor:
@@ -182,6 +185,7 @@ class CompiledDecoder:
         packed = nn.functional.pad(weight, (0, -inputs % together, 0, -outputs % self.columns))
         packed = packed.view(-1, self.columns, packed.shape[1] // together, together).transpose(1, 2).contiguous()
         self._kept.append(packed)
+        self._read += packed.nbytes
         scale = layer.scale * 2**-24 if isinstance(layer, Int8Linear) else None  # see `weights` in decoding.cpp
         of_outputs = (self._floats(tensor, -outputs % self.columns) for tensor in (scale, layer.bias))
         return _Linear(packed.data_ptr(), *of_outputs, inputs, outputs)

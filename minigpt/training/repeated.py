@@ -33,6 +33,8 @@ def dry_run(args: Sequence[str], values: Mapping[str, Any]) -> MiniGPTCLI:
     with TemporaryDirectory() as folder, redirect_stderr(StringIO()):  # the runs themselves print these notes
         cli = MiniGPTCLI([*args, *as_flags(values)], Path(folder))
     check_repeatable(cli)
+    if cli.config.ckpt_path:
+        raise MiniGPTError("Several runs start anew: omit ckpt_path.")
     if cli.config.init_from == "last":
         raise MiniGPTError("Each run would start from the run before it. Pass --init_from a run folder.")
     return cli
@@ -45,7 +47,9 @@ def check_repeatable(cli: MiniGPTCLI) -> Path:
         MiniGPTError: The run has no folder, or has several processes.
     """
     if cli.run_dir is None or cli.trainer.world_size > 1:
-        raise MiniGPTError("Several runs need folders and one process: omit fast_dev_run and --trainer.devices.")
+        raise MiniGPTError(
+            "Several runs need folders and one process: pass --trainer.devices 1, and omit fast_dev_run."
+        )
     return cli.run_dir
 
 

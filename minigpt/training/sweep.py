@@ -1,7 +1,7 @@
 """Sweeps: studies of Optuna, whose trials are ordinary runs with settings drawn from a space.
 
-The runs of trial N are in `lightning_logs/STUDY/trial_N`, one for each seed. `comparison/study.py` has what concerns
-Optuna's file: it opens the study, and finds out whether to begin another trial.
+The runs of trial N are in `lightning_logs/STUDY/trial_N`, one for each seed. An interrupted trial stays in the state
+"running" without heartbeats, so that it is retried. `comparison/study.py` has what concerns Optuna alone.
 """
 
 import itertools
@@ -16,11 +16,11 @@ import numpy as np
 import optuna
 import torch
 from lightning.pytorch import Trainer, callbacks
-from optuna.trial import Trial, TrialState
+from optuna.trial import FixedTrial, Trial, TrialState
 
 from minigpt import runs
 from minigpt.command_line import CommandLine, example_config, split_seeds
-from minigpt.comparison.study import GRACE, distribution, heartbeats, name_of, next_trial, open_study, set_search
+from minigpt.comparison.study import GRACE, heartbeats, name_of, next_trial, open_study, set_search, suggest
 from minigpt.errors import MiniGPTError, causes, check_choice, note
 from minigpt.training import recipes, trust
 from minigpt.training.cli import MiniGPTCLI
@@ -51,18 +51,19 @@ def read_space(path: str, args: list[str]) -> tuple[str, dict[str, Any]]:
             raise MiniGPTError(f"{path} searches {key}, which is also set by a flag. Omit one of them.")
         try:
             listed = isinstance(choices, list)
-            if len({*choices}) < len(choices) or (not listed and (sampler == "grid" or key == SEED)):
+            if not choices or len({*choices}) < len(choices) or (not listed and (sampler == "grid" or key == SEED)):
                 raise TypeError
-            distribution(choices)
             tried[key] = choices if listed else [low := choices["low"], choices["high"], low + choices.get("step", 0)]
-        except (AttributeError, TypeError, ValueError) as error:
+            if not listed:
+                suggest(FixedTrial({key: low}), key, choices)
+        except (LookupError, TypeError, ValueError) as error:
             wanted = f"{path}: write {key} as a list of different values, or as a range such as {{low: 1, high: 6}}."
             raise MiniGPTError(f"{wanted} {error}" if type(error) is ValueError else wanted) from error
     first = {key: values[0] for key, values in tried.items()}
     try:
         text = validated_text(dry_run(args, first))
         for key, choices in space.items():
-            if any(validated_text(dry_run(args, first | {key: value})) != text for value in tried[key][1:]):
+            if any(validated_text(dry_run(args, first | {key: value})) != text for value in dict.fromkeys(tried[key])):
                 raise MiniGPTError(f"{key} would give trials different texts to validate on, which do not compare.")
             if isinstance(choices, dict):
                 low, high, _ = tried[key]
@@ -75,9 +76,7 @@ def read_space(path: str, args: list[str]) -> tuple[str, dict[str, Any]]:
 
 
 class Sweep:
-    """A study of runs that have the flags `args` of `minigpt train`, with --config, in common.
-
-    The arguments `space`, `study`, `storage` and `seed` are the options of `minigpt sweep`.
+    """A study of runs that share the flags `args` of `minigpt train`; the rest are the options of `minigpt sweep`.
 
     Raises:
         MiniGPTError: The recipe, a flag or the space is wrong, or the study has other settings.
@@ -102,50 +101,52 @@ class Sweep:
     def run(self, n: int | None) -> None:
         """Train until the study has `n` trials, those of other processes included; None for 20, or the whole grid.
 
-        An interrupted trial remains in the state "running" without a heartbeat, so it will be retried.
-
         Raises:
             MiniGPTError: A trial was interrupted for a reason outside its settings, such as a full disk.
         """
         n = min(n or len(self.grid) or 20, len(self.grid) or n or 20)
-        while trial := next_trial(self.study, self.space, n):
+        while trial := next_trial(self.study, n):
             value, state = None, TrialState.PRUNED
-            with heartbeats(trial):
-                try:
+            try:
+                with heartbeats(trial), suppress(optuna.TrialPruned):
                     value, state = self._train(trial), TrialState.COMPLETE
-                except optuna.TrialPruned:
-                    note(message("pruned"))
-                except optuna.exceptions.UpdateFinishedTrialError:
-                    note(message("trial_taken", GRACE))
-                except (MiniGPTError, torch.OutOfMemoryError) as error:  # these settings fail, which is a result too
-                    if any(isinstance(each, OSError) for each in causes(error)):
-                        raise
-                    note(str(error))
-                    trial.set_user_attr("error", str(error))
+            except optuna.exceptions.UpdateFinishedTrialError:
+                note(message("trial_taken", GRACE))
             self.study.tell(trial, value, state, skip_if_finished=True)
 
     def _train(self, trial: Trial) -> float:
-        """Train the runs of a trial, or continue them, and return the mean of their last bits per character."""
+        """Return the mean of the last bits per character over the seeds of a trial."""
+        values = {key: suggest(trial, key, choices) for key, choices in self.space.items()}
         folder = self.folder / name_of(self.study.trials[trial.number])
-        note(f"\n{folder.name}: {', '.join(f'{key} {recipes.as_text(value)}' for key, value in trial.params.items())}")
-        for n, seed in enumerate(self.seeds, start=1):
-            run, args = folder / f"version_{seed}", [*self.args, *recipes.as_flags(trial.params | {SEED: seed})]
-            if (run / "checkpoints" / "last.ckpt").exists():
-                args += ["--ckpt_path", str(run), "--init_from=null"]
-            if len(self.seeds) > 1:
-                note(message("seed_begins", seed, n, len(self.seeds)))
-            cli = MiniGPTCLI(args, run)
-            # The score is stored before the last checkpoint is written. Lightning sets `callbacks` outside its class.
-            report = callbacks.LambdaCallback(on_validation_end=partial(self._report, trial, seed))
-            cli.trainer.callbacks.insert(0, report)  # type: ignore[attr-defined]
-            self._pruned = False
-            if not cli.finished:
-                cli.fit()
-            if self._pruned:
-                raise optuna.TrialPruned
-        score = float(np.mean([trial.user_attrs.get("scores", {}).get(str(seed), math.nan) for seed in self.seeds]))
-        if math.isnan(score):
-            raise MiniGPTError("A run ended before a validation, or it diverged and a validation gave NaN.")
+        note(f"\n{folder.name}: {', '.join(f'{key} {recipes.as_text(value)}' for key, value in values.items())}")
+        try:
+            return float(np.mean([self._train_seed(trial, seed, values, folder) for seed in self.seeds]))
+        except (MiniGPTError, torch.OutOfMemoryError) as error:  # these settings fail, which is a result too
+            if any(isinstance(each, OSError) for each in causes(error)):
+                raise
+            note(str(error))
+            trial.set_user_attr("error", str(error))
+            raise optuna.TrialPruned from error
+
+    def _train_seed(self, trial: Trial, seed: int, values: dict[str, Any], folder: Path) -> float:
+        """Train the run of a seed, or continue it, and return its last bits per character."""
+        run, args = folder / f"version_{seed}", [*self.args, *recipes.as_flags(values | {SEED: seed})]
+        if (run / "checkpoints" / "last.ckpt").exists():
+            args += [f"--ckpt_path={run}", "--init_from=null"]
+        if len(self.seeds) > 1:
+            note(message("seed_begins", seed, self.seeds.index(seed) + 1, len(self.seeds)))
+        cli = MiniGPTCLI(args, run)
+        # The score is stored before the last checkpoint is written. Lightning sets `callbacks` outside its class.
+        report = callbacks.LambdaCallback(on_validation_end=partial(self._report, trial, seed))
+        cli.trainer.callbacks.insert(0, report)  # type: ignore[attr-defined]
+        self._pruned = False
+        if not cli.finished:
+            cli.fit()
+        if self._pruned:
+            note(message("pruned"))
+            raise optuna.TrialPruned
+        if math.isnan(score := trial.user_attrs.get("scores", {}).get(str(seed), math.nan)):
+            raise MiniGPTError("There is no validation: set more trainer.max_steps, or, if it was NaN, lower rates.")
         return score
 
     def _report(self, trial: Trial, seed: int, trainer: Trainer, *_: Any) -> None:
