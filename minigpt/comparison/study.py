@@ -89,7 +89,7 @@ def suggest(trial: Trial | FixedTrial, key: str, choices: Any) -> Any:
 
     Raises:
         TypeError: A range has other keys.
-        ValueError: A range is empty, or not one for a logarithm.
+        ValueError: A list or a range is empty, or a range that begins at 0 is logarithmic.
     """
     if isinstance(choices, list):
         return trial.suggest_categorical(key, choices)
