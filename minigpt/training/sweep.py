@@ -63,7 +63,8 @@ def read_space(path: str, args: list[str]) -> tuple[str, dict[str, Any]]:
     try:
         text = validated_text(dry_run(args, first))
         for key, choices in space.items():
-            if any(validated_text(dry_run(args, first | {key: value})) != text for value in [*dict.fromkeys(tried[key])][1:]):
+            others = dict.fromkeys(value for value in tried[key] if value != first[key])
+            if any(validated_text(dry_run(args, first | {key: value})) != text for value in others):
                 raise MiniGPTError(f"{key} would give trials different texts to validate on, which do not compare.")
             if isinstance(choices, dict):
                 low, high, _ = tried[key]
