@@ -92,6 +92,16 @@ def test_only_weights_that_every_token_reads_count_for_the_caches(monkeypatch):
     assert CompiledDecoder(made(preset="modern", n_embd=128))._model.stream == 1  # 2.4 MB of matrices
 
 
+def test_int8_weights_are_prefetched_from_fewer_bytes_on(monkeypatch):
+    for precision, stream in (("32", 0), ("bf16", 0), ("int8", 1)):
+        model = made(preset="modern", n_embd=128)
+        for_inference(model, precision=precision)
+        read = CompiledDecoder(model)._read
+        with monkeypatch.context() as patch:
+            patch.setattr(decoding, "last_caches", lambda threads, read=read: 2 * read)
+            assert CompiledDecoder(model)._model.stream == stream
+
+
 def test_the_size_of_the_last_caches_is_linuxs_or_infinite(monkeypatch, folder):
     monkeypatch.setattr(compiler, "CPUS", folder)
     assert compiler.last_caches(2) == math.inf

@@ -20,7 +20,9 @@ from minigpt.models.kv_cache import KVCache
 from minigpt.models.stock import unknown_part
 
 ONE_THREAD_BELOW = 200_000  # parameters; for fewer, one thread is faster than several that wait for each other
-CACHED = 0.6  # of the last caches; this much of weights stays in them from token to token, more is read from memory
+# The share of the last caches up to which it is faster to leave weights there from token to token. Products with int8
+# weights take so long that it matters less where these come from.
+CACHED = {torch.float32: 0.7, torch.bfloat16: 0.7, torch.int8: 0.4}
 FUNCTIONS = {  # by the types of embeddings and cache, and of the weights of linear layers
     (torch.float32, torch.float32): "decode_float",
     (torch.bfloat16, torch.bfloat16): "decode_bfloat16",
@@ -145,7 +147,7 @@ class CompiledDecoder:
         self._model = _Model(
             settings.n_layer, settings.n_head, settings.n_kv_head, settings.head_size, settings.n_embd,
             self.vocab_size, settings.ngrams, threads, settings.norm == "rmsnorm",
-            ACTIVATIONS[settings.mlp], settings.qk_norm, self._read > CACHED * last_caches(threads),
+            ACTIVATIONS[settings.mlp], settings.qk_norm, self._read > CACHED[types[1]] * last_caches(threads),
             settings.norm_eps, settings.softcap,
             **{name: self._floats(table) for name, table in tables.items()},
             layers=self._layers, norm=self._norm(model.norm), head=head,
