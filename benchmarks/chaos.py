@@ -31,7 +31,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from minigpt import MiniGPTError, commands, runs
+from minigpt import MiniGPTError, commands, loading, runs
 from minigpt.training.module import LitLanguageModel
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "tiny.yaml"
@@ -147,7 +147,7 @@ def bits(folder: Path) -> dict[str, Any]:
     """Return everything that must be equal at the end of a run."""
     last = last_of(folder)
     ends = {
-        name: runs.read_checkpoint(last.with_name(f"{name}.ckpt"))
+        name: loading.read_checkpoint(last.with_name(f"{name}.ckpt"))
         for name in ("last", "best")
     }  # fmt: skip
     kept = {
@@ -169,7 +169,7 @@ def check(folder: Path, life: Life, gentle: bool, counts: dict[str, int]) -> Non
     """Count the damage after a kill."""
     for file in folder.glob("lightning_logs/tiny/*/checkpoints/*.ckpt"):
         try:
-            checkpoint = runs.read_checkpoint(file)
+            checkpoint = loading.read_checkpoint(file)
         except MiniGPTError:
             counts["unreadable checkpoints"] += 1
             continue

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from minigpt import GPT, CharTokenizer, LanguageModel, TinyGPT
 from minigpt.cpu.decoding import compile_decoding
-from minigpt.runs import for_inference
+from minigpt.loading import for_inference
 
 V = 65
 SAMPLING = {"temperature": 0.8, "top_k": 30, "top_p": 0.9}

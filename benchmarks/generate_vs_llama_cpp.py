@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from minigpt import GPT, CharTokenizer, LanguageModel
 from minigpt.cpu.decoding import compile_decoding
 from minigpt.export import files_of
-from minigpt.runs import for_inference
+from minigpt.loading import for_inference
 
 ALPHABET = "".join(chr(code) for code in range(33, 98))  # 65 characters, as tinyshakespeare has
 SHAPES = {"0.80M": (64, 4, 4, 128), "10.65M": (256, 6, 6, 384)}  # block_size, n_layer, n_head, n_embd

@@ -23,7 +23,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from minigpt import LanguageModel, runs
+from minigpt import LanguageModel, loading
 from minigpt.export import files_of
 
 TOKENS = 300
@@ -32,7 +32,7 @@ SAMPLING = {"temperature": 0.8, "top_k": 30, "top_p": 0.9}
 
 def sizes(run: str) -> tuple[dict[str, float], bytes]:
     """Return the sizes of a run's pages in kB, and the page without snapshots in int8."""
-    _, checkpoint, lm = runs.open_checkpoint(run)
+    _, checkpoint, lm = loading.open_checkpoint(run)
     found, pages = {}, {}
     for precision in ("int8", "32"):
         page = files_of("html", checkpoint, lm, precision)["index.html"]
@@ -88,7 +88,7 @@ def main() -> None:
             found, content = sizes(run)
             page = Path(folder) / "page.html"
             page.write_bytes(content)
-            lm = runs.load(run)
+            lm = loading.load(run)
             pairs = [
                 (in_chromium(browser, page, 1)[0], in_torch(lm, 1)[0]) for _ in range(asked.rounds)
             ]  # fmt: skip

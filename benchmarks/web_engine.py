@@ -28,7 +28,7 @@ import minigpt
 from minigpt import GPT, CharTokenizer, LanguageModel, TinyGPT
 from minigpt.data.corpus import Corpus
 from minigpt.export.packing import description, pack
-from minigpt.runs import for_inference
+from minigpt.loading import for_inference
 
 SAMPLING = {"temperature": 0.8, "top_k": 30, "top_p": 0.9}
 WEB = Path(minigpt.__file__).parent / "export" / "web"

@@ -15,9 +15,9 @@ if TYPE_CHECKING:  # what type checkers see
     from minigpt.errors import MiniGPTError as MiniGPTError
     from minigpt.generation.text import LanguageModel as LanguageModel
     from minigpt.generation.text import generate as generate
+    from minigpt.loading import load as load
     from minigpt.models.gpt import GPT as GPT
     from minigpt.models.tinygpt import TinyGPT as TinyGPT
-    from minigpt.runs import load as load
     from minigpt.training.api import train as train
     from minigpt.training.datamodule import TextDataModule as TextDataModule
     from minigpt.training.module import LitLanguageModel as LitLanguageModel
@@ -36,7 +36,7 @@ _HOMES = {
     "TinyGPT": "minigpt.models.tinygpt",
     "generate": "minigpt.generation.text",
     "WordTokenizer": "minigpt.data.tokenizers",
-    "load": "minigpt.runs",
+    "load": "minigpt.loading",
     "train": "minigpt.training.api",
 }
 

@@ -49,7 +49,7 @@ def test_without_checkpoints_it_gives_the_model_after_the_last_step(text, off):
 
 def test_values_arrive_as_they_are(text):
     lm = minigpt.train(TINY, data=text, max_steps=2, seed=7, prompts=["1e5", "a: b"], nfc=False, network="GPT", **CPU)
-    settings = minigpt.runs.read_checkpoint(minigpt.runs.find_checkpoint(lm.run_dir))["minigpt"]
+    settings = minigpt.loading.read_checkpoint(minigpt.runs.find_checkpoint(lm.run_dir))["minigpt"]
     assert settings["model"]["class_path"] == "minigpt.GPT"
     assert settings["data"]["nfc"] is False
     recipe = (lm.run_dir / "config.yaml").read_text(encoding="utf-8")

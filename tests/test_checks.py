@@ -20,10 +20,10 @@ from minigpt.generation import checks
 from minigpt.generation.checks import compiled_step, state_of, usable_paths
 from minigpt.generation.text import LanguageModel
 from minigpt.inspection.introspection import attention, is_bigram
+from minigpt.loading import for_inference
 from minigpt.models import gpt, summary
 from minigpt.models.gpt import Block
 from minigpt.models.settings import CHOICES, PRESETS
-from minigpt.runs import for_inference
 
 BLOCK = 48
 

@@ -8,7 +8,7 @@ from conftest import QUICK, TINY
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from minigpt import runs
+from minigpt import loading, runs
 from minigpt.command_line import CommandLine
 from minigpt.training import recipes
 from minigpt.training.cli import MiniGPTCLI
@@ -336,13 +336,13 @@ def test_what_the_parser_does_to_settings_leaves_the_recipe_as_it_was_read(folde
 
 
 def test_a_checkpoint_is_looked_at_once(call, train, monkeypatch):
-    read, files = runs.read_checkpoint, []
+    read, files = loading.read_checkpoint, []
 
     def counted(file, *args, **kwargs):
         files.append(Path(file).name)
         return read(file, *args, **kwargs)
 
     assert train("--trainer.max_steps", "2").status == 0
-    monkeypatch.setattr(runs, "read_checkpoint", counted)
+    monkeypatch.setattr(loading, "read_checkpoint", counted)
     assert call("train", "--ckpt_path", "last", "--trainer.max_steps", "3").status == 0
     assert files == ["last.ckpt"]

@@ -16,9 +16,9 @@ from minigpt.cpu.sampling import CompiledParams, fastest_params
 from minigpt.generation import checks
 from minigpt.generation.checks import CompiledStep, compiled_step, usable_paths
 from minigpt.generation.sampling import SamplingParams, draw
+from minigpt.loading import for_inference
 from minigpt.models import kv_cache
 from minigpt.models.kv_cache import KVCache
-from minigpt.runs import for_inference
 
 BLOCK = 37  # no whole number of vectors
 MODELS = {

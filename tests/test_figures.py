@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import minigpt
 from minigpt.generation.sampling import filter_logits
-from minigpt.inspection import figures, introspection
+from minigpt.inspection import canvas, figures, introspection
 from minigpt.models.gpt import Attention
 
 
@@ -137,7 +137,7 @@ def lightness(colours: np.ndarray) -> np.ndarray:
 
 
 def test_equal_steps_of_the_colour_scale_look_equal_also_without_colour():
-    light = lightness(figures.SCALE(np.linspace(0, 1, 101))[:, :3])
+    light = lightness(canvas.SCALE(np.linspace(0, 1, 101))[:, :3])
     assert light[0] == pytest.approx(100)
     assert light[-1] < 20
     assert np.abs(light - np.linspace(light[0], light[-1], 101)).max() < 1.5
@@ -211,7 +211,7 @@ def test_white_space_and_control_characters_have_signs():
 
 def test_a_figure_shows_itself_in_a_notebook_and_is_larger_on_paper():
     picture = figures.draw_loss(torch.tensor([2.5, 2.0, 1.8, 1.7]))
-    small, large = picture._repr_png_(), picture.png(figures.PRINT_DPI)
+    small, large = picture._repr_png_(), picture.png(canvas.PRINT_DPI)
     sizes = [struct.unpack(">II", png[16:24]) for png in (small, large)]
     assert sizes[0] == picture.pixels
     assert sizes[1][0] > 900

@@ -16,7 +16,7 @@ from test_resume import same, state
 from test_training import curves, fit
 
 import minigpt
-from minigpt import runs
+from minigpt import loading, runs
 
 MODEL = [
     "--model.network", "GPT", "--model.network.preset", "modern", "--model.network.n_layer", "2",
@@ -54,8 +54,8 @@ def test_it_trains_as_one_device_does(sharded, call):
 @pytest.mark.slow
 def test_its_snapshots_have_the_whole_model(sharded):
     assert [*runs.snapshots(sharded)] == [50, 100]
-    last = runs.read_checkpoint(sharded / "checkpoints/last.ckpt")["state_dict"]
-    snapshot = runs.read_checkpoint(runs.find_checkpoint(f"{sharded}@100"))["state_dict"]
+    last = loading.read_checkpoint(sharded / "checkpoints/last.ckpt")["state_dict"]
+    snapshot = loading.read_checkpoint(runs.find_checkpoint(f"{sharded}@100"))["state_dict"]
     assert same(snapshot, {name: weight.bfloat16().float() for name, weight in last.items()})
 
 
@@ -72,7 +72,7 @@ def ending(run: Path) -> list[float]:
 @pytest.mark.full
 def test_what_several_write_is_one_file_that_any_number_of_processes_continue(sharded, call, folder):
     file = runs.find_checkpoint(sharded, prefer=("last",))
-    held = runs.read_checkpoint(file)
+    held = loading.read_checkpoint(file)
     assert file.is_file()
     assert {path.name for path in file.parent.iterdir()} == {"best.ckpt", "last.ckpt"}
     (optimizer,) = held["optimizer_states"]

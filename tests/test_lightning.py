@@ -16,8 +16,10 @@ from torch.utils.data import DataLoader
 
 from minigpt import GPT, CharDataset, CharTokenizer, LitLanguageModel, MiniGPTError, TextDataModule, TinyGPT, generate
 from minigpt.evaluation import evaluate
-from minigpt.runs import corpus_of, find_checkpoint, read_checkpoint
-from minigpt.training.callbacks import Figures, Progress, Samples
+from minigpt.loading import corpus_of, read_checkpoint
+from minigpt.runs import find_checkpoint
+from minigpt.training.callbacks import Figures, Samples
+from minigpt.training.progress import Progress
 from minigpt.training.resume import ScheduleOnResume
 
 PLAIN = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}

@@ -28,7 +28,7 @@ def test_lightning_is_imported_in_training_alone():
 
 ORDER = [
     "processes", "errors", "words", "command_line", "files", "terminal", "seeds", "data", "models", "generation", "cpu",
-    "evaluation", "inspection", "checkpoints", "runs", "comparison", "export", "training", "app", "commands",
+    "evaluation", "inspection", "checkpoints", "runs", "loading", "comparison", "export", "training", "app", "commands",
     "__main__",
 ]  # fmt: skip
 
@@ -89,12 +89,12 @@ def test_without_lightning_a_sentence_says_what_to_install():
 
 def test_matplotlib_is_imported_at_the_first_figure_alone():
     drawing = [file for file in (ROOT / "minigpt").rglob("*.py") if "matplotlib" in "".join(sorted(imports(file)))]
-    assert {file.name for file in drawing} == {"figures.py", "study.py"}
+    assert {file.name for file in drawing} == {"canvas.py", "figures.py", "study.py"}
     for file in (ROOT / "minigpt").rglob("*.py"):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         for node in tree.body:
-            names_figures = isinstance(node, ast.ImportFrom) and "figures" in (node.module or "")
-            at_the_top = names_figures and file.name != "figures.py"
+            drawing = isinstance(node, ast.ImportFrom) and (node.module or "").endswith((".figures", ".canvas"))
+            at_the_top = drawing and file.name != "figures.py"
             assert not at_the_top, f"{file} imports the figures before it draws one"
 
 

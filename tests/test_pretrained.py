@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from test_export import as_llama_cpp_computes, in_gguf, run, session
 
 import minigpt
-from minigpt import MiniGPTError, runs
+from minigpt import MiniGPTError, loading, runs
 from minigpt.data.pretrained_tokenizer import PretrainedTokenizer
 from minigpt.export import files_of
 from minigpt.models import pretrained
@@ -289,7 +289,7 @@ def test_what_gpt_cannot_represent_is_refused_by_name(folder, folders, name, val
     shutil.copytree(folders / name, folder / "it")
     change(folder / "it", **values)
     with pytest.raises(MiniGPTError, match=named) as refused:
-        runs.read_checkpoint(runs.find_checkpoint(folder / "it"))
+        loading.read_checkpoint(runs.find_checkpoint(folder / "it"))
     assert str(refused.value).count("\n") == 0
     assert len(str(refused.value)) < 500
 
@@ -314,7 +314,7 @@ def test_a_broken_file_is_refused_in_a_sentence(folder, folders, name, content):
     shutil.copytree(folders / "llama", folder / "it")
     (folder / "it" / name).write_bytes(content)
     with pytest.raises(MiniGPTError, match=r"ownload|architecture|not those of its config|vocab_size"):
-        runs.read_checkpoint(runs.find_checkpoint(folder / "it"))
+        loading.read_checkpoint(runs.find_checkpoint(folder / "it"))
 
 
 def without(*names):
@@ -382,7 +382,7 @@ def test_a_folder_that_is_not_whole_is_refused(folder, folders, spoil, said):
     shutil.copytree(folders / "llama", folder / "it")
     spoil(folder / "it")
     with pytest.raises(MiniGPTError, match=said):
-        runs.read_checkpoint(runs.find_checkpoint(folder / "it"))
+        loading.read_checkpoint(runs.find_checkpoint(folder / "it"))
 
 
 def test_a_model_that_does_not_fit_is_refused_before_it_is_read(folders, monkeypatch):

@@ -14,7 +14,7 @@ import torch
 from conftest import QUICK, ROOT, TINY, Result
 
 import minigpt
-from minigpt import command_line, commands, runs
+from minigpt import command_line, commands, loading
 from minigpt.command_line import command, find_config, no_config
 
 COMMANDS = {script.stem for script in (ROOT / "scripts").glob("*.py")}
@@ -246,7 +246,7 @@ def test_without_a_clone_python_prints_the_installed_command(places, monkeypatch
 def test_the_automatic_device_is_a_gpu_of_either_kind(monkeypatch, cuda, mps, device):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    assert runs.pick_device("auto") == device
+    assert loading.pick_device("auto") == device
 
 
 @pytest.fixture(scope="module")

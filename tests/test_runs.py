@@ -7,7 +7,7 @@ import torch
 from conftest import TINY
 
 import minigpt
-from minigpt import MiniGPTError, runs
+from minigpt import MiniGPTError, loading, runs
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_a_checkpoint_of_0_1_is_answered_in_a_sentence(folder):
     with pytest.raises(
         MiniGPTError, match=r"written by minigpt 0\.1\.0, whose checkpoints minigpt 0\.2\.\d+ does not read"
     ):
-        runs.read_checkpoint(folder / "old.ckpt")
+        loading.read_checkpoint(folder / "old.ckpt")
 
 
 @pytest.mark.parametrize("name", ["train", "generate", "evaluate"])

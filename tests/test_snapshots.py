@@ -21,7 +21,7 @@ from test_resume import MODERN, SHORT, Interrupt, fit, same, state
 from test_trust import DAMAGE, damaged
 
 import minigpt
-from minigpt import LitLanguageModel, MiniGPTError, TextDataModule, TinyGPT, checkpoints, runs
+from minigpt import LitLanguageModel, MiniGPTError, TextDataModule, TinyGPT, checkpoints, loading, runs
 from minigpt.training.checkpointing import Checkpoints, WholeFileCheckpointIO
 from minigpt.training.snapshots import snapshot_file, surplus, thin_out
 
@@ -121,7 +121,7 @@ def test_training_has_the_same_bits_with_and_without(folder, extra):
 def test_a_snapshot_has_the_weights_of_the_checkpoint_of_its_step_in_bfloat16(folder, extra):
     run = fit(*KEEP, "5", *extra).run_dir
     last = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
-    content = runs.read_checkpoint(snapshot_file(run, 60))
+    content = loading.read_checkpoint(snapshot_file(run, 60))
     assert content["minigpt"] == last["minigpt"]
     assert content["global_step"] == 60
     assert content["val_loss"] == last["callbacks"]["DueValidation"]["metrics"]["val/loss"]
@@ -140,7 +140,7 @@ def test_a_resume_goes_on_with_the_same_snapshots(folder, whole_run, stop):
     fit(*KEEP, "5", "--ckpt_path", "last")
     assert steps() == steps(whole_run)
     for step in steps():
-        ours, theirs = (runs.read_checkpoint(snapshot_file(path, step)) for path in (Path(RUN), whole_run))
+        ours, theirs = (loading.read_checkpoint(snapshot_file(path, step)) for path in (Path(RUN), whole_run))
         assert same(ours["state_dict"], theirs["state_dict"])
         assert ours["val_loss"] == theirs["val_loss"]
 
@@ -230,7 +230,7 @@ def test_a_snapshot_is_generated_from_evaluated_and_exported(call, run, folder):
     assert scores[20]["loss"] > scores[60]["loss"]
     assert scores[60]["loss"] == pytest.approx(scores["last"]["loss"], abs=1e-3)  # bfloat16 has eight binary digits
     assert scores[60]["baselines"] == scores["last"]["baselines"]
-    assert scores[60]["loss"] == pytest.approx(runs.read_checkpoint(snapshot_file(run, 60))["val_loss"], abs=1e-3)
+    assert scores[60]["loss"] == pytest.approx(loading.read_checkpoint(snapshot_file(run, 60))["val_loss"], abs=1e-3)
     result = call("export", "--format", "safetensors", "--ckpt_path", f"{RUN}@20", "--out", "out")
     assert result.status == 0, result.err
     exported, stored = load_file("out/model.safetensors"), load_file(snapshot_file(run, 20))
@@ -252,8 +252,8 @@ def test_a_run_starts_from_a_snapshot(call, run):
     result = call("train", "--config", TINY, *flags, "--model.weight_decay", "0")
     assert result.status == 0, result.err
     assert f"The weights come from '{RUN}@20'." in result.err
-    started = runs.read_checkpoint(Path("lightning_logs/tiny/version_1/checkpoints/last.ckpt"))
-    snapshot = runs.read_checkpoint(snapshot_file(run, 20))
+    started = loading.read_checkpoint(Path("lightning_logs/tiny/version_1/checkpoints/last.ckpt"))
+    snapshot = loading.read_checkpoint(snapshot_file(run, 20))
     assert same(started["state_dict"], snapshot["state_dict"])
     assert started["minigpt"]["origin"]["sha256"] == checkpoints.checksum(snapshot_file(run, 20))
 
@@ -273,7 +273,7 @@ def test_adapters_alone_are_in_a_snapshot_and_are_merged(call, folder):
         torch.testing.assert_close(of_snapshot[name], weight, atol=0.01, rtol=0.01)
     assert call("train", "--config", "b.yaml", *flags[2:], "--trainer.max_steps", "7", "--ckpt_path", kept).status == 0
     snapshot_file(Path(source), 4).unlink()
-    with pytest.raises(runs.MissingBase, match=f"the model {source}@4"):
+    with pytest.raises(loading.MissingBase, match=f"the model {source}@4"):
         minigpt.load(f"{kept}@6")
 
 
@@ -361,7 +361,7 @@ def test_an_edited_snapshot_is_refused_before_memory_is_taken(run, change):
 
 
 def test_a_claim_with_the_right_checksum_is_held_against_the_weights(run):
-    content = runs.read_checkpoint(snapshot_file(run, 20))
+    content = loading.read_checkpoint(snapshot_file(run, 20))
     content["minigpt"]["model"]["init_args"]["n_embd"] = 10**12
     snapshot_file(run, 20).write_bytes(checkpoints.as_snapshot(content, 1.0))
     with pytest.raises(MiniGPTError, match="its weights are not those of"):
@@ -376,7 +376,7 @@ def test_a_snapshot_larger_than_the_memory_is_refused_unread(run):
 
 
 def test_a_snapshot_of_a_newer_minigpt_or_of_other_data_is_refused(run):
-    content = runs.read_checkpoint(snapshot_file(run, 20))
+    content = loading.read_checkpoint(snapshot_file(run, 20))
     content["minigpt"]["version"] = "99.1.0"
     snapshot_file(run, 20).write_bytes(checkpoints.as_snapshot(content, 1.0))
     with pytest.raises(MiniGPTError, match=r"written by minigpt 99\.1\.0"):
@@ -395,7 +395,7 @@ def test_tensors_of_any_kind_survive(folder):
     weights["network.f"] = weights["network.d"]  # shared
     content = {"minigpt": {"version": minigpt.__version__}, "global_step": 7, "state_dict": weights}
     Path("step_000007.safetensors").write_bytes(checkpoints.as_snapshot(content, float("nan")))
-    read = runs.read_checkpoint(runs.find_checkpoint("step_000007.safetensors"))
+    read = loading.read_checkpoint(runs.find_checkpoint("step_000007.safetensors"))
     assert same(read["state_dict"], weights | {"network.d": torch.ones(2), "network.f": torch.ones(2)})
 
 
@@ -405,9 +405,9 @@ def test_tensors_of_any_kind_survive(folder):
 def test_a_damaged_snapshot_is_an_error_of_ours_or_loads_right(whole_run, folder, damage):
     whole, file = snapshot_file(whole_run, 20), folder / "step_000020.safetensors"
     file.write_bytes(damaged(whole.read_bytes(), damage))
-    good = runs.read_checkpoint(whole)
+    good = loading.read_checkpoint(whole)
     try:
-        content = runs.read_checkpoint(file)
+        content = loading.read_checkpoint(file)
     except MiniGPTError:
         return
     assert same(content, good)

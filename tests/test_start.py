@@ -9,7 +9,7 @@ import torch
 from conftest import QUICK
 
 import minigpt
-from minigpt import checkpoints, runs
+from minigpt import checkpoints, loading, runs
 
 TEXT = "Le chat dort sur le banc, et la lune monte au-dessus du toit. " * 40
 NEW = "Où est le café ? Le garçon rêve près de la fenêtre. " * 40
@@ -40,7 +40,7 @@ def start(call, folder):
 
 
 def weights(run: str, name: str = "last") -> dict[str, torch.Tensor]:
-    return runs.read_checkpoint(Path(run) / "checkpoints" / f"{name}.ckpt")["state_dict"]
+    return loading.read_checkpoint(Path(run) / "checkpoints" / f"{name}.ckpt")["state_dict"]
 
 
 def test_old_tokens_keep_their_weights_and_new_ones_start_at_the_mean(start):
@@ -105,11 +105,11 @@ def test_a_run_says_where_it_came_from(start, call):
     assert start().status == 0
     file = Path(SOURCE, "checkpoints", "best.ckpt").absolute()
     origin = {"source": SOURCE, "path": str(file), "sha256": checkpoints.checksum(file), "licence": "LICENSE.txt"}
-    checkpoint = runs.read_checkpoint(runs.find_checkpoint(RUN))
+    checkpoint = loading.read_checkpoint(runs.find_checkpoint(RUN))
     assert checkpoint["minigpt"]["origin"] == origin
     assert (Path(RUN) / "LICENSE.txt").read_text() == "Free for all."
     assert call("train", "--ckpt_path", RUN, "--trainer.max_steps", "6").status == 0
-    assert runs.read_checkpoint(Path(RUN, "checkpoints", "last.ckpt"))["minigpt"]["origin"] == origin
+    assert loading.read_checkpoint(Path(RUN, "checkpoints", "last.ckpt"))["minigpt"]["origin"] == origin
 
 
 def test_windows_may_be_shorter_and_with_rotary_positions_longer(start):

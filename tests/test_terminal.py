@@ -15,7 +15,7 @@ import yaml
 from conftest import QUICK, RECIPES, ROOT, TINY
 
 from minigpt.terminal import FOR_CTRL_C, Bar, compact, on_one_line, wrapped
-from minigpt.training.callbacks import Progress
+from minigpt.training.progress import Progress
 
 pty = pytest.importorskip("pty", reason="there are no pseudo-terminals here")
 termios = pytest.importorskip("termios")

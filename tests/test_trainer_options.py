@@ -8,8 +8,9 @@ from test_resume import same
 from test_training import curves
 
 from minigpt import LitLanguageModel, TextDataModule, TinyGPT
-from minigpt.training.callbacks import TrainMetrics, callback_of
 from minigpt.training.cli import MiniGPTCLI
+from minigpt.training.curves import TrainMetrics
+from minigpt.training.typed import callback_of
 
 RUN = "lightning_logs/tiny/version_0"
 SHORT = ["--figures.every_n_steps", "0", "--trainer.log_every_n_steps", "1", "--validation.every_n_steps", "0"]

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import minigpt
-from minigpt import MiniGPTError, runs
+from minigpt import MiniGPTError, loading
 
 RUN = "lightning_logs/tiny/version_0"
 EMA = "lightning.pytorch.callbacks.EMAWeightAveraging"
@@ -220,8 +220,8 @@ def test_a_damaged_checkpoint_is_an_error_of_ours_or_loads_right(files, damage):
     file.write_bytes(damaged(whole.read_bytes(), damage))
     good = torch.load(whole, weights_only=True)
     try:
-        checkpoint = runs.read_checkpoint(file)
-        lm = runs.language_model(checkpoint)
+        checkpoint = loading.read_checkpoint(file)
+        lm = loading.language_model(checkpoint)
     except MiniGPTError:
         return
     assert {k: v.tolist() for k, v in lm.model.state_dict().items()} == {
@@ -241,7 +241,7 @@ def test_a_checkpoint_that_holds_other_things_is_an_error_of_ours(files, key, va
     inside[key] = value
     torch.save(checkpoint, files / "b.ckpt")
     with pytest.raises(MiniGPTError):
-        runs.language_model(runs.read_checkpoint(files / "b.ckpt"))
+        loading.language_model(loading.read_checkpoint(files / "b.ckpt"))
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -265,4 +265,4 @@ def test_an_archive_bomb_in_a_checkpoints_place_is_refused(folder):
     with zipfile.ZipFile("bomb.ckpt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"\0" * 10_000_000)
     with pytest.raises(MiniGPTError, match=r"bomb.ckpt"):
-        runs.read_checkpoint(folder / "bomb.ckpt")
+        loading.read_checkpoint(folder / "bomb.ckpt")

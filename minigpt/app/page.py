@@ -1,73 +1,30 @@
-"""The page itself, and its server."""
+"""The page itself."""
 
-import errno
 import random
-import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import torch
 from gradio.events import Dependency
 
 from minigpt import runs
 from minigpt.app import chart
 from minigpt.app.pictures import bars, ids_of, picture, surprise
 from minigpt.app.store import ModelStore
-from minigpt.app.texts import MAX_MB
 from minigpt.app.train_tab import I18N, TrainingTab
-from minigpt.app.training import FOLDER, Trainings, curves_of, is_loopback
+from minigpt.app.training import FOLDER, Trainings
 from minigpt.app.visitors import Problem, say
 from minigpt.command_line import PROMPTS, first_training
 from minigpt.errors import MiniGPTError
+from minigpt.inspection.curves import curves_of
 from minigpt.inspection.introspection import attention_size
 
 MAX_CONCURRENT = 16  # visitors whose text is generated at the same time
 UPDATE_SECONDS = 0.1  # least time between two updates of a text
 CACHE_SECONDS = 24 * 3600  # after which Gradio's copies of uploads and downloads are deleted
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
-
-CSS = """
-.surprise {white-space: pre-wrap; line-height: 1.9; font-size: 1.05rem; overflow-wrap: anywhere}
-.surprise span {cursor: pointer; border-radius: 3px; padding: 2px 0}
-.surprise span:hover, .surprise span:focus-visible, .surprise .picked {outline: 2px solid #2563a0}
-.bars {border-collapse: collapse; width: 100%; font-size: .9rem; table-layout: fixed}
-.bars, .bars tr, .bars td, .bars th {border: none !important}
-.bars caption {text-align: left; padding: 0 6px; caption-side: top}
-.bars td, .bars th {padding: 2px 6px; text-align: left; font-weight: normal}
-.bars td:first-child {font-family: monospace; white-space: pre}
-.bars i {display: inline-block; height: .8em; border-radius: 2px; vertical-align: middle; min-width: 1px}
-.bars .before {background: #8ecad6} .bars .after {background: #2563a0}
-.bars .cut td:first-child {text-decoration: line-through; opacity: .55}
-.figure img {max-width: 100%; mix-blend-mode: multiply}
-/* In the dark theme the figures are inverted, with the same hues, and their black ground is that of the page. */
-.dark .figure img {filter: invert(1) hue-rotate(180deg); mix-blend-mode: screen}
-.curve {width: 100%; max-width: 640px; height: auto}
-.curve text {fill: var(--body-text-color); font-size: 12px}
-.curve line.grid {stroke: var(--border-color-primary)}
-.curve line.baseline {stroke: #b8642a; stroke-dasharray: 5 4} .curve text.baseline {fill: #b8642a}
-.curve polyline {fill: none; stroke-width: 2; stroke: #5aa9bd} .curve text.train {fill: #2f7f94}
-.curve .val {stroke: #2563a0} .curve circle.val {fill: #2563a0} .curve text.val {fill: #2563a0; stroke: none}
-.dark .curve line.baseline {stroke: #e0a070} .dark .curve text.baseline {fill: #e0a070}
-.dark .curve text.train {fill: #8ecad6}
-.dark .curve .val {stroke: #7db4ee} .dark .curve circle.val {fill: #7db4ee}
-.dark .curve text.val {fill: #7db4ee; stroke: none}
-#saved {display: none}
-@media (max-width: 640px) {
-  .tab-container button {padding: 0 6px !important}
-  #title p {display: none}
-}
-.samples {max-height: 30rem; overflow-y: auto}
-.samples figure {margin: 0 0 .8rem}
-.samples figcaption {font-size: .85rem; opacity: .75}
-.samples pre {white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; font-size: .9rem}
-.state {margin: .3rem 0} .state.failed {color: #c0392b} .dark .state.failed {color: #ff8a7a}
-#status progress {width: 100%; accent-color: #2563a0}
-"""
-# Outside the part of the page to which Gradio applies `CSS`.
-HEAD = "<style>@media (max-width: 640px) {.gradio-container > .app {padding: 12px !important}}</style>"
 # A click on a token, or Enter, marks it and sends its position to the server.
 PICK = """
 const pick = event => {
@@ -363,53 +320,3 @@ def _running(
     running.then(lambda: (gr.update(visible=True), gr.update(visible=False)), **swap)
     halt.click(lambda: (gr.update(visible=True), gr.update(visible=False)), **swap, cancels=[running])
     return running
-
-
-def serve(
-    store: ModelStore, host: str, port: int, auth: tuple[str, str] | None = None, allow_training: bool = False
-) -> gr.Blocks:
-    """Serve the page on an address, in background threads.
-
-    Args:
-        store: The models that it offers.
-        host: The address.
-        port: The port.
-        auth: The name and the password that visitors must give.
-        allow_training: Whether visitors may train where other machines can reach the page. On an address of this
-            machine alone, they always may.
-
-    Raises:
-        MiniGPTError: The address cannot be used.
-    """
-    host = host.removeprefix("[").removesuffix("]")
-    try:
-        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        family = addresses[0][0]
-        with socket.create_server((host, port), family=family):
-            pass
-    except (OSError, OverflowError, UnicodeError) as error:
-        raise _not_served(host, port, error) from error
-    if store.device == "cpu":
-        torch.set_num_threads(1)  # concurrent visitors are then served faster than one after the other on all cores
-    local = all(is_loopback(str(address[4][0])) for address in addresses)
-    page = build(store, Trainings(allowed=allow_training or local, anywhere=allow_training))
-    page.queue(max_size=8 * MAX_CONCURRENT)
-    system = ["system-ui", "sans-serif"]  # so that no font is downloaded
-    try:
-        page.launch(
-            server_name=f"[{host}]" if ":" in host else host, server_port=port, auth=auth, share=False, quiet=True,
-            prevent_thread_lock=True, i18n=I18N, css=CSS, head=HEAD,
-            theme=gr.themes.Default(font=system, font_mono=["ui-monospace", "monospace"]),
-            footer_links=["api"], max_file_size=MAX_MB * 2**20, max_threads=2 * MAX_CONCURRENT, ssr_mode=False,
-        )  # fmt: skip
-    except OSError as error:  # Gradio needs the port on 127.0.0.1 too
-        raise _not_served(host, port, error) from error
-    return page
-
-
-def _not_served(host: str, port: int, error: Exception) -> MiniGPTError:
-    reason = str(getattr(error, "strerror", None) or error).rstrip(".")
-    number = getattr(error, "errno", None)
-    taken = number in (None, errno.EADDRINUSE, errno.EACCES) and not isinstance(error, UnicodeError)
-    way_out = "Pass a different --port" if taken else "Pass an address of this machine as --host"
-    return MiniGPTError(f"The page cannot be served on port {port} of {host}: {reason}. {way_out}.")

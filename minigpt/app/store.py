@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from minigpt import runs
+from minigpt import loading, runs
 from minigpt.app.visitors import Problem
 from minigpt.command_line import first_training
 from minigpt.errors import MiniGPTError
@@ -88,7 +88,7 @@ class ModelStore:
                 return self._model(file, os.stat(file).st_mtime_ns)
             except OSError as error:
                 raise Problem("gone", file) from error
-            except runs.MissingBase as error:
+            except loading.MissingBase as error:
                 raise Problem("no_base", file) from error
             except MiniGPTError as error:
                 raise Problem("broken", file) from error
@@ -103,7 +103,7 @@ class ModelStore:
 
         file = Path(self.resolve(chosen))
         try:
-            _, checkpoint, lm = runs.open_checkpoint(file, allow_code=self.allow_code)
+            _, checkpoint, lm = loading.open_checkpoint(file, allow_code=self.allow_code)
             content = files_of("html", checkpoint, lm, "int8")["index.html"]
         except MiniGPTError as error:
             raise Problem("no_export", error) from error
@@ -112,7 +112,7 @@ class ModelStore:
         return f"{'-'.join(parts)}.html", content
 
     def _read(self, file: str, written: int) -> LanguageModel:
-        return runs.language_model(runs.read_checkpoint(Path(file)), self.device, allow_code=self.allow_code)
+        return loading.language_model(loading.read_checkpoint(Path(file)), self.device, allow_code=self.allow_code)
 
 
 def _age(file: Path) -> tuple[int, str]:

@@ -10,8 +10,9 @@ import gradio as gr
 from minigpt import runs
 from minigpt.app import chart, texts
 from minigpt.app.store import ModelStore
-from minigpt.app.training import Status, Trainings, curves_of, offered_recipes
+from minigpt.app.training import Status, Trainings, offered_recipes
 from minigpt.app.visitors import Problem, say
+from minigpt.inspection.curves import curves_of
 from minigpt.words import LABELS, MESSAGES
 
 POLL_SECONDS = 2.0  # between two looks at a running training

@@ -5,7 +5,6 @@ What runs is found on disk, in `lightning_logs/page`: `training.json` describes 
 by another `minigpt app` in the same folder, shows the training and can stop it.
 """
 
-import ipaddress
 import json
 import os
 import re
@@ -16,15 +15,15 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from minigpt import files, runs
-from minigpt.app.visitors import Problem
+from minigpt.app.visitors import Problem, is_loopback
 from minigpt.command_line import CLONE, CONFIGS
-from minigpt.inspection.curves import Curves, read_curves
+from minigpt.inspection.curves import Curves, curves_of
 from minigpt.training import recipes as recipe_files
 from minigpt.words import MESSAGES
 
@@ -261,35 +260,11 @@ class Trainings:
             return {}
 
 
-def is_loopback(host: str | None) -> bool:
-    """Return whether only this machine can reach a host: a name or an address."""
-    if host is None or host == "localhost":
-        return host is not None
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def first_words(text: Path) -> str:
     """Return the words at the beginning of a text that samples of the training continue."""
     with text.open(encoding="utf-8") as file:
         words = file.read(10 * MAX_PROMPT).split()[:3]
     return " ".join(words)[:MAX_PROMPT]
-
-
-def curves_of(run: Path) -> Curves:
-    """Return the curves and the samples of a run, which are read again only if its records have changed."""
-    try:
-        state = tuple((file.name, file.stat().st_size) for file in sorted(run.glob("events.out.tfevents.*")))
-    except OSError:  # deleted in the meantime
-        state = ()
-    return _curves(run, state)
-
-
-@lru_cache(16)
-def _curves(run: Path, state: tuple) -> Curves:
-    return read_curves(run)
 
 
 def _seconds_left(run: Path | None, start_step: int, step: int, max_steps: int) -> float | None:

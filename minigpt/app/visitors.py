@@ -1,5 +1,7 @@
 """Messages of the server to a visitor, in the language of the visitor's browser."""
 
+import ipaddress
+
 import gradio as gr
 
 from minigpt.words import message
@@ -26,3 +28,13 @@ def language_of(request: gr.Request | None) -> str:
 def say(request: gr.Request | None, name: str, *values: object) -> str:
     """Return one of `MESSAGES` in the visitor's language."""
     return message(name, *values, language=language_of(request))
+
+
+def is_loopback(host: str | None) -> bool:
+    """Return whether only this machine can reach a host: a name or an address."""
+    if host is None or host == "localhost":
+        return host is not None
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

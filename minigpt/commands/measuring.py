@@ -52,14 +52,14 @@ def evaluate(args: list[str]) -> int:
 
     import torch
 
-    from minigpt import runs
+    from minigpt import loading
     from minigpt.data.corpus import Corpus
     from minigpt.evaluation import as_table, baselines, measure, memorisation
 
-    file, checkpoint, lm = runs.open_checkpoint(asked.ckpt_path, asked.device, asked.precision, asked.allow_code)
+    file, checkpoint, lm = loading.open_checkpoint(asked.ckpt_path, asked.device, asked.precision, asked.allow_code)
     metadata = checkpoint["minigpt"]["data"]
     try:
-        own: TokenizedCorpus | None = runs.tokens_of(file, metadata, asked.cache_dir)
+        own: TokenizedCorpus | None = loading.tokens_of(file, metadata, asked.cache_dir)
     except MiniGPTError as error:
         if asked.path is None or asked.memorisation:
             raise
@@ -83,7 +83,8 @@ def evaluate(args: list[str]) -> int:
         scores["memorisation"] = memorisation(lm, own.train, val, asked.memorisation, **SAMPLING)
     note(f"({file})")
     if asked.figures:
-        from minigpt.inspection.figures import PRINT_DPI, draw_all
+        from minigpt.inspection.canvas import PRINT_DPI
+        from minigpt.inspection.figures import draw_all
 
         pictures = draw_all(lm.model, lm.tokenizer, val, metrics.by_position.compute())
         with writing(asked.figures, "--figures"):
@@ -145,7 +146,7 @@ def compare(args: list[str]) -> int:
             (asked.plot / "samples.html").write_text(samples.as_html(sides, rows), encoding="utf-8")
     if asked.plot:
         from minigpt.comparison.figures import draw_all
-        from minigpt.inspection.figures import PRINT_DPI
+        from minigpt.inspection.canvas import PRINT_DPI
 
         with writing(asked.plot, "--plot"):
             for name, picture in draw_all(sides).items():

@@ -60,10 +60,10 @@ def generate(args: list[str]) -> int:
 
     announce("torch")
 
-    from minigpt import runs
+    from minigpt import loading
     from minigpt.cpu.decoding import compile_decoding
 
-    file, _, lm = runs.open_checkpoint(asked.ckpt_path, asked.device, asked.precision, asked.allow_code)
+    file, _, lm = loading.open_checkpoint(asked.ckpt_path, asked.device, asked.precision, asked.allow_code)
     prompt = (sys.stdin.read() if sys.stdin else "") if asked.prompt == "-" else asked.prompt
     ids = lm.encode_prompt(prompt, asked.unknown)
     shown = lm.tokenizer.decode(ids)
@@ -121,10 +121,10 @@ def export(args: list[str]) -> int:
 
     announce("torch")
 
-    from minigpt import runs
+    from minigpt import loading
     from minigpt.export import export as write
 
-    file, checkpoint, lm = runs.open_checkpoint(asked.ckpt_path, allow_code=asked.allow_code)
+    file, checkpoint, lm = loading.open_checkpoint(asked.ckpt_path, allow_code=asked.allow_code)
     write(checkpoint, lm, asked.out, asked.format, asked.precision, max_mb=asked.max_mb)
     note(f"({file})")
     print(asked.out)
@@ -150,7 +150,7 @@ def app(args: list[str]) -> int:
     with _without_proxy():
         with needs("The page needs", "app", "gradio"):
             from minigpt.app import ModelStore, serve
-            from minigpt.runs import pick_device
+            from minigpt.loading import pick_device
 
         store = ModelStore(asked.ckpt_path, pick_device(asked.device), asked.allow_code)
         page = serve(store, asked.host, asked.port, (name, password) if asked.auth else None, asked.allow_training)

@@ -6,8 +6,8 @@ import numpy as np
 
 from minigpt import runs
 from minigpt.comparison.sides import Side, by_position, compare_sides
+from minigpt.inspection.canvas import PALE, Picture
 from minigpt.inspection.curves import read_curves
-from minigpt.inspection.figures import PALE, Picture
 from minigpt.words import message
 
 COLOURS = ("#366aa7", "#d9772b", "#4a9a6b", "#8a5aa8", "#b5485d", "#6b6b6b")  # differ in lightness too

@@ -7,7 +7,7 @@ from html import escape
 from itertools import zip_longest
 from typing import Any
 
-from minigpt import runs
+from minigpt import loading
 from minigpt.command_line import PROMPTS, SAMPLING
 from minigpt.comparison.sides import Side
 from minigpt.words import message
@@ -30,7 +30,7 @@ def draw(sides: Sequence[Side], n: int, allow_code: Sequence[str] = ()) -> list[
         n: The number of rows; the prompts take turns.
         allow_code: Modules outside minigpt whose networks may be imported.
     """
-    models = [runs.load(side.runs[0].file, allow_code=allow_code) for side in sides]
+    models = [loading.load(side.runs[0].file, allow_code=allow_code) for side in sides]
     rows = []
     for seed in range(n):
         prompt = PROMPTS[seed % len(PROMPTS)]

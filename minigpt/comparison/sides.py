@@ -19,7 +19,7 @@ import yaml
 from filelock import Timeout
 from torch.nn import functional as F
 
-from minigpt import files, runs
+from minigpt import files, loading, runs
 from minigpt.comparison.intervals import Difference, difference
 from minigpt.data.corpus import Corpus
 from minigpt.data.memmap import Ids
@@ -126,8 +126,8 @@ def score_all(
             note(message("scoring", label))
             if is_training(file):
                 note(message("still_training", label))
-            checkpoint = runs.read_checkpoint(file)
-            lm = runs.language_model(checkpoint, runs.pick_device(device), allow_code=allow_code)
+            checkpoint = loading.read_checkpoint(file)
+            lm = loading.language_model(checkpoint, loading.pick_device(device), allow_code=allow_code)
             ids = _ids(file, checkpoint["minigpt"]["data"], lm, text_path, encoding)
             side.runs.append(_score(label, file, checkpoint, lm, ids[-MOST_TOKENS:]))
         side.runs = _different(side.runs)
@@ -161,7 +161,7 @@ def _different(group: Sequence[ScoredRun]) -> list[ScoredRun]:
 def _ids(file: Path, metadata: Mapping[str, Any], lm: LanguageModel, path: str | None, encoding: str | None) -> Ids:
     """Return the `(N,)` ids of a text, or of a run's own validation text."""
     if path is None:
-        return runs.tokens_of(file, dict(metadata)).val
+        return loading.tokens_of(file, dict(metadata)).val
     cleaning = {key: metadata[key] for key in ("lower", "strip", "nfc")}
     pieces = Corpus(path, encoding, **cleaning).pieces()
     return torch.cat([torch.from_numpy(lm.tokenizer.encode_array(piece, "error")) for piece in pieces])

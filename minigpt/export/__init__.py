@@ -65,7 +65,7 @@ def export(
     """Write a trained model into a new folder.
 
     Args:
-        checkpoint: The checkpoint, as `runs.read_checkpoint` returns it.
+        checkpoint: The checkpoint, as `loading.read_checkpoint` returns it.
         lm: The model and the tokenizer of the checkpoint.
         out: The folder to write, which must not exist or must be empty.
         form: `hf` for transformers and compatible libraries, `peft` for adapters alone, `onnx` for onnxruntime, `gguf`

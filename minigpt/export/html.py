@@ -19,7 +19,7 @@ import torch
 import yaml
 
 import minigpt
-from minigpt import runs
+from minigpt import loading, runs
 from minigpt.command_line import PROMPTS, SAMPLING
 from minigpt.errors import MiniGPTError, check_number, note
 from minigpt.evaluation import measure
@@ -138,7 +138,7 @@ def fitting(
 def of_snapshot(file: Path, names: Sequence[str], specs: Sequence[Mapping[str, Any]], precision: str) -> Weights | None:
     """Return the weights of a snapshot; None if it is damaged, has diverged or belongs to another network."""
     try:
-        checkpoint = runs.read_checkpoint(file)
+        checkpoint = loading.read_checkpoint(file)
         weights = {name: checkpoint["state_dict"][f"network.{name}"] for name in names}
     except (MiniGPTError, KeyError):
         return None
@@ -249,7 +249,7 @@ def rounding_cost(checkpoint: dict[str, Any], lm: LanguageModel, weights: Mappin
         return None
     metadata = checkpoint["minigpt"]["data"]
     try:
-        val = runs.tokens_of(lm.run_dir / "checkpoints" / "last.ckpt", metadata).val
+        val = loading.tokens_of(lm.run_dir / "checkpoints" / "last.ckpt", metadata).val
     except MiniGPTError:
         return None
     rounded = deepcopy(lm.model)

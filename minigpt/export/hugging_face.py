@@ -10,8 +10,8 @@ from minigpt.data.tokenizers import BPETokenizer, CharTokenizer
 from minigpt.errors import MiniGPTError
 from minigpt.export.safetensors import as_json, as_safetensors
 from minigpt.generation.text import LanguageModel
+from minigpt.models.families import GPT2, LLAMA, Family
 from minigpt.models.gpt import GPT
-from minigpt.models.pretrained import GPT2, LLAMA, Family
 from minigpt.models.settings import PRESETS, Settings
 from minigpt.models.stock import unknown_part
 

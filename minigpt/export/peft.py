@@ -7,8 +7,9 @@ import torch
 from minigpt.errors import MiniGPTError
 from minigpt.export.safetensors import as_json, as_safetensors
 from minigpt.generation.text import LanguageModel
+from minigpt.models.families import FAMILIES, Family
 from minigpt.models.gpt import GPT
-from minigpt.models.pretrained import CONFIG, FAMILIES, Family, read_json
+from minigpt.models.pretrained import CONFIG, read_json
 
 MERGED = "Use --format hf or safetensors, which add the adapters to the weights."
 

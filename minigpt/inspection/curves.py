@@ -1,6 +1,7 @@
 """Reading the curves and samples of a run from its TensorBoard events, also while it trains."""
 
 import textwrap
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -54,3 +55,17 @@ def read_curves(run_dir: Path) -> Curves:
 
 def _before(end: int, points: dict[int, Value]) -> dict[int, Value]:
     return {step: value for step, value in points.items() if step < end}
+
+
+def curves_of(run: Path) -> Curves:
+    """Return the curves and the samples of a run, which are read again only if its records have changed."""
+    try:
+        state = tuple((file.name, file.stat().st_size) for file in sorted(run.glob("events.out.tfevents.*")))
+    except OSError:  # deleted in the meantime
+        state = ()
+    return _curves(run, state)
+
+
+@lru_cache(16)
+def _curves(run: Path, state: tuple) -> Curves:
+    return read_curves(run)

@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from minigpt import runs
+from minigpt import loading
 from minigpt.errors import MiniGPTError, check_number, note
 from minigpt.models import lora, n_parameters
 from minigpt.training.continuation import Continuation
@@ -101,8 +101,8 @@ def load_base(model: LitLanguageModel, file: Path, metadata: dict[str, Any]) -> 
     Raises:
         MiniGPTError: The base is missing or has other weights.
     """
-    if base := runs.find_base(file, metadata):
+    if base := loading.find_base(file, metadata):
         own = model.state_dict()
-        for name, weight in runs.base_weights(base, metadata).items():
+        for name, weight in loading.base_weights(base, metadata).items():
             own[name].copy_(weight)
         model.origin = metadata["origin"] | {"path": str(base.absolute())}  # the base may have been moved

@@ -7,17 +7,18 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from minigpt import runs
+from minigpt import loading, runs
 from minigpt.command_line import find_config
 from minigpt.errors import MiniGPTError, did_you_mean
 from minigpt.generation.text import LanguageModel
 from minigpt.models import NETWORKS, lora
 from minigpt.training import recipes
-from minigpt.training.callbacks import Figures, Progress, Samples
+from minigpt.training.callbacks import Figures, Samples
 from minigpt.training.checkpointing import Checkpoints
 from minigpt.training.cli import MiniGPTCLI
 from minigpt.training.datamodule import TextDataModule
 from minigpt.training.module import LitLanguageModel
+from minigpt.training.progress import Progress
 from minigpt.training.typed import callbacks_of
 
 # The groups of settings, as in MiniGPTCLI.
@@ -76,10 +77,10 @@ def train(
     run = cli.run_dir or cli.checkpoint
     if run is None or not (cli.finished or callbacks_of(cli.trainer, Checkpoints)):
         lora.merge(cli.model.network)
-        runs.for_inference(cli.model.network)
+        loading.for_inference(cli.model.network)
         return LanguageModel(cli.model.network, cli.datamodule.tokenizer, cli.run_dir)
     network = cli.model.architecture["class_path"]
-    return runs.load(runs.find_checkpoint(run), allow_code=[] if network in NETWORKS else [network])
+    return loading.load(runs.find_checkpoint(run), allow_code=[] if network in NETWORKS else [network])
 
 
 def _known_settings() -> list[str]:

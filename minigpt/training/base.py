@@ -11,7 +11,8 @@ from minigpt.evaluation import LoaderMetrics
 from minigpt.generation.contract import check_network
 from minigpt.models import recompute_activations, set_block_size
 from minigpt.training import compiling, resume
-from minigpt.training.callbacks import Baselines, Throughput, TrainMetrics
+from minigpt.training.curves import Baselines, Throughput, TrainMetrics
+from minigpt.training.description import RunDescription
 from minigpt.training.typed import lit, text_data
 
 
@@ -51,6 +52,7 @@ class NetworkModule(LightningModule):
         return [
             *compiling.callbacks(self.hparams.compile),  # on a CPU faster layers that compute the same; compilation
             *resume.callbacks(self.trainer),  # a resumed training ends with the weights of an uninterrupted one
+            RunDescription(),  # adds to checkpoints what sampling, evaluation and a resume need to know
             TrainMetrics(),  # logs the loss, learning rate and gradient norm of training steps
             Throughput(),  # logs tokens per second
             Baselines(),  # logs the scores of simple models, to compare with

@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from minigpt import files
 from minigpt.checkpoints import as_snapshot
 from minigpt.errors import MiniGPTError, check_number, note
-from minigpt.training.callbacks import is_written
+from minigpt.training.curves import is_written
 from minigpt.training.distributed import local
 from minigpt.training.resume import validation_due
 from minigpt.training.snapshots import snapshot_file, thin_out

@@ -1,26 +1,20 @@
 """MiniGPTCLI: LightningCLI with minigpt's links, defaults and rules for a resume."""
 
-import logging
 import os
-import re
 import shlex
-import sys
-import warnings
 from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-import rich
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, ReduceLROnPlateau
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from minigpt import processes, runs
 from minigpt.command_line import CommandLine, command, example_recipe
@@ -28,51 +22,35 @@ from minigpt.errors import MiniGPTError, check_number, note, writing
 from minigpt.generation.contract import check_network
 from minigpt.models import summary
 from minigpt.training import adapting, recipes, trust
-from minigpt.training.callbacks import Figures, Progress, Samples
+from minigpt.training.callbacks import Figures, Samples
 from minigpt.training.checkpointing import Checkpoints, WholeFileCheckpointIO, check_writable
 from minigpt.training.continuation import Continuation, note_changes
 from minigpt.training.datamodule import TextDataModule, n_of
 from minigpt.training.distributed import FSDP2Strategy, check_mesh
+from minigpt.training.early_stopping import stopped_early
+from minigpt.training.messages import in_sentences, not_installed, quiet, refused
 from minigpt.training.module import LitLanguageModel
 from minigpt.training.parser import TrainParser, inner_reason
-from minigpt.training.resume import accumulation_schedulers, steps_of_passes, stopped_early
+from minigpt.training.progress import Progress
 from minigpt.training.start import Source, Start
+from minigpt.training.trainer import (
+    COUNTS,
+    DEFAULTS,
+    STRATEGIES,
+    RunLogger,
+    check_options,
+    check_strategy,
+    lengths,
+    settle_rank,
+)
 from minigpt.training.typed import callbacks_of
 from minigpt.words import message
-
-# Options of Lightning's Trainer with other defaults.
-DEFAULTS = {
-    "num_sanity_val_steps": 0, "enable_model_summary": False, "use_distributed_sampler": False,
-    "check_val_every_n_epoch": None,
-}  # fmt: skip
-# Options that are a count (1) or a share (1.0). The types are declared again, in this order: a `typing.Union`, which
-# Lightning uses, may get the order in which any library declared the same types first.
-COUNTS = {
-    "limit_train_batches": (int | float | None, None, "Batches per pass, a number or a share; null for all."),
-    "limit_val_batches": (int | float | None, None, "Batches per validation, a number or a share; null for all."),
-    "limit_test_batches": (int | float | None, None, "Batches per test, a number or a share; null for all."),
-    "limit_predict_batches": (int | float | None, None, "Batches per prediction, a number or a share; null for all."),
-    "overfit_batches": (int | float, 0, "Train on so many batches (or a share) again and again; 0 for all."),
-    "val_check_interval": (
-        int | float | str | None, None,
-        "Batches between two validations, a share of a pass, or a time such as 00:00:10:00; null for "
-        "validation.every_n_steps.",
-    ),
-}  # fmt: skip
-# Trainer options that are refused, with the reason and the alternative.
-REFUSED = {
-    "barebones": "disables checkpoints and logging, which a run needs. Use lightning.Trainer in Python",
-    "use_distributed_sampler": "is not needed, since each process draws its own rows of every batch. Omit it",
-    "reload_dataloaders_every_n_epochs": "has no effect, since the seed determines the batches. Omit it",
-}
 
 # The settings of LitLanguageModel that `--optimizer` replaces.
 RATES = (
     "optimizer", "learning_rate", "muon_learning_rate", "weight_decay", "decay_vectors", "beta2", "lr_schedule",
     "warmup_steps", "min_lr", "decay_steps", "cooldown",
 )  # fmt: skip
-STRATEGIES = "minigpt trains on one device, or on several with --trainer.strategy ddp or fsdp2. Set one of them."
-FLUSH_SECONDS = 2  # from a record to its file, so that curves can be watched; TensorBoard's own default is 120
 
 
 class MiniGPTCLI(LightningCLI):
@@ -94,7 +72,7 @@ class MiniGPTCLI(LightningCLI):
     datamodule: TextDataModule
 
     def __init__(self, args: list[str], run_dir: Path | None = None):
-        _quiet()
+        quiet()
         self._new_run_dir = run_dir
         self.checkpoint: Path | None = None
         self._continued: Continuation | None = None
@@ -113,11 +91,11 @@ class MiniGPTCLI(LightningCLI):
             )
         except ValueError as error:  # arguments that a class refuses
             if "Requirement '" in str(error):
-                raise _not_installed(error) from error
+                raise not_installed(error) from error
             reason = shorten(inner_reason(str(error)), 300, placeholder=" …")
             raise MiniGPTError(f"The settings do not fit: {reason}") from error
         except ImportError as error:
-            raise _not_installed(error) from error
+            raise not_installed(error) from error
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options for the seed, the checkpoint to continue, and allowed modules."""
@@ -255,31 +233,9 @@ class MiniGPTCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the Trainer, with lengths in optimizer steps and checkpoints that are never half-written."""
         trainer = self.config_init.trainer
-        for key, reason in REFUSED.items():
-            if trainer[key]:
-                raise MiniGPTError(f"trainer.{key} {reason}.")
-        endless = trainer.max_steps < 1 and (trainer.max_epochs or 0) < 1
-        if endless and trainer.max_time is None and not trainer.fast_dev_run:
-            raise MiniGPTError(
-                "The training has no end. Set trainer.max_steps or trainer.max_epochs to 1 or more, or set "
-                "trainer.max_time."
-            )
         every_n_steps = self.config_init.validation.every_n_steps
-        end_only = "where 0 means at the end only"
-        check_number("validation.every_n_steps", every_n_steps, at_least=0, whole=True, hint=end_only)
-        for key, least in {"accumulate_grad_batches": 1, "log_every_n_steps": 0, "check_val_every_n_epoch": 1}.items():
-            check_number(f"trainer.{key}", trainer[key], at_least=least, whole=True, optional=True)
-        if trainer.val_check_interval == 0:
-            raise MiniGPTError(
-                "trainer.val_check_interval is 0. Set it to a number of 1 or more, a share of a pass or a time, or set "
-                "validation.every_n_steps to 0 for a validation at the end only."
-            )
         given = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
-        if accumulation_schedulers(given) and (trainer.accumulate_grad_batches or 1) > 1:
-            raise MiniGPTError(
-                "trainer.accumulate_grad_batches and GradientAccumulationScheduler both set the accumulation. Omit "
-                "one of them."
-            )
+        check_options(trainer, every_n_steps, given)
         show = trainer.enable_progress_bar is not False
         of_ones_own = any(isinstance(callback, ProgressBar) for callback in given)
         left_out = ["progress"] * (not show or of_ones_own) + ["checkpoint"] * (trainer.enable_checkpointing is False)
@@ -289,10 +245,10 @@ class MiniGPTCLI(LightningCLI):
             self.parser.callback_keys.remove(key)
         if trainer.overfit_batches:  # becomes data.overfit_batches, which a resume keeps
             self.datamodule.overfit_batches = max(1, n_of(trainer.overfit_batches, self.datamodule.n_batches(1)))
-        steps, limit, interval = self._lengths(trainer, every_n_steps, given)
+        steps, limit, interval = lengths(trainer, self.datamodule, every_n_steps, given)
         self._loggers = trainer.logger
         if trainer.profiler == "xla" and not find_spec("torch_xla"):  # Lightning would fail again in its teardown
-            raise _not_installed(ModuleNotFoundError(name="torch_xla"))
+            raise not_installed(ModuleNotFoundError(name="torch_xla"))
         plugins = trainer.plugins or []
         if trainer.strategy in ("fsdp", "fsdp_cpu_offload"):  # Lightning would answer that these need a GPU
             raise MiniGPTError(STRATEGIES)
@@ -311,38 +267,14 @@ class MiniGPTCLI(LightningCLI):
                 plugins=[*(plugins if isinstance(plugins, list) else [plugins]), WholeFileCheckpointIO()],
             )
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
-            raise MiniGPTError(f"Lightning's Trainer refuses its settings: {' '.join(str(error).split())}") from error
+            raise refused(error) from error
         if asked:
             check_mesh(asked._data_parallel_size, asked._tensor_parallel_size, trainer.world_size)
-        _check_strategy(trainer)
-        _settle_rank(trainer)
+        check_strategy(trainer)
+        settle_rank(trainer)
         if not isinstance(trainer.strategy, FSDP2Strategy):
             processes.keep_memory()
         return trainer
-
-    def _lengths(self, trainer: Any, every_n_steps: int, callbacks: list) -> tuple[int, int | float | None, Any]:
-        """Return the steps of the training, the batches of a pass, and the batches between two validations.
-
-        A run counts steps, so passes are converted to steps. A pass and an interval are whole optimizer steps.
-        """
-        accumulate = trainer.accumulate_grad_batches or 1
-        n, limit = self.datamodule.n_batches(accumulate), trainer.limit_train_batches
-        if limit is not None:
-            limit = n = max(accumulate, min(n_of(limit, n), n) // accumulate * accumulate)
-        steps = trainer.max_steps
-        if (trainer.max_epochs or 0) > 0:
-            of_passes = steps_of_passes(trainer.max_epochs, n, callbacks, accumulate)
-            steps = min(filter(lambda count: count > 0, (steps, of_passes)))
-        interval = trainer.val_check_interval
-        if interval is None and trainer.check_val_every_n_epoch:
-            interval, trainer.check_val_every_n_epoch = trainer.check_val_every_n_epoch * n, None
-        elif isinstance(interval, float):
-            interval = max(1, n_of(interval, n))
-        elif interval is None:
-            interval = every_n_steps * accumulate or sys.maxsize
-        if isinstance(interval, int):
-            interval += -interval % accumulate
-        return steps, limit, interval
 
     def after_instantiate_classes(self) -> None:
         """Create a new run, or open the run that a checkpoint continues."""
@@ -405,7 +337,7 @@ class MiniGPTCLI(LightningCLI):
             return []
         others = self._loggers if isinstance(self._loggers, list) else [self._loggers]
         save_dir, name, version = run_dir.parent.parent, run_dir.parent.name, run_dir.name
-        own = _Logger(save_dir, name, version, self.start_step)
+        own = RunLogger(save_dir, name, version, self.start_step)
         return [own, *(logger for logger in others if isinstance(logger, Logger))]
 
     def fit(self) -> None:
@@ -417,7 +349,8 @@ class MiniGPTCLI(LightningCLI):
             MiniGPTError: A setting turns out to be wrong, or needs a package that is not installed.
         """
         try:
-            self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint, weights_only=True)
+            with in_sentences():
+                self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint, weights_only=True)
             for callback in callbacks_of(self.trainer, Checkpoints):
                 if callback.signal:  # it came after the last hook that looks for one
                     raise SystemExit(128 + callback.signal)
@@ -425,18 +358,6 @@ class MiniGPTCLI(LightningCLI):
             if stop.code == 1:  # Lightning's exit on a Ctrl-C outside the time of our handler
                 raise KeyboardInterrupt from None
             raise
-        except ImportError as error:
-            raise _not_installed(error) from error
-        except MisconfigurationException as error:
-            raise MiniGPTError(f"Lightning's Trainer refuses its settings: {' '.join(str(error).split())}") from error
-        except RuntimeError as error:
-            absent = re.match(r"Early stopping conditioned on metric `(.+?)` .*following: (.*)", str(error))
-            if not absent:
-                raise
-            measured = absent[2].replace("`", "")
-            raise MiniGPTError(
-                f"EarlyStopping monitors '{absent[1]}'. Pass one that is measured: {measured}."
-            ) from error
 
     def _recipe(self) -> str:
         """Return all settings as YAML, without --config, --seeds, --ckpt_path, --init_from and --allow_code."""
@@ -458,71 +379,3 @@ class MiniGPTCLI(LightningCLI):
         if run is None:
             note(message("first_run", name))
         return run and run / "checkpoints" / "last.ckpt"
-
-
-def _settle_rank(trainer: Trainer) -> None:
-    """Check that launcher and Trainer have the same number of processes, and use the Trainer's rank."""
-    launcher = trainer._accelerator_connector.cluster_environment
-    if trainer.world_size == 1 and launcher.creates_processes_externally and launcher.world_size() > 1:
-        raise MiniGPTError(
-            f"A launcher started {launcher.world_size()} processes, but the training has one. Pass --trainer.devices "
-            f"{launcher.world_size()}, or start it without the launcher and its variables (WORLD_SIZE, SLURM_NTASKS)."
-        )
-    processes.known = rank_zero_only.rank = trainer.global_rank  # type: ignore[attr-defined]  # Lightning sets it, too
-
-
-def _check_strategy(trainer: Trainer) -> None:
-    strategy = trainer.strategy
-    spawned = (
-        isinstance(strategy, DDPStrategy) and strategy._start_method != "popen"
-    )  # a started process would have to pickle them
-    if spawned or not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy, FSDP2Strategy)):
-        raise MiniGPTError(STRATEGIES)
-    if isinstance(strategy, FSDP2Strategy) and callbacks_of(trainer, WeightAveraging):
-        raise MiniGPTError(
-            "Weight averaging copies the whole model, which --trainer.strategy fsdp2 shards. Omit one of them."
-        )
-
-
-class _Logger(TensorBoardLogger):
-    """TensorBoard's logger, without expanding a `$` in the name of a folder, and with records that are soon on disk."""
-
-    def __init__(self, save_dir: Path, name: str, version: str | int, purge_step: int):
-        super().__init__(
-            save_dir, name, version, default_hp_metric=False, purge_step=purge_step, flush_secs=FLUSH_SECONDS
-        )
-        self.purge_step = purge_step  # the step from which a resume hides earlier records
-
-    @property
-    def log_dir(self) -> str:
-        return os.path.join(self.root_dir, str(self.version))
-
-
-def _not_installed(error: Exception) -> MiniGPTError:
-    requirement = re.search(r"Requirement '(.+?)' not met", str(error))
-    package = requirement[1] if requirement else getattr(error, "name", None) or str(error)
-    return MiniGPTError(
-        f"A setting of the trainer needs the package {package}, which is not installed. Install it or omit the setting."
-    )
-
-
-class _Notes(logging.Handler):
-    """Prints Lightning's errors, and messages of callbacks and profilers, which the user has configured, to stderr.
-
-    Lightning's other messages, about devices, loaders and its products, are not for users.
-    """
-
-    def emit(self, record: logging.LogRecord) -> None:
-        source = Path(record.pathname).as_posix()
-        if record.levelno >= logging.ERROR or re.search("/lightning/pytorch/(callbacks|profilers|tuner)/", source):
-            note(record.getMessage())
-
-
-def _quiet() -> None:
-    """Hide Lightning's messages except errors and those of callbacks and profilers."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [_Notes()], False
-        logger.setLevel(logging.INFO)
-    warnings.filterwarnings("ignore", module="lightning")
-    rich.reconfigure(stderr=True)  # for RichModelSummary: results alone go to stdout

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from minigpt import runs
+from minigpt import loading, runs
 from minigpt.checkpoints import EXPORTED, is_snapshot
 from minigpt.data.corpus import locate
 from minigpt.data.tokenizers import difference
@@ -15,9 +15,9 @@ from minigpt.data.tokenizers import from_dict as tokenizer_from_dict
 from minigpt.errors import MiniGPTError, note
 from minigpt.models.pretrained import CONFIG
 from minigpt.training.datamodule import TextDataModule
+from minigpt.training.description import environment
 from minigpt.training.module import LitLanguageModel
 from minigpt.training.parser import flatten
-from minigpt.training.resume import environment
 from minigpt.words import message
 
 
@@ -50,7 +50,7 @@ class Continuation:
     @cached_property
     def content(self) -> dict[str, Any]:
         """The content of the checkpoint without weights and optimizer state."""
-        checkpoint = runs.read_checkpoint(self.file, merge=False)
+        checkpoint = loading.read_checkpoint(self.file, merge=False)
         return {key: value for key, value in checkpoint.items() if key not in ("state_dict", "optimizer_states")}
 
     def own_flags(self) -> list[str]:
@@ -59,7 +59,7 @@ class Continuation:
         logs = self.run.absolute().parent.parent
         root = logs.parent if logs.name == runs.ROOT else Path.cwd()  # never a folder named in a stranger's settings
         flags = [f"--trainer.default_root_dir={root}", "--data.cache_dir=null"]
-        corpus = runs.corpus_of(self.file, self.content["minigpt"]["data"])
+        corpus = loading.corpus_of(self.file, self.content["minigpt"]["data"])
         with suppress(MiniGPTError):  # not found relative to the run; it may be at the path in the settings
             locate(corpus)
             flags.append(f"--data.path={corpus}")

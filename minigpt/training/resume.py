@@ -6,24 +6,19 @@ optimizer and scheduler come from the checkpoint. The callbacks of this module, 
 """
 
 import math
-import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, GradientAccumulationScheduler, LearningRateFinder
-from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-import minigpt
 from minigpt.errors import MiniGPTError, note
-from minigpt.models import lora
 from minigpt.seeds import derive_seed
+from minigpt.training.early_stopping import EarlyStoppingOnResume
 from minigpt.training.optim import OPTIMIZERS, Schedule
-from minigpt.training.typed import callbacks_of, lit, text_data
+from minigpt.training.typed import callbacks_of, lit
 from minigpt.words import message
 
 
@@ -167,70 +162,6 @@ class DueValidation(Callback):
             trainer.training = True
 
 
-class EarlyStoppingOnResume(Callback):
-    """Lets a run with EarlyStopping continue from its checkpoint.
-
-    A resume repeats the validation at its first step, which Lightning would count against the patience a second time.
-    Lightning would also restore the patience of the checkpoint, and never train again after an early stop.
-    """
-
-    def __init__(self) -> None:
-        self.max_steps = 0  # the setting of the run that wrote the checkpoint
-        self._validated = -1  # the last step whose validation has been counted
-        self._patience: dict[EarlyStopping, int] = {}
-        self._counted: dict[EarlyStopping, dict[str, Any]] = {}
-        self._should_stop = False
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Store the current settings before the checkpoint is loaded."""
-        self.max_steps = trainer.max_steps
-        self._patience = {callback: callback.patience for callback in callbacks_of(trainer, EarlyStopping)}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state for `stopped_early` and a resume."""
-        return {"max_steps": self.max_steps, "validated": self._validated}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the step of the last counted validation."""
-        self._validated = state_dict["validated"]
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reset a callback that has stopped, and store the counts from before a repeated validation."""
-        self._should_stop = trainer.should_stop  # max_time has been reached
-        for callback, patience in self._patience.items():
-            callback.patience = patience
-            stopped = callback.stopping_reason != callback.stopping_reason.NOT_STOPPED
-            if stopped and not trainer.fit_loop._can_stop_early:  # min_steps or min_epochs are not reached yet
-                trainer.should_stop = self._should_stop = True
-            elif stopped:
-                fresh = EarlyStopping(callback.monitor, mode=callback.mode).state_dict()
-                callback.load_state_dict(fresh | {"best_score": callback.best_score, "patience": patience})
-            if self._validated == trainer.global_step > 0:
-                self._counted[callback] = callback.state_dict()
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        """Count every later validation."""
-        self._counted.clear()
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Undo the count of a repeated validation."""
-        if trainer.sanity_checking:
-            return
-        self._validated = trainer.global_step
-        for callback, state in self._counted.items():
-            callback.load_state_dict(state)
-            trainer.should_stop = self._should_stop
-        self._counted.clear()
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the reason and the step of an early stop."""
-        if trainer.global_step == trainer.max_steps:
-            return
-        for callback in callbacks_of(trainer, EarlyStopping):
-            if callback.stopping_reason != callback.stopping_reason.NOT_STOPPED:
-                note(message("stopped_early", trainer.global_step, _reason(callback.stopping_reason_message)))
-
-
 class FinalValidation(Callback):
     """Ends a training with a validation at max_steps, even if no pass and no interval ends there."""
 
@@ -240,65 +171,6 @@ class FinalValidation(Callback):
             trainer.should_stop = True
             if not trainer.fit_loop._can_stop_early:
                 trainer.fit_loop.min_epochs, trainer.fit_loop.epoch_loop.min_steps = 0, None
-
-
-class RunDescription(Callback):
-    """Adds the metadata that sampling, evaluation and a resume need to each checkpoint, in plain values."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Store the setting before GradientAccumulationScheduler changes it."""
-        self._accumulate_grad_batches = trainer.accumulate_grad_batches
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the metadata, if the data are a TextDataModule's."""
-        data, module = text_data(trainer), lit(pl_module)
-        if data is None:
-            return
-        checkpoint["minigpt"] = {
-            "version": minigpt.__version__,
-            "model": module.architecture,
-            "optimizer": module.optimizer_class,
-            "data": data.describe(trainer.log_dir),
-            "accumulate_grad_batches": self._accumulate_grad_batches,
-            "schedule_steps": callbacks_of(trainer, ScheduleOnResume)[0].steps,
-            "environment": environment(trainer),
-            "origin": module.origin,
-            "lora": None,
-        }
-        if settings := lora.describe(module.network):
-            self._add_adapters(trainer, module.network, settings, checkpoint)
-
-    def _add_adapters(
-        self, trainer: Trainer, network: nn.Module, settings: dict[str, Any], checkpoint: dict[str, Any]
-    ) -> None:
-        """Add the settings of the adapters, and leave out the frozen weights if they can be read from their file."""
-        origin, state = checkpoint["minigpt"]["origin"], checkpoint["state_dict"]
-        base, frozen = None, {}
-        if origin:
-            base = _relative(origin["path"], trainer.log_dir)
-            named = network.named_parameters(remove_duplicate=False)  # twice if two modules share it, as in state dicts
-            frozen = {f"network.{name}": len(each) for name, each in named if not each.requires_grad}
-        checkpoint["minigpt"]["lora"] = settings | {"base": base, "frozen": frozen}
-        checkpoint["state_dict"] = {name: weight for name, weight in state.items() if name not in frozen}
-
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Restore where the weights came from.
-
-        Raises:
-            MiniGPTError: The checkpoint lacks an adapter of the network.
-        """
-        module = lit(pl_module)
-        if module.strict_loading or not module.origin:
-            module.origin = checkpoint.get("minigpt", {}).get("origin")
-        else:  # adapters, whose base has been found
-            names = [f"network.{name}" for name in lora.adapters(module.network)]
-            if missing := [name for name in names if name not in checkpoint["state_dict"]]:
-                raise MiniGPTError(f"The checkpoint is damaged: it lacks {missing[0]}. Pass a different one.")
-
-
-def _relative(path: str, folder: str | None) -> str:
-    """Return a path relative to a folder, so that both can be moved together; absolute if there is no folder."""
-    return Path(os.path.relpath(path, Path(folder).resolve()) if folder else path).as_posix()
 
 
 def total_steps(trainer: Trainer) -> int:
@@ -352,46 +224,7 @@ def validation_due(trainer: Trainer) -> bool:
     return isinstance(every, int) and batches % every == 0
 
 
-def environment(trainer: Trainer) -> dict[str, str]:
-    """Return the environment that determines the bits of a training besides its settings."""
-    device = trainer.strategy.root_device
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {
-        "torch": str(torch.__version__), "device": gpu, "instructions": torch.backends.cpu.get_cpu_capability(),
-        "threads": str(torch.get_num_threads()),
-        "processes": f"{trainer.world_size}{', sharded' * isinstance(trainer.strategy, ModelParallelStrategy)}",
-        "precision": str(trainer.precision),
-    }  # fmt: skip
-
-
-def stopped_early(trainer: Trainer, checkpoint: dict[str, Any]) -> str | None:
-    """Return why the run of a checkpoint stopped early, or None if it did not or more steps are asked for.
-
-    Args:
-        trainer: The current trainer.
-        checkpoint: The checkpoint to continue from.
-    """
-    states = checkpoint.get("callbacks", {})
-    then = states.get(EarlyStoppingOnResume.__name__, {}).get("max_steps")
-    if then is None or trainer.max_steps != then:
-        return None
-    passes = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-    if checkpoint["global_step"] < (trainer.min_steps or 0) or passes < (trainer.min_epochs or 0):
-        return None  # it waited for min_steps or min_epochs
-    for callback in callbacks_of(trainer, EarlyStopping):
-        state = states.get(callback.state_key, {})
-        if state.get("stopping_reason") and state["patience"] == callback.patience:
-            return _reason(state["stopping_reason_message"])
-    return None
-
-
-def _reason(text: str | None) -> str:
-    return (text or "").replace(" Signaling Trainer to stop.", "")
-
-
 def callbacks(trainer: Trainer) -> list[Callback]:
-    """Return the callbacks of this module that a training needs, in the order of their hooks."""
+    """Return the callbacks that an exact resume needs, in the order of their hooks."""
     early = [EarlyStoppingOnResume()] if callbacks_of(trainer, EarlyStopping) else []
-    return [
-        Reseeding(), ScheduleOnResume(), PassOnResume(), *early, DueValidation(), FinalValidation(), RunDescription(),
-    ]  # fmt: skip
+    return [Reseeding(), ScheduleOnResume(), PassOnResume(), *early, DueValidation(), FinalValidation()]

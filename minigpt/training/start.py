@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from minigpt import checkpoints, runs
+from minigpt import checkpoints, loading, runs
 from minigpt.data import tokenizers
 from minigpt.errors import MiniGPTError, note
 from minigpt.models import NETWORKS, check_allowed
@@ -109,7 +109,7 @@ class Start(Source):
 
     def __init__(self, source: str):
         self.file = runs.find_source(source)
-        checkpoint = runs.read_checkpoint(self.file)
+        checkpoint = loading.read_checkpoint(self.file)
         metadata = checkpoint["minigpt"]
         super().__init__(metadata["model"], metadata["data"], f"'{source}'")
         self._weights = {key.removeprefix("network."): value for key, value in checkpoint["state_dict"].items()}

@@ -33,6 +33,11 @@ def callbacks_of(trainer: Trainer, kind: type[C]) -> list[C]:
     return [callback for callback in callbacks if isinstance(callback, kind)]
 
 
+def callback_of(trainer: Trainer, kind: type[C]) -> C:
+    """Return the callback of a class that a training of `LitLanguageModel` has."""
+    return callbacks_of(trainer, kind)[0]
+
+
 def text_data(trainer: Trainer) -> TextDataModule | None:
     """Return the data of a training if they are a TextDataModule, else None."""
     data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it from outside
