@@ -280,7 +280,6 @@ class MiniGPTCLI(LightningCLI):
         """Create a new run, or open the run that a checkpoint continues."""
         self.datamodule.check_processes(self.trainer.world_size)
         self._note_unused_rates()
-        root = Path(self.trainer.default_root_dir) / runs.ROOT
         self.run_dir: Path | None = None
         self.finished = False
         self.stopped: str | None = None  # the reason of an early stop
@@ -290,46 +289,62 @@ class MiniGPTCLI(LightningCLI):
             note(message("started_from", self._start.name))
             self.model.origin = self._start.origin
         if self._continued:
-            self._continued.check(self.datamodule, self.model, self.trainer, self.config_init.lora.resolved())
-            self.checkpoint, checkpoint = self._continued.file, self._continued.content
-            self.start_step, kept = checkpoint["global_step"], checkpoint["minigpt"]["schedule_steps"]
-            self.finished = 0 < self.trainer.max_steps <= self.start_step
-            self.stopped = None if self.finished else stopped_early(self.trainer, checkpoint)
-            self.finished |= self.stopped is not None
-            self.run_dir = self._continued.run_to_continue()
-            if self.run_dir:
-                began = self.parser.recipe(str(self.run_dir / "config.yaml")).settings
-                note_changes(began, recipes.load(self._recipe()))
+            kept = self._continue(self._continued)
         source = self._start or self._continued
         adapting.adapt(self.model, self.trainer, self.config_init.lora, self.datamodule.vocab_size, source)
         # Raise on mistakes in the schedule and the network before a folder is created.
         self.model.build_schedule(max(kept, self.trainer.max_steps))
         check_network(self.model.network, self.datamodule.vocab_size, self.datamodule.block_size)
+        root = Path(self.trainer.default_root_dir) / runs.ROOT
         if not self.trainer.is_global_zero:
             self.run_dir = self.run_dir or root  # the first process creates the folder, and Lightning broadcasts it
-            return
-        if self.config.trainer.fast_dev_run:  # nothing is written
-            self.run_dir = None
-            return
-        if self.run_dir is None and not self.finished:
-            self.run_dir = self._new_run_dir or runs.new_run(root / self.name)
-            with writing(self.run_dir, "--trainer.default_root_dir"):
-                (self.run_dir / "config.yaml").write_text(self._recipe(), encoding="utf-8")
-                if self._start:
-                    self._start.copy_licence(self.run_dir)
-        if self.run_dir and not self.finished:
-            check_writable(self.run_dir)
-            tokens, network = self.datamodule.tokens, self.model.network
-            n_characters = round(tokens.n_characters * (1 - tokens.val_fraction))
-            oversized = summary.oversized_note(network, self.model.architecture, n_characters)
-            if oversized and self.parser.tokenizer is None:  # a source has learned from other texts too
-                note(oversized)
-            most, n = self.datamodule.max_val_tokens, len(self.datamodule.val_ids) - 1
-            if most and most < n:
-                note(message("val_part", most, n, command("evaluate")))
-            self.trainer.loggers = self._all_loggers(self.run_dir)
-            for callback in callbacks_of(self.trainer, Checkpoints):
-                callback.run_dir = self.run_dir
+        elif self.config.trainer.fast_dev_run:
+            self.run_dir = None  # nothing is written
+        elif not self.finished:
+            self.run_dir = self.run_dir or self._create_run(root / self.name)
+            self._open_run(self.run_dir)
+
+    def _continue(self, continued: Continuation) -> int:
+        """Continue a checkpoint, in its own run if it is that run's last, and return the length of its schedule.
+
+        Raises:
+            MiniGPTError: A setting, the network or the text contradicts the checkpoint.
+        """
+        continued.check(self.datamodule, self.model, self.trainer, self.config_init.lora.resolved())
+        self.checkpoint, checkpoint = continued.file, continued.content
+        self.start_step = checkpoint["global_step"]
+        self.finished = 0 < self.trainer.max_steps <= self.start_step
+        self.stopped = None if self.finished else stopped_early(self.trainer, checkpoint)
+        self.finished |= self.stopped is not None
+        self.run_dir = continued.run_to_continue()
+        if self.run_dir:
+            began = self.parser.recipe(str(self.run_dir / "config.yaml")).settings
+            note_changes(began, recipes.load(self._recipe()))
+        return checkpoint["minigpt"]["schedule_steps"]
+
+    def _create_run(self, parent: Path) -> Path:
+        """Create the folder of a new run with its settings, and return it."""
+        run_dir = self._new_run_dir or runs.new_run(parent)
+        with writing(run_dir, "--trainer.default_root_dir"):
+            (run_dir / "config.yaml").write_text(self._recipe(), encoding="utf-8")
+            if self._start:
+                self._start.copy_licence(run_dir)
+        return run_dir
+
+    def _open_run(self, run_dir: Path) -> None:
+        """Make the training write into the folder of a run, and note what is unusual about its sizes."""
+        check_writable(run_dir)
+        tokens, network = self.datamodule.tokens, self.model.network
+        n_characters = round(tokens.n_characters * (1 - tokens.val_fraction))
+        oversized = summary.oversized_note(network, self.model.architecture, n_characters)
+        if oversized and self.parser.tokenizer is None:  # a source has learned from other texts too
+            note(oversized)
+        most, n = self.datamodule.max_val_tokens, len(self.datamodule.val_ids) - 1
+        if most and most < n:
+            note(message("val_part", most, n, command("evaluate")))
+        self.trainer.loggers = self._all_loggers(run_dir)
+        for callback in callbacks_of(self.trainer, Checkpoints):
+            callback.run_dir = run_dir
 
     def _all_loggers(self, run_dir: Path) -> list[Logger]:
         """Return TensorBoard's logger for the run folder and the loggers of the settings; none for `false`."""
