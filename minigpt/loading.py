@@ -1,4 +1,4 @@
-"""Loading models from checkpoints, without Lightning."""
+"""Loading models, and the texts of their runs, from checkpoints, without Lightning."""
 
 import os
 from collections.abc import Collection

@@ -1,4 +1,4 @@
-"""Runs and their checkpoints: where they are, and what a person may call them.
+"""Finding runs and checkpoints by the names that people give them, on disk or on the Hugging Face hub.
 
 A checkpoint is given as `last`, a run folder, `RUN@STEP` or a file. A run is a folder such as
 `lightning_logs/tiny/version_0`, with `checkpoints/last.ckpt` and `checkpoints/best.ckpt`, and perhaps with snapshots of

@@ -16,7 +16,7 @@ from conftest import ROOT, free_port
 from test_app import FRENCH, SETTINGS, opened, page, place, text_of, until  # noqa: F401  (some are fixtures)
 
 from minigpt import MiniGPTError, runs
-from minigpt.inspection.curves import Curves, curves_of
+from minigpt.inspection.curves import Curves, cached_curves
 
 app = pytest.importorskip("minigpt.app", reason="needs gradio: pip install 'minigpt-lightning[app]'")
 chart, texts, train_tab, training = app.chart, app.texts, app.train_tab, app.training
@@ -375,7 +375,7 @@ def test_a_training_survives_its_page_is_stopped_by_another_and_goes_on(text):
     app.Trainings().go_on()
     finished = until(lambda: (status := other.status()).state in ("finished", "failed") and status, 180)
     assert (finished.state, finished.step, finished.run) == ("finished", 60, running.run)
-    curves = curves_of(finished.run)
+    curves = cached_curves(finished.run)
     assert "val_baselines/bigram" in curves.scalars
     assert [step for step, _ in curves.texts[chart.SAMPLE]][-1] == 60
     *_, (written, _) = app.write(app.ModelStore(), None, "lightning_logs/modern_nano/version_0", **SETTINGS)
@@ -452,5 +452,5 @@ def test_records_of_a_training_can_be_read_while_it_runs(folder):
 
     logger = RunLogger(folder, "tiny", "version_0", 0)
     logger.log_metrics({"train/loss": 1.0}, 1)
-    assert until(lambda: curves_of(folder / "tiny" / "version_0").scalars, 30) == {"train/loss": [(1, 1.0)]}
+    assert until(lambda: cached_curves(folder / "tiny" / "version_0").scalars, 30) == {"train/loss": [(1, 1.0)]}
     logger.finalize("success")

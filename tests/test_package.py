@@ -93,8 +93,8 @@ def test_matplotlib_is_imported_at_the_first_figure_alone():
     for file in (ROOT / "minigpt").rglob("*.py"):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         for node in tree.body:
-            drawing = isinstance(node, ast.ImportFrom) and (node.module or "").endswith((".figures", ".canvas"))
-            at_the_top = drawing and file.name != "figures.py"
+            draws = isinstance(node, ast.ImportFrom) and (node.module or "").endswith((".figures", ".canvas"))
+            at_the_top = draws and file.name != "figures.py"
             assert not at_the_top, f"{file} imports the figures before it draws one"
 
 

@@ -9,7 +9,7 @@ from test_training import curves
 
 from minigpt import LitLanguageModel, TextDataModule, TinyGPT
 from minigpt.training.cli import MiniGPTCLI
-from minigpt.training.curves import TrainMetrics
+from minigpt.training.metrics import TrainMetrics
 from minigpt.training.typed import callback_of
 
 RUN = "lightning_logs/tiny/version_0"

@@ -21,7 +21,7 @@ from minigpt.evaluation import evaluate
 from minigpt.training.callbacks import Figures, Samples, wrapped
 from minigpt.training.checkpointing import Checkpoints
 from minigpt.training.cli import MiniGPTCLI
-from minigpt.training.curves import CHARTS, Throughput, TrainMetrics
+from minigpt.training.metrics import CHARTS, Throughput, TrainMetrics
 from minigpt.training.module import LitLanguageModel
 from minigpt.training.progress import Progress
 from minigpt.training.typed import callback_of
@@ -75,7 +75,7 @@ def test_the_gradient_norm_is_that_before_clipping_and_speed_leaves_no_record(fo
 
 def test_tokens_per_second_leave_out_validations(folder, monkeypatch):
     now, speeds = [0.0], []
-    monkeypatch.setattr("minigpt.training.curves.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("minigpt.training.metrics.time", SimpleNamespace(monotonic=lambda: now[0]))
     logger = SimpleNamespace(log_metrics=lambda metrics, step: speeds.append((step, metrics)))
     trainer = SimpleNamespace(loggers=[logger], log_every_n_steps=6, accumulate_grad_batches=1, world_size=1)
     throughput, batch = Throughput(), (torch.zeros(4, 64), torch.zeros(4, 64))
@@ -242,7 +242,7 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(train, monkeypatch):
 
 def test_the_speed_counts_the_tokens_of_accumulated_batches(folder, capfd, monkeypatch):
     losses = []  # a batch takes a second
-    monkeypatch.setattr("minigpt.training.curves.time", SimpleNamespace(monotonic=lambda: len(losses)))
+    monkeypatch.setattr("minigpt.training.metrics.time", SimpleNamespace(monotonic=lambda: len(losses)))
     loss = LitLanguageModel.loss
     monkeypatch.setattr(LitLanguageModel, "loss", lambda *args: (losses.append(1), loss(*args))[1])
     fit(
@@ -264,7 +264,7 @@ def test_the_speed_leaves_out_validations_and_samples(train, monkeypatch):
 
         return called
 
-    monkeypatch.setattr("minigpt.training.curves.time", SimpleNamespace(monotonic=lambda: seconds))
+    monkeypatch.setattr("minigpt.training.metrics.time", SimpleNamespace(monotonic=lambda: seconds))
     for kind, name, duration in ((LitLanguageModel, "training_step", 1), (LitLanguageModel, "validation_step", 50),
                                  (Samples, "beginning", 1000), (minigpt.LanguageModel, "generate", 1000)):  # fmt: skip
         monkeypatch.setattr(kind, name, lasting(getattr(kind, name), duration))

@@ -18,7 +18,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from minigpt import runs
+from minigpt import loading
 from minigpt.export import export
 
 IMAGES = Path(__file__).parent
@@ -30,7 +30,7 @@ FRAME, LAST = 700, 3000  # milliseconds for which a frame is shown
 
 def page_of(run: str, folder: Path) -> Path:
     """Export a run with all its snapshots, and return the page."""
-    _, checkpoint, lm = runs.open_checkpoint(run)
+    _, checkpoint, lm = loading.open_checkpoint(run)
     export(checkpoint, lm, folder, "html", max_mb=100)
     return folder / "index.html"
 

@@ -1,4 +1,4 @@
-"""The page itself."""
+"""The page: its tabs, and what their buttons do."""
 
 import random
 import time
@@ -18,7 +18,7 @@ from minigpt.app.training import FOLDER, Trainings
 from minigpt.app.visitors import Problem, say
 from minigpt.command_line import PROMPTS, first_training
 from minigpt.errors import MiniGPTError
-from minigpt.inspection.curves import curves_of
+from minigpt.inspection.curves import cached_curves
 from minigpt.inspection.introspection import attention_size
 
 MAX_CONCURRENT = 16  # visitors whose text is generated at the same time
@@ -142,7 +142,7 @@ def build(store: ModelStore, trainings: Trainings | None = None) -> gr.Blocks:
     def curve(run: str | None, request: gr.Request) -> str:
         """Return the curve of the run of the chosen checkpoint."""
         folder = runs.run_of(Path(run)) if run in store.files() else None
-        return chart.draw(curves_of(folder), 0, request) if folder else ""
+        return chart.draw(cached_curves(folder), 0, request) if folder else ""
 
     def download(run: str | None, request: gr.Request) -> tuple[Any, str]:
         try:

@@ -12,7 +12,7 @@ from minigpt.app import chart, texts
 from minigpt.app.store import ModelStore
 from minigpt.app.training import Status, Trainings, offered_recipes
 from minigpt.app.visitors import Problem, say
-from minigpt.inspection.curves import curves_of
+from minigpt.inspection.curves import cached_curves
 from minigpt.words import LABELS, MESSAGES
 
 POLL_SECONDS = 2.0  # between two looks at a running training
@@ -95,7 +95,7 @@ class TrainingTab:
             status = trainings.status() if may(request) else None
             if status is None:
                 return [gr.skip()] * 10
-            curves = curves_of(status.run) if status.run else None
+            curves = cached_curves(status.run) if status.run else None
             newest = len(curves.texts.get(chart.SAMPLE, [])) if curves else 0
             now = (str(status.run), status.state, status.step, newest, said(status, request))
             if seen is not None and tuple(seen) == now:

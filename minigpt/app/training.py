@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from minigpt import files, runs
 from minigpt.app.visitors import Problem, is_loopback
 from minigpt.command_line import CLONE, CONFIGS
-from minigpt.inspection.curves import Curves, curves_of
+from minigpt.inspection.curves import Curves, cached_curves
 from minigpt.training import recipes as recipe_files
 from minigpt.words import MESSAGES
 
@@ -205,7 +205,7 @@ class Trainings:
             return None
         log = _end_of_log()
         run = Path(record["run"]) if record["run"] else _run_in(log)
-        curves = curves_of(run) if run else Curves({}, {})
+        curves = cached_curves(run) if run else Curves({}, {})
         steps = [
             points[-1][0] for tag, points in curves.scalars.items() if points and tag.startswith(("train/", "val/"))
         ]

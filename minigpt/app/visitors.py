@@ -1,4 +1,4 @@
-"""Messages of the server to a visitor, in the language of the visitor's browser."""
+"""Visitors of the page: messages in the language of their browser, and whether they are on this machine."""
 
 import ipaddress
 

@@ -56,7 +56,7 @@ class Picture(Figure):
     _repr_png_ = png
 
 
-def grid(
+def picture_of_cells(
     n_rows: int, n_columns: int, width: float, height: float, rows: Sequence[str], columns: Sequence[str],
     title: str, size: float | None = None, top: float = 0.0,
 ) -> tuple[Picture, Axes]:  # fmt: skip
@@ -66,8 +66,8 @@ def grid(
     which would take twice the time.
     """
     size = size or 72 * height * 0.75  # points
-    rows, columns = ([drawable(name) for name in names] for names in (rows, columns))
-    title = drawable(title, longest=None)
+    rows, columns = ([drawable_name(name) for name in names] for names in (rows, columns))
+    title = drawable_name(title, longest=None)
     turned = any(width_of(name, size) > width for name in columns)
     below = max((width_of(name, size) if turned else size / 60 for name in columns), default=0)
     zoom = max(1.0, (n_columns * width + 1.4) / PAGE)
@@ -100,6 +100,7 @@ def paint(axes: Axes, values: torch.Tensor, top: int = 0) -> AxesImage:
 
 
 def label_axes(axes: Axes, rows: str, columns: str) -> None:
+    """Name what the rows and the columns of cells are."""
     zoom = cast(Picture, axes.figure).zoom
     axes.set_ylabel(rows, fontsize=9 * zoom, va="top")
     axes.set_xlabel(columns, fontsize=9 * zoom, va="bottom")
@@ -143,7 +144,7 @@ def _has_glyph(char: str) -> bool:
     return any(get_font(findfont(family)).get_char_index(ord(char)) for family in _families())
 
 
-def drawable(name: str, longest: int | None = LONGEST_NAME) -> str:
+def drawable_name(name: str, longest: int | None = LONGEST_NAME) -> str:
     """Return a name cut to a number of characters, with a box for each that no font here has."""
     name = name if longest is None or len(name) <= longest else name[: longest - 1] + "…"
     return "".join(char if _has_glyph(char) else MISSING for char in name)

@@ -57,7 +57,7 @@ def _before(end: int, points: dict[int, Value]) -> dict[int, Value]:
     return {step: value for step, value in points.items() if step < end}
 
 
-def curves_of(run: Path) -> Curves:
+def cached_curves(run: Path) -> Curves:
     """Return the curves and the samples of a run, which are read again only if its records have changed."""
     try:
         state = tuple((file.name, file.stat().st_size) for file in sorted(run.glob("events.out.tfevents.*")))

@@ -1,6 +1,7 @@
 """Figures of what a model does: for TensorBoard, for files, for notebooks and for the page.
 
-Importing this file imports matplotlib, so others import it when they draw their first figure.
+Importing this file or canvas.py imports matplotlib, so others import them when they draw their first figure. Nothing
+here touches `pyplot` or its global state.
 """
 
 import math
@@ -23,10 +24,10 @@ from minigpt.inspection.canvas import (
     SHADES,
     Picture,
     add_colour_bar,
-    drawable,
-    grid,
+    drawable_name,
     label_axes,
     paint,
+    picture_of_cells,
     put_text,
     text_style,
     width_of,
@@ -96,7 +97,7 @@ def draw_transitions(
     names = names_of(tokenizer, ids.tolist())
     cell = max(0.115, min(0.3, 7.5 / len(ids)))
     title = title or message("figure_transitions", language=language)
-    picture, axes = grid(len(ids), len(ids), cell, cell, names, names, title)
+    picture, axes = picture_of_cells(len(ids), len(ids), cell, cell, names, names, title)
     image = paint(axes, transitions(model, ids)[:, ids])
     label_axes(axes, message("token_read", language=language), message("next_token", language=language))
     add_colour_bar(picture, image, message("probability", language=language), language)
@@ -112,7 +113,7 @@ def draw_next_token(
     came = line[1:].cpu()[:, None].long()
     ids = torch.cat([came, likeliest.indices], dim=1)  # (T - 1, 1 + LIKELIEST)
     values = torch.cat([probabilities.gather(1, came), likeliest.values], dim=1)
-    cells = [[drawable(name) for name in names_of(tokenizer, row)] for row in ids.tolist()]
+    cells = [[drawable_name(name) for name in names_of(tokenizer, row)] for row in ids.tolist()]
     width = max(0.26, 0.1 + max(width_of(name, 8.5) for row in cells for name in row))
     n_rows, n_bands = ids.shape[1], math.ceil(len(cells) * width / WIDEST)  # a line of long tokens takes several bands
     fit = math.ceil(len(cells) / n_bands)  # tokens in a band
@@ -120,7 +121,7 @@ def draw_next_token(
     height, gap = 0.26, 1  # a row stays empty between two bands
     rows = [*[*ranks, *[""] * gap] * n_bands][:-gap]
     title = title or message("figure_next_token", n_rows - 1, language=language)
-    picture, axes = grid(len(rows), fit, width, height, rows, [], title, size=8.5)
+    picture, axes = picture_of_cells(len(rows), fit, width, height, rows, [], title, size=8.5)
     for band in range(n_bands):
         part, top = range(len(cells))[band * fit : (band + 1) * fit], band * (n_rows + gap)
         image = paint(axes, values[list(part)].T, top)
@@ -164,7 +165,7 @@ def draw_loss(by_position: torch.Tensor, title: str | None = None, language: str
     axes.set_ylabel(message("loss_axis", language=language))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))  # a decimal is enough for its ticks
     axes.yaxis.set_major_formatter(lambda value, _: message("decimal", value, language=language))
-    title = drawable(title or message("figure_loss", language=language), longest=None)
+    title = drawable_name(title or message("figure_loss", language=language), longest=None)
     axes.set_title(title, fontsize=11, loc="left", **text_style())
     axes.grid(axis="y", color=PALE, linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
@@ -194,7 +195,7 @@ def draw_attention(
     n_down = math.ceil(n_layer * n_head / across)
     rows, columns = ([*[*tokens, *[""] * (pitch - size)] * n][: size - pitch] for n in (n_down, across))
     title = title or message("figure_attention", language=language)
-    picture, axes = grid(len(rows), len(columns), cell, cell, rows, columns, title, top=0.25)
+    picture, axes = picture_of_cells(len(rows), len(columns), cell, cell, rows, columns, title, top=0.25)
     caption = message("map_layer" if n_layer > 1 else "map_head", "{layer}", "{head}", language=language)
     field = torch.full((len(rows), len(columns)), math.nan)
     for n, weight in enumerate(weights.flatten(0, 1)):
@@ -217,7 +218,7 @@ def _across(n_layer: int, n_head: int) -> int:
 def draw_head(weights: torch.Tensor, tokens: Sequence[str], title: str, language: str | None = None) -> Picture:
     """Draw one head's `(T, T)` weights with `T` names on both axes."""
     cell = max(0.115, min(0.3, 6.0 / len(tokens)))
-    picture, axes = grid(len(tokens), len(tokens), cell, cell, tokens, tokens, title)
+    picture, axes = picture_of_cells(len(tokens), len(tokens), cell, cell, tokens, tokens, title)
     image = paint(axes, weights)
     label_axes(axes, message("token_looking", language=language), message("token_seen", language=language))
     add_colour_bar(picture, image, message("weight", language=language), language)

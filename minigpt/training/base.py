@@ -11,8 +11,8 @@ from minigpt.evaluation import LoaderMetrics
 from minigpt.generation.contract import check_network
 from minigpt.models import recompute_activations, set_block_size
 from minigpt.training import compiling, resume
-from minigpt.training.curves import Baselines, Throughput, TrainMetrics
 from minigpt.training.description import RunDescription
+from minigpt.training.metrics import Baselines, Throughput, TrainMetrics
 from minigpt.training.typed import lit, text_data
 
 

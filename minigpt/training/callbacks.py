@@ -1,4 +1,4 @@
-"""Callbacks that show the model in TensorBoard while it trains: samples of its text, and figures."""
+"""Callbacks that show the model while it trains: samples of its text; figures, with its settings and embedding."""
 
 import textwrap
 import time
@@ -16,15 +16,15 @@ from minigpt.errors import check_number
 from minigpt.generation.sampling import SamplingParams
 from minigpt.generation.text import LanguageModel
 from minigpt.inspection.introspection import name_of
-from minigpt.training.curves import Throughput, summary_writers
 from minigpt.training.distributed import full_network
+from minigpt.training.metrics import Throughput, summary_writers
 from minigpt.training.typed import callback_of, lit, needed_text_data
 from minigpt.words import COLUMNS
 
 DRAWING_SHARE = 0.03  # of the training time, which figures may take
 FIRST_DRAWING = 0.5  # seconds that the first figures are expected to take
 PROJECTED = 10_000  # the largest vocabulary for the projector
-INDENT = " " * 4  # before a sample under the metrics of a validation
+INDENT = " " * 4  # before a sample on the terminal; see progress.py
 LENGTH = COLUMNS - len(INDENT) - 4  # characters of that sample
 WIDTH = 100  # characters of a line in TensorBoard's text tab, which does not wrap
 

@@ -20,8 +20,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from minigpt import files
 from minigpt.checkpoints import as_snapshot
 from minigpt.errors import MiniGPTError, check_number, note
-from minigpt.training.curves import is_written
 from minigpt.training.distributed import local
+from minigpt.training.metrics import is_written
 from minigpt.training.resume import validation_due
 from minigpt.training.snapshots import snapshot_file, thin_out
 

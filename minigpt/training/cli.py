@@ -28,7 +28,7 @@ from minigpt.training.continuation import Continuation, note_changes
 from minigpt.training.datamodule import TextDataModule, n_of
 from minigpt.training.distributed import FSDP2Strategy, check_mesh
 from minigpt.training.early_stopping import stopped_early
-from minigpt.training.messages import in_sentences, not_installed, quiet, refused
+from minigpt.training.lightning_messages import in_sentences, not_installed, quiet, refused_by_lightning
 from minigpt.training.module import LitLanguageModel
 from minigpt.training.parser import TrainParser, inner_reason
 from minigpt.training.progress import Progress
@@ -40,7 +40,7 @@ from minigpt.training.trainer import (
     RunLogger,
     check_options,
     check_strategy,
-    lengths,
+    run_lengths,
     settle_rank,
 )
 from minigpt.training.typed import callbacks_of
@@ -51,6 +51,22 @@ RATES = (
     "optimizer", "learning_rate", "muon_learning_rate", "weight_decay", "decay_vectors", "beta2", "lr_schedule",
     "warmup_steps", "min_lr", "decay_steps", "cooldown",
 )  # fmt: skip
+# Options that are not settings of a run: the name of the value in `--help`, and the description.
+COMMAND_LINE_ONLY = {
+    "seeds": (
+        "N", "Train N runs with the seeds 1 to N one after the other, or with the seeds of a list such as 1,2,7. The "
+        "same command continues an interrupted group.",
+    ),
+    "ckpt_path": (
+        None, "The run to continue: `last` (the newest run of this recipe, or a new one if there is none), a run "
+        "folder, or a checkpoint file. Without --config the settings of the run are used.",
+    ),
+    "init_from": (
+        "SOURCE", "Start a new run from the network, the weights and the tokenizer of an earlier run (`last`, a run "
+        "folder, RUN@STEP or a checkpoint file), of a folder for transformers, or of a model on the Hugging Face hub.",
+    ),
+    "allow_code": ("MODULE", "Allow config files to name classes and functions of this module; may be repeated."),
+}  # fmt: skip
 
 
 class MiniGPTCLI(LightningCLI):
@@ -102,37 +118,8 @@ class MiniGPTCLI(LightningCLI):
         recipe = next(action for action in parser._actions if "--config" in action.option_strings)
         recipe.help = "The recipe: a file, or a name in configs/, such as tiny. A later one overrides an earlier one."
         parser.add_argument("--seed_everything", type=int, default=1337, help="The seed of all random numbers.")
-        parser.add_argument(
-            "--seeds",
-            type=str | None,
-            default=None,
-            metavar="N",
-            help="Train N runs with the seeds 1 to N one after the other, or with the seeds of a list such as 1,2,7. "
-            "The same command continues an interrupted group.",
-        )
-        parser.add_argument(
-            "--ckpt_path",
-            type=str | None,
-            default=None,
-            help="The run to continue: `last` (the newest run of this recipe, or a new one if there is none), a run "
-            "folder, or a checkpoint file. Without --config the settings of the run are used.",
-        )
-        parser.add_argument(
-            "--init_from",
-            type=str | None,
-            default=None,
-            metavar="SOURCE",
-            help="Start a new run from the network, the weights and the tokenizer of an earlier run (`last`, a run "
-            "folder, RUN@STEP or a checkpoint file), of a folder for transformers, or of a model on the Hugging Face "
-            "hub.",
-        )
-        parser.add_argument(
-            "--allow_code",
-            type=str | None,
-            default=None,
-            metavar="MODULE",
-            help="Allow config files to name classes and functions of this module; may be repeated.",
-        )
+        for name, (value, description) in COMMAND_LINE_ONLY.items():
+            parser.add_argument(f"--{name}", type=str | None, default=None, metavar=value, help=description)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the groups trainer, model and data."""
@@ -245,7 +232,7 @@ class MiniGPTCLI(LightningCLI):
             self.parser.callback_keys.remove(key)
         if trainer.overfit_batches:  # becomes data.overfit_batches, which a resume keeps
             self.datamodule.overfit_batches = max(1, n_of(trainer.overfit_batches, self.datamodule.n_batches(1)))
-        steps, limit, interval = lengths(trainer, self.datamodule, every_n_steps, given)
+        steps, limit, interval = run_lengths(trainer, self.datamodule, every_n_steps, given)
         self._loggers = trainer.logger
         if trainer.profiler == "xla" and not find_spec("torch_xla"):  # Lightning would fail again in its teardown
             raise not_installed(ModuleNotFoundError(name="torch_xla"))
@@ -267,7 +254,7 @@ class MiniGPTCLI(LightningCLI):
                 plugins=[*(plugins if isinstance(plugins, list) else [plugins]), WholeFileCheckpointIO()],
             )
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
-            raise refused(error) from error
+            raise refused_by_lightning(error) from error
         if asked:
             check_mesh(asked._data_parallel_size, asked._tensor_parallel_size, trainer.world_size)
         check_strategy(trainer)
@@ -277,7 +264,7 @@ class MiniGPTCLI(LightningCLI):
         return trainer
 
     def after_instantiate_classes(self) -> None:
-        """Create a new run, or open the run that a checkpoint continues."""
+        """Create a new run or take up that of a checkpoint, and make the training write into it."""
         self.datamodule.check_processes(self.trainer.world_size)
         self._note_unused_rates()
         self.run_dir: Path | None = None
@@ -289,7 +276,7 @@ class MiniGPTCLI(LightningCLI):
             note(message("started_from", self._start.name))
             self.model.origin = self._start.origin
         if self._continued:
-            kept = self._continue(self._continued)
+            kept = self._take_up(self._continued)
         source = self._start or self._continued
         adapting.adapt(self.model, self.trainer, self.config_init.lora, self.datamodule.vocab_size, source)
         # Raise on mistakes in the schedule and the network before a folder is created.
@@ -302,10 +289,10 @@ class MiniGPTCLI(LightningCLI):
             self.run_dir = None  # nothing is written
         elif not self.finished:
             self.run_dir = self.run_dir or self._create_run(root / self.name)
-            self._open_run(self.run_dir)
+            self._write_into(self.run_dir)
 
-    def _continue(self, continued: Continuation) -> int:
-        """Continue a checkpoint, in its own run if it is that run's last, and return the length of its schedule.
+    def _take_up(self, continued: Continuation) -> int:
+        """Take up a checkpoint, in its own run if it is that run's last, and return the length of its schedule.
 
         Raises:
             MiniGPTError: A setting, the network or the text contradicts the checkpoint.
@@ -323,7 +310,11 @@ class MiniGPTCLI(LightningCLI):
         return checkpoint["minigpt"]["schedule_steps"]
 
     def _create_run(self, parent: Path) -> Path:
-        """Create the folder of a new run with its settings, and return it."""
+        """Return the folder of a new run, which holds its settings: the given one, or a new one in `parent`.
+
+        Raises:
+            MiniGPTError: It cannot be written to.
+        """
         run_dir = self._new_run_dir or runs.new_run(parent)
         with writing(run_dir, "--trainer.default_root_dir"):
             (run_dir / "config.yaml").write_text(self._recipe(), encoding="utf-8")
@@ -331,8 +322,12 @@ class MiniGPTCLI(LightningCLI):
                 self._start.copy_licence(run_dir)
         return run_dir
 
-    def _open_run(self, run_dir: Path) -> None:
-        """Make the training write into the folder of a run, and note what is unusual about its sizes."""
+    def _write_into(self, run_dir: Path) -> None:
+        """Make the training write into a run folder; note a network too large for its text, and a partial validation.
+
+        Raises:
+            MiniGPTError: The folder cannot be written to.
+        """
         check_writable(run_dir)
         tokens, network = self.datamodule.tokens, self.model.network
         n_characters = round(tokens.n_characters * (1 - tokens.val_fraction))
@@ -375,13 +370,10 @@ class MiniGPTCLI(LightningCLI):
             raise
 
     def _recipe(self) -> str:
-        """Return all settings as YAML, without --config, --seeds, --ckpt_path, --init_from and --allow_code."""
+        """Return all settings of the run as YAML."""
         recipe = self.config.clone()
-        recipe.pop("config")
-        recipe.pop("seeds")
-        recipe.pop("ckpt_path")
-        recipe.pop("init_from")
-        recipe.pop("allow_code")
+        for name in ("config", *COMMAND_LINE_ONLY):
+            recipe.pop(name)
         return self.parser.dump(recipe, skip_unset=False, skip_link_targets=True)
 
     def _find_checkpoint(self, ckpt_path: str, root: Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""A run with Lightning's EarlyStopping that continues from its checkpoint."""
+"""What a run with Lightning's EarlyStopping needs to continue from its checkpoint, and the note of an early stop."""
 
 from typing import Any
 

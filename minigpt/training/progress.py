@@ -10,7 +10,7 @@ from minigpt import processes
 from minigpt.errors import check_number
 from minigpt.terminal import GAP, Bar, compact, on_one_line
 from minigpt.training.callbacks import INDENT, LENGTH, Samples
-from minigpt.training.curves import Throughput, TrainMetrics
+from minigpt.training.metrics import Throughput, TrainMetrics
 from minigpt.training.resume import validation_due
 from minigpt.training.typed import callback_of, callbacks_of, needed_text_data
 from minigpt.words import COLUMNS, message

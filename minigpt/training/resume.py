@@ -1,8 +1,9 @@
 """Exact resume: an interrupted run ends with the same bits as an uninterrupted one.
 
 Batch t, and the random numbers of its step, are functions of (seed, t), so no generator state is saved. Weights,
-optimizer and scheduler come from the checkpoint. The callbacks of this module, which
-`LitLanguageModel.configure_callbacks` adds to any `Trainer`, restore everything else.
+optimizer and scheduler come from the checkpoint. What the function `callbacks` returns, which
+`LitLanguageModel.configure_callbacks` adds to any `Trainer`, restores everything else, some of it from what
+`description.py` has written into the checkpoint.
 """
 
 import math
@@ -225,6 +226,6 @@ def validation_due(trainer: Trainer) -> bool:
 
 
 def callbacks(trainer: Trainer) -> list[Callback]:
-    """Return the callbacks that an exact resume needs, in the order of their hooks."""
+    """Return callbacks for an exact resume and a validation at the end of a training, in the order of their hooks."""
     early = [EarlyStoppingOnResume()] if callbacks_of(trainer, EarlyStopping) else []
     return [Reseeding(), ScheduleOnResume(), PassOnResume(), *early, DueValidation(), FinalValidation()]

@@ -1,4 +1,4 @@
-"""The Trainer of a run: its options, which of them are refused, and its lengths in optimizer steps."""
+"""The Trainer of a run: its options, its lengths in optimizer steps, its strategy and rank, and its logger."""
 
 import os
 import sys
@@ -43,16 +43,15 @@ REFUSED = {
     "use_distributed_sampler": "is not needed, since each process draws its own rows of every batch. Omit it",
     "reload_dataloaders_every_n_epochs": "has no effect, since the seed determines the batches. Omit it",
 }
-
 STRATEGIES = "minigpt trains on one device, or on several with --trainer.strategy ddp or fsdp2. Set one of them."
 FLUSH_SECONDS = 2  # from a record to its file, so that curves can be watched; TensorBoard's own default is 120
 
 
-def check_options(trainer: Any, every_n_steps: int, callbacks: list) -> None:
+def check_options(options: Any, every_n_steps: int, callbacks: list) -> None:
     """Check the Trainer's options before it is built.
 
     Args:
-        trainer: The options.
+        options: The options.
         every_n_steps: The optimizer steps between two validations.
         callbacks: The callbacks among the options.
 
@@ -60,10 +59,10 @@ def check_options(trainer: Any, every_n_steps: int, callbacks: list) -> None:
         MiniGPTError: An option is refused, is out of range, or contradicts another.
     """
     for key, reason in REFUSED.items():
-        if trainer[key]:
+        if options[key]:
             raise MiniGPTError(f"trainer.{key} {reason}.")
-    endless = trainer.max_steps < 1 and (trainer.max_epochs or 0) < 1
-    if endless and trainer.max_time is None and not trainer.fast_dev_run:
+    endless = options.max_steps < 1 and (options.max_epochs or 0) < 1
+    if endless and options.max_time is None and not options.fast_dev_run:
         raise MiniGPTError(
             "The training has no end. Set trainer.max_steps or trainer.max_epochs to 1 or more, or set "
             "trainer.max_time."
@@ -71,37 +70,38 @@ def check_options(trainer: Any, every_n_steps: int, callbacks: list) -> None:
     end_only = "where 0 means at the end only"
     check_number("validation.every_n_steps", every_n_steps, at_least=0, whole=True, hint=end_only)
     for key, least in {"accumulate_grad_batches": 1, "log_every_n_steps": 0, "check_val_every_n_epoch": 1}.items():
-        check_number(f"trainer.{key}", trainer[key], at_least=least, whole=True, optional=True)
-    if trainer.val_check_interval == 0:
+        check_number(f"trainer.{key}", options[key], at_least=least, whole=True, optional=True)
+    if options.val_check_interval == 0:
         raise MiniGPTError(
             "trainer.val_check_interval is 0. Set it to a number of 1 or more, a share of a pass or a time, or set "
             "validation.every_n_steps to 0 for a validation at the end only."
         )
-    if accumulation_schedulers(callbacks) and (trainer.accumulate_grad_batches or 1) > 1:
+    if accumulation_schedulers(callbacks) and (options.accumulate_grad_batches or 1) > 1:
         raise MiniGPTError(
             "trainer.accumulate_grad_batches and GradientAccumulationScheduler both set the accumulation. Omit "
             "one of them."
         )
 
 
-def lengths(
-    trainer: Any, data: TextDataModule, every_n_steps: int, callbacks: list
+def run_lengths(
+    options: Any, data: TextDataModule, every_n_steps: int, callbacks: list
 ) -> tuple[int, int | float | None, Any]:
     """Return the steps of the training, the batches of a pass, and the batches between two validations.
 
-    A run counts steps, so passes are converted to steps. A pass and an interval are whole optimizer steps.
+    A run counts steps, so passes are converted to steps. A pass and an interval are whole optimizer steps. An interval
+    in passes becomes one in batches, and `check_val_every_n_epoch` of the options becomes None.
     """
-    accumulate = trainer.accumulate_grad_batches or 1
-    n, limit = data.n_batches(accumulate), trainer.limit_train_batches
+    accumulate = options.accumulate_grad_batches or 1
+    n, limit = data.n_batches(accumulate), options.limit_train_batches
     if limit is not None:
         limit = n = max(accumulate, min(n_of(limit, n), n) // accumulate * accumulate)
-    steps = trainer.max_steps
-    if (trainer.max_epochs or 0) > 0:
-        of_passes = steps_of_passes(trainer.max_epochs, n, callbacks, accumulate)
+    steps = options.max_steps
+    if (options.max_epochs or 0) > 0:
+        of_passes = steps_of_passes(options.max_epochs, n, callbacks, accumulate)
         steps = min(filter(lambda count: count > 0, (steps, of_passes)))
-    interval = trainer.val_check_interval
-    if interval is None and trainer.check_val_every_n_epoch:
-        interval, trainer.check_val_every_n_epoch = trainer.check_val_every_n_epoch * n, None
+    interval = options.val_check_interval
+    if interval is None and options.check_val_every_n_epoch:
+        interval, options.check_val_every_n_epoch = options.check_val_every_n_epoch * n, None
     elif isinstance(interval, float):
         interval = max(1, n_of(interval, n))
     elif interval is None:
@@ -130,7 +130,7 @@ def check_strategy(trainer: Trainer) -> None:
     """Check that a training can run on the Trainer's devices.
 
     Raises:
-        MiniGPTError: The strategy is another one, or does not go together with a callback.
+        MiniGPTError: The strategy is not for one device, DDP or FSDP2, or does not go together with a callback.
     """
     strategy = trainer.strategy
     # The processes of the other start methods would have to pickle the callbacks.

@@ -13,7 +13,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from minigpt.errors import MiniGPTError, note
 
 
-def refused(error: Exception) -> MiniGPTError:
+def refused_by_lightning(error: Exception) -> MiniGPTError:
     """Return the error for settings that Lightning's Trainer refuses."""
     return MiniGPTError(f"Lightning's Trainer refuses its settings: {' '.join(str(error).split())}")
 
@@ -39,7 +39,7 @@ def in_sentences() -> Iterator[None]:
     except ImportError as error:
         raise not_installed(error) from error
     except MisconfigurationException as error:
-        raise refused(error) from error
+        raise refused_by_lightning(error) from error
     except RuntimeError as error:
         absent = re.match(r"Early stopping conditioned on metric `(.+?)` .*following: (.*)", str(error))
         if not absent:
