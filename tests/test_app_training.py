@@ -448,9 +448,9 @@ def test_on_a_phone_the_text_comes_first_and_nothing_runs_off_the_screen(browser
 
 @pytest.mark.slow
 def test_records_of_a_training_can_be_read_while_it_runs(folder):
-    from minigpt.training.trainer import RunLogger
+    from minigpt.training.trainer import run_logger
 
-    logger = RunLogger(folder, "tiny", "version_0", 0)
+    logger = run_logger(folder / "tiny" / "version_0", 0)
     logger.log_metrics({"train/loss": 1.0}, 1)
     assert until(lambda: cached_curves(folder / "tiny" / "version_0").scalars, 30) == {"train/loss": [(1, 1.0)]}
     logger.finalize("success")

@@ -37,10 +37,10 @@ from minigpt.training.trainer import (
     COUNTS,
     DEFAULTS,
     STRATEGIES,
-    RunLogger,
     check_options,
     check_strategy,
     run_lengths,
+    run_logger,
     settle_rank,
 )
 from minigpt.training.typed import callbacks_of
@@ -346,9 +346,8 @@ class MiniGPTCLI(LightningCLI):
         if self._loggers is False:
             return []
         others = self._loggers if isinstance(self._loggers, list) else [self._loggers]
-        save_dir, name, version = run_dir.parent.parent, run_dir.parent.name, run_dir.name
-        own = RunLogger(save_dir, name, version, self.start_step)
-        return [own, *(logger for logger in others if isinstance(logger, Logger))]
+        given = [logger for logger in others if isinstance(logger, Logger)]
+        return [run_logger(run_dir, self.start_step), *given]
 
     def fit(self) -> None:
         """Train.

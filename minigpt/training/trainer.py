@@ -143,14 +143,25 @@ def check_strategy(trainer: Trainer) -> None:
         )
 
 
-class RunLogger(TensorBoardLogger):
-    """TensorBoard's logger, without expanding a `$` in the name of a folder, and with records that are soon on disk."""
+def run_logger(run_dir: Path, start_step: int) -> TensorBoardLogger:
+    """Return TensorBoard's logger for a run folder.
 
-    def __init__(self, save_dir: Path, name: str, version: str | int, purge_step: int):
+    Args:
+        run_dir: The folder.
+        start_step: The step from which the training continues; later records of the run are hidden.
+    """
+    return _RunLogger(run_dir, start_step)
+
+
+class _RunLogger(TensorBoardLogger):
+    """Does not expand a `$` in the name of a folder, and writes records to disk soon."""
+
+    def __init__(self, run_dir: Path, purge_step: int):
         super().__init__(
-            save_dir, name, version, default_hp_metric=False, purge_step=purge_step, flush_secs=FLUSH_SECONDS
-        )
-        self.purge_step = purge_step  # the step from which a resume hides earlier records
+            run_dir.parent.parent, run_dir.parent.name, run_dir.name, default_hp_metric=False, purge_step=purge_step,
+            flush_secs=FLUSH_SECONDS,
+        )  # fmt: skip
+        self.purge_step = purge_step  # see `DueValidation`
 
     @property
     def log_dir(self) -> str:
