@@ -1,4 +1,4 @@
-"""What a checkpoint says about its run, so that it can be sampled, evaluated and resumed."""
+"""The metadata in a checkpoint that sampling, evaluation and a resume need."""
 
 import os
 from pathlib import Path
@@ -72,7 +72,7 @@ class RunDescription(Callback):
 
 
 def _relative(path: str, folder: str | None) -> str:
-    """Return a path relative to a folder, so that both can be moved together; absolute if there is no folder."""
+    """Return a path relative to a folder, so that both can be moved together, or the path itself without a folder."""
     return Path(os.path.relpath(path, Path(folder).resolve()) if folder else path).as_posix()
 
 

@@ -1,4 +1,4 @@
-"""What a run with Lightning's EarlyStopping needs to continue from its checkpoint, and the note of an early stop."""
+"""A callback that makes Lightning's EarlyStopping work across a resume, and that notes an early stop."""
 
 from typing import Any
 

@@ -154,7 +154,10 @@ def run_logger(run_dir: Path, start_step: int) -> TensorBoardLogger:
 
 
 class _RunLogger(TensorBoardLogger):
-    """Does not expand a `$` in the name of a folder, and writes records to disk soon."""
+    """Does not expand a `$` in the name of a folder, and writes records to disk soon.
+
+    It is private, since `--help` offers every public logger.
+    """
 
     def __init__(self, run_dir: Path, purge_step: int):
         super().__init__(
